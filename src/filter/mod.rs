@@ -1,0 +1,3 @@
+//! Filters: what turns a line into a failure.
+pub mod definition;
+pub use definition::{Definition, Mistake};

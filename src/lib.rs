@@ -1,0 +1,3 @@
+//! banset watches logs, decides who misbehaves, and keeps those addresses in timed elements of its own nftables sets.
+pub mod filter;
+pub mod terms;

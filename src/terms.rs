@@ -1,0 +1,289 @@
+//! The words of nft(8) and of fail2ban as types: what every room may speak without knowing another room.
+//!
+//! Values here are already right: a [`Ports`] holds no empty list, a [`Span`] no negative number. Reading them from
+//! text is the configuration's work (`crate::config`), writing them into messages that of `crate::nft`.
+
+use std::fmt;
+use std::net::IpAddr;
+
+/// An instant in microseconds since the Unix epoch. Log lines, bans and the clock all speak this one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Time(pub i64);
+
+/// A length of time in microseconds, never negative.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Span(pub u64);
+
+impl Time {
+    /// The system's wall clock, now. Only edges call this; deciding rooms are told the time.
+    pub fn now() -> Time {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        Time(since.map_or(0, |d| d.as_micros() as i64))
+    }
+    /// From whole seconds since the Unix epoch.
+    pub const fn from_secs(secs: i64) -> Time {
+        Time(secs.saturating_mul(1_000_000))
+    }
+    /// Whole seconds since the Unix epoch, rounded down.
+    pub const fn secs(self) -> i64 {
+        self.0.div_euclid(1_000_000)
+    }
+    /// The span from `earlier` to `self`; zero if `earlier` is later.
+    pub const fn since(self, earlier: Time) -> Span {
+        let d = self.0.saturating_sub(earlier.0);
+        Span(if d < 0 { 0 } else { d as u64 })
+    }
+}
+
+impl Span {
+    /// From whole seconds.
+    pub const fn from_secs(secs: u64) -> Span {
+        Span(secs.saturating_mul(1_000_000))
+    }
+    /// Whole seconds, rounded down.
+    pub const fn secs(self) -> u64 {
+        self.0 / 1_000_000
+    }
+    /// Milliseconds, rounded up: what nf_tables counts in; a span that is not zero never becomes zero.
+    pub const fn millis_up(self) -> u64 {
+        self.0.div_ceil(1_000)
+    }
+}
+
+impl std::ops::Add<Span> for Time {
+    type Output = Time;
+    fn add(self, span: Span) -> Time {
+        Time(self.0.saturating_add_unsigned(span.0))
+    }
+}
+
+impl std::ops::Sub<Span> for Time {
+    type Output = Time;
+    fn sub(self, span: Span) -> Time {
+        Time(self.0.saturating_sub_unsigned(span.0))
+    }
+}
+
+impl From<Span> for std::time::Duration {
+    fn from(span: Span) -> Self {
+        std::time::Duration::from_micros(span.0)
+    }
+}
+
+/// As nft writes spans: `1d2h3m4s`, milliseconds last (`500ms`), `0s` for nothing.
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (secs, millis) = (self.0 / 1_000_000, self.0 / 1_000 % 1_000);
+        let parts = [(secs / 86_400, "d"), (secs / 3_600 % 24, "h"), (secs / 60 % 60, "m"), (secs % 60, "s"), (millis, "ms")];
+        if parts.iter().all(|(n, _)| *n == 0) {
+            return f.write_str("0s");
+        }
+        parts.iter().filter(|(n, _)| *n > 0).try_for_each(|(n, unit)| write!(f, "{n}{unit}"))
+    }
+}
+
+/// How long a ban lasts, or how long an entry stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lasting {
+    /// For this long.
+    For(Span),
+    /// Until somebody lifts it.
+    Permanent,
+}
+
+/// A family of tables, as in nft(8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// `inet`: IPv4 and IPv6.
+    Inet,
+    /// `bridge`: frames that a bridge passes on.
+    Bridge,
+}
+
+/// Where a base chain hangs, as in nft(8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Hook {
+    /// Before routing.
+    Prerouting,
+    /// To this machine.
+    Input,
+    /// Through this machine.
+    Forward,
+    /// From this machine.
+    Output,
+    /// After routing.
+    Postrouting,
+}
+
+impl Hook {
+    /// Every hook, in the order a packet meets them.
+    pub const ALL: [Hook; 5] = [Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Output, Hook::Postrouting];
+
+    /// The word nft(8) uses.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Hook::Prerouting => "prerouting",
+            Hook::Input => "input",
+            Hook::Forward => "forward",
+            Hook::Output => "output",
+            Hook::Postrouting => "postrouting",
+        }
+    }
+    /// Whether the banned address is a packet's destination here, not its source.
+    pub const fn matches_destination(self) -> bool {
+        matches!(self, Hook::Output | Hook::Postrouting)
+    }
+}
+
+impl Family {
+    /// The word nft(8) uses.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Family::Inet => "inet",
+            Family::Bridge => "bridge",
+        }
+    }
+}
+
+impl fmt::Display for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A transport protocol a jail's rule can name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// 6
+    Tcp,
+    /// 17
+    Udp,
+    /// 136
+    Udplite,
+    /// 132
+    Sctp,
+    /// 33
+    Dccp,
+}
+
+impl Protocol {
+    /// Every protocol a jail can name.
+    pub const ALL: [Protocol; 5] = [Protocol::Tcp, Protocol::Udp, Protocol::Udplite, Protocol::Sctp, Protocol::Dccp];
+
+    /// The word nft(8) uses.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+            Protocol::Udplite => "udplite",
+            Protocol::Sctp => "sctp",
+            Protocol::Dccp => "dccp",
+        }
+    }
+    /// Its number in the IP header (IANA protocol numbers).
+    pub const fn number(self) -> u8 {
+        match self {
+            Protocol::Tcp => 6,
+            Protocol::Udp => 17,
+            Protocol::Udplite => 136,
+            Protocol::Sctp => 132,
+            Protocol::Dccp => 33,
+        }
+    }
+}
+
+/// The protocols of a jail.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Protocols {
+    /// Whatever the packet carries; with it go all ports.
+    All,
+    /// These, in ascending order of [`Protocol`], none twice, at least one.
+    List(Vec<Protocol>),
+}
+
+/// The ports of a jail: sorted, disjoint, not adjacent, at least one range; or all.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Ports {
+    /// Every port, and packets without ports.
+    All,
+    /// Inclusive ranges `(first, last)`; a single port has both alike.
+    List(Vec<(u16, u16)>),
+}
+
+/// What happens to a packet of a banned address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Blocktype {
+    /// Nothing comes back.
+    Drop,
+    /// tcp reset for tcp, icmpx port-unreachable otherwise.
+    Reject,
+}
+
+/// Folds an IPv4-mapped IPv6 address (`::ffff:192.0.2.7`) into the IPv4 address that it is.
+pub fn fold(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V6(v6) => v6.to_ipv4_mapped().map_or(address, IpAddr::V4),
+        IpAddr::V4(_) => address,
+    }
+}
+
+/// Escapes what a stranger may have written before it reaches a log, a mail or a terminal: control characters,
+/// bytes that are not UTF-8, and the backslash itself become `\xNN` or `\\`. Bounded to `limit` bytes of input, with `…`
+/// where it was cut.
+pub fn escape(bytes: &[u8], limit: usize) -> String {
+    let (shown, cut) = if bytes.len() > limit { (&bytes[..limit], true) } else { (bytes, false) };
+    let mut out = String::with_capacity(shown.len() + 4);
+    for chunk in shown.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                '\\' => out.push_str("\\\\"),
+                c if c.is_control() || is_bidi(c) => {
+                    let mut buffer = [0; 4];
+                    for byte in c.encode_utf8(&mut buffer).bytes() {
+                        out.push_str(&format!("\\x{byte:02x}"));
+                    }
+                }
+                c => out.push(c),
+            }
+        }
+        for byte in chunk.invalid() {
+            out.push_str(&format!("\\x{byte:02x}"));
+        }
+    }
+    if cut {
+        out.push('…');
+    }
+    out
+}
+
+/// Characters that reorder the text around them on a terminal (Unicode Bidi controls).
+const fn is_bidi(c: char) -> bool {
+    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_read_as_nft_writes_them() {
+        let table =
+            [(0, "0s"), (500_000, "500ms"), (1_000_000, "1s"), (86_400_000_000, "1d"), (93_784_000_000, "1d2h3m4s"), (1, "0s")];
+        for (micros, text) in table {
+            assert_eq!(Span(micros).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn strangers_bytes_are_escaped() {
+        assert_eq!(escape(b"a\nb\x1b[31m\\\xff\xc3\xa9", 100), "a\\x0ab\\x1b[31m\\\\\\xff\u{e9}");
+        assert_eq!(escape(b"abcdef", 3), "abc…");
+        assert_eq!(escape("x\u{202e}y".as_bytes(), 100), "x\\xe2\\x80\\xaey");
+    }
+}

@@ -1,0 +1,181 @@
+//! What may be asked over the control socket: newline-delimited JSON, one request one reply.
+//!
+//! ```text
+//! → {"v":1,"cmd":"unban","jail":"sshd","addrs":["192.0.2.7"]}
+//! ← {"v":1,"exit":0,"result":{"lifted":[{"jail":"sshd","addr":"192.0.2.7"}],"absent":[]}}
+//! ← {"v":1,"exit":1,"error":"no jail \"shd\"","help":"there are: sshd, vpopmail"}
+//! ```
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// The version of this protocol.
+pub const VERSION: u32 = 1;
+
+/// The longest request accepted, in bytes.
+pub const REQUEST_AT_MOST: usize = 64 * 1024;
+
+/// A request with the version of its protocol.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Envelope {
+    /// [`VERSION`].
+    pub v: u32,
+    /// What is asked.
+    #[serde(flatten)]
+    pub request: Request,
+}
+
+/// Everything that may be asked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "cmd", rename_all = "snake_case")]
+pub enum Request {
+    /// All jails in brief, or one in full.
+    Status {
+        /// The jail to show in full.
+        #[serde(default)]
+        jail: Option<String>,
+    },
+    /// fail2ban's table.
+    Stats,
+    /// The bans held, or which jails hold these addresses.
+    Banned {
+        /// Addresses; empty: list all.
+        #[serde(default)]
+        addrs: Vec<String>,
+    },
+    /// Ban addresses by hand.
+    Ban {
+        /// The jail; without one: `manual`.
+        #[serde(default)]
+        jail: Option<String>,
+        /// Whom.
+        addrs: Vec<String>,
+        /// For how many seconds; without it the jail's bantime.
+        #[serde(default)]
+        for_s: Option<u64>,
+        /// Until somebody lifts it.
+        #[serde(default)]
+        permanent: bool,
+        /// Why.
+        #[serde(default)]
+        reason: Option<String>,
+        /// Even if ignored.
+        #[serde(default)]
+        force: bool,
+    },
+    /// Lift bans.
+    Unban {
+        /// Only in this jail.
+        #[serde(default)]
+        jail: Option<String>,
+        /// Whose.
+        #[serde(default)]
+        addrs: Vec<String>,
+        /// All of them.
+        #[serde(default)]
+        all: bool,
+        /// Forget failures and offences too.
+        #[serde(default)]
+        forget: bool,
+    },
+    /// Read the configuration again.
+    Reload,
+}
+
+/// What a client must be to ask something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rank {
+    /// In none of the groups.
+    Stranger,
+    /// In the group `readers`.
+    Reader,
+    /// In the group `operators`.
+    Operator,
+    /// Root, or the user the daemon runs as.
+    Root,
+}
+
+impl Request {
+    /// The lowest rank that may ask this.
+    pub fn needs(&self) -> Rank {
+        match self {
+            Request::Status { .. } | Request::Stats | Request::Banned { .. } => Rank::Reader,
+            Request::Unban { .. } => Rank::Operator,
+            Request::Ban { .. } | Request::Reload => Rank::Root,
+        }
+    }
+}
+
+/// An answer. `exit` is what the command line exits with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reply {
+    /// [`VERSION`].
+    pub v: u32,
+    /// 0 done, 1 a negative answer or a refused change, 2 wrong usage, 4 done in part.
+    pub exit: u8,
+    /// What was asked for.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub result: Value,
+    /// Why not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// What to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub help: Option<String>,
+}
+
+impl Reply {
+    /// A positive answer.
+    pub fn done(result: Value) -> Reply {
+        Reply { v: VERSION, exit: 0, result, error: None, help: None }
+    }
+    /// A refusal.
+    pub fn refused(exit: u8, error: impl Into<String>, help: impl Into<Option<String>>) -> Reply {
+        Reply { v: VERSION, exit, result: Value::Null, error: Some(error.into()), help: help.into() }
+    }
+    /// The same answer with another exit status.
+    pub fn exit(self, exit: u8) -> Reply {
+        Reply { exit, ..self }
+    }
+}
+
+/// Reads one line of a client.
+pub fn parse(line: &[u8]) -> Result<Request, Reply> {
+    let envelope: Envelope = serde_json::from_slice(line).map_err(|e| {
+        let help = "a request is one line such as {\"v\":1,\"cmd\":\"status\"}".to_owned();
+        Reply::refused(2, format!("cannot read the request: {e}"), help)
+    })?;
+    match envelope.v {
+        VERSION => Ok(envelope.request),
+        other => {
+            let help = format!("this daemon speaks version {VERSION}; use the client that came with it");
+            Err(Reply::refused(2, format!("protocol version {other}"), help))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_survive_the_wire() {
+        let table = [
+            (r#"{"v":1,"cmd":"status"}"#, Request::Status { jail: None }),
+            (r#"{"v":1,"cmd":"banned","addrs":["192.0.2.7"]}"#, Request::Banned { addrs: vec!["192.0.2.7".into()] }),
+            (r#"{"v":1,"cmd":"reload"}"#, Request::Reload),
+        ];
+        for (line, request) in table {
+            assert_eq!(parse(line.as_bytes()), Ok(request.clone()));
+            let again = serde_json::to_vec(&Envelope { v: VERSION, request: request.clone() }).expect("serialisable");
+            assert_eq!(parse(&again), Ok(request));
+        }
+    }
+
+    #[test]
+    fn bad_requests_are_refused_with_a_reason() {
+        for line in ["", "{", "{}", r#"{"v":1,"cmd":"x"}"#, r#"{"v":2,"cmd":"status"}"#, "\u{0}\u{0}", r#"{"v":1,"cmd":"ban"}"#] {
+            assert_eq!(parse(line.as_bytes()).map_err(|r| r.exit), Err(2), "{line}");
+        }
+    }
+}

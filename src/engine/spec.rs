@@ -1,0 +1,173 @@
+//! What the engine needs of a configuration: each jail's policy, its sets, and what it watches.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnetwork::IpNetwork;
+
+use super::core::JailId;
+use crate::config::run::{self, Config};
+use crate::jail::{Counting, Growth, Policy, network};
+use crate::terms::{Blocktype, Family, Hook, Ports, Protocols};
+
+/// A configuration as the engine runs it.
+#[derive(Clone, Debug)]
+pub struct Specs {
+    /// The table's family.
+    pub family: Family,
+    /// The table's name.
+    pub table: String,
+    /// The jails, sorted by name.
+    pub jails: Vec<Arc<Spec>>,
+    /// Jails that can not run, and why.
+    pub broken: Vec<(String, String)>,
+    /// ignoreip of the defaults.
+    pub ignore: Vec<IpNetwork>,
+    /// What else `[nft]` says.
+    pub nft: run::Nft,
+}
+
+impl Default for Specs {
+    fn default() -> Specs {
+        let nft = run::Nft::default();
+        Specs { family: Family::Inet, table: nft.table.clone(), jails: Vec::new(), broken: Vec::new(), ignore: Vec::new(), nft }
+    }
+}
+
+/// One jail.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Spec {
+    /// Given when the engine takes it in.
+    pub id: Option<JailId>,
+    /// Its name.
+    pub name: String,
+    /// What it does with failures.
+    pub policy: Policy,
+    /// ignoreip that hold for it: the defaults', if they do.
+    pub default_ignore: Arc<[IpNetwork]>,
+    /// Its own ignoreip.
+    pub own_ignore: Arc<[IpNetwork]>,
+    /// Whether own addresses are ignored.
+    pub ignoreself: bool,
+    /// The set of IPv4 addresses.
+    pub set_v4: Arc<str>,
+    /// The set of IPv6 prefixes.
+    pub set_v6: Arc<str>,
+    /// Ports of its rules.
+    pub ports: Ports,
+    /// The same for people.
+    pub ports_text: String,
+    /// Protocols of its rules.
+    pub protocols: Protocols,
+    /// Where its rules stand, and at which priority.
+    pub hooks: Vec<(Hook, i32)>,
+    /// What its rules do.
+    pub blocktype: Blocktype,
+    /// `file` or `journal`.
+    pub backend: &'static str,
+    /// Paths and globs it watches.
+    pub patterns: Vec<String>,
+    /// The filter's name.
+    pub filter_name: Option<String>,
+    /// The filter as written, with the jail's parameters.
+    pub filter: Option<run::FilterUse>,
+    /// The zone of stamps that name none.
+    pub logtimezone: Option<jiff::tz::TimeZone>,
+    /// For people.
+    pub label: Option<String>,
+}
+
+impl Spec {
+    /// The set a subject's element stands in.
+    pub fn set(&self, subject: IpNetwork) -> Arc<str> {
+        if subject.is_ipv4() { self.set_v4.clone() } else { self.set_v6.clone() }
+    }
+
+    /// Whether a set is one of this jail's.
+    pub fn holds(&self, set: &str) -> bool {
+        *self.set_v4 == *set || *self.set_v6 == *set
+    }
+
+    /// A subject held under another prefix, as it is held under this one.
+    pub fn subject(&self, subject: IpNetwork) -> IpNetwork {
+        let prefix = if subject.is_ipv4() { self.policy.ipv4_prefix } else { self.policy.ipv6_prefix };
+        network(subject.network(), prefix).unwrap_or(subject)
+    }
+
+    /// Everything it ignores by configuration.
+    pub fn ignored(&self) -> impl Iterator<Item = IpNetwork> + '_ {
+        self.default_ignore.iter().chain(self.own_ignore.iter()).copied()
+    }
+}
+
+impl Specs {
+    /// From a configuration that is already right.
+    pub fn new(config: &Config) -> Specs {
+        let default_ignore: Arc<[IpNetwork]> = config.ignore.nets.iter().copied().collect();
+        let jails = config.jails.iter().map(|jail| Arc::new(spec(config, jail, &default_ignore))).collect();
+        let broken = config.broken.iter().map(|broken| (broken.name.clone(), broken.why.clone())).collect();
+        let table = config.nft.table.clone();
+        Specs { family: Family::Inet, table, jails, broken, ignore: config.ignore.nets.clone(), nft: config.nft.clone() }
+    }
+}
+
+fn spec(config: &Config, jail: &run::Jail, default_ignore: &Arc<[IpNetwork]>) -> Spec {
+    let increment = &jail.increment;
+    let growth = increment.enabled.then(|| Growth {
+        factor: increment.factor,
+        multipliers: increment.multipliers.clone(),
+        maxtime: increment.maxtime,
+        spread: increment.rndtime,
+        memory: increment.memory,
+        all_jails: increment.overalljails,
+    });
+    let counting = match jail.window {
+        run::Window::Sliding => Counting::Sliding,
+        run::Window::Fail2ban => Counting::Fail2ban,
+    };
+    Spec {
+        id: None,
+        name: jail.name.clone(),
+        policy: Policy {
+            maxretry: jail.maxretry,
+            findtime: jail.findtime,
+            bantime: jail.bantime,
+            counting,
+            ipv4_prefix: jail.ipv4_prefix,
+            ipv6_prefix: jail.ipv6_prefix,
+            growth,
+            observe: jail.observe,
+        },
+        default_ignore: if jail.ignore_only { Arc::default() } else { default_ignore.clone() },
+        own_ignore: jail.ignore.nets.iter().copied().collect(),
+        ignoreself: jail.ignoreself,
+        set_v4: format!("{}-v4", jail.name).into(),
+        set_v6: format!("{}-v6", jail.name).into(),
+        ports: jail.ports.clone(),
+        ports_text: ports_text(&jail.ports),
+        protocols: jail.protocols.clone(),
+        hooks: jail.hooks.iter().map(|hook| (*hook, jail.priority.unwrap_or(config.nft.priority.of(*hook)))).collect(),
+        blocktype: jail.blocktype,
+        backend: "file",
+        patterns: jail.logpath.clone(),
+        filter_name: jail.filter.as_ref().map(|filter| filter.name.clone()),
+        filter: jail.filter.clone(),
+        logtimezone: jail.logtimezone.clone(),
+        label: jail.label.clone(),
+    }
+}
+
+fn ports_text(ports: &Ports) -> String {
+    match ports {
+        Ports::All => "all".to_owned(),
+        Ports::List(list) => {
+            let one = |(first, last): &(u16, u16)| if first == last { first.to_string() } else { format!("{first}-{last}") };
+            list.iter().map(one).collect::<Vec<_>>().join(",")
+        }
+    }
+}
+
+/// The set names of a jail called `name`, as the kernel knows them.
+pub fn sets_of(name: &str, address: IpAddr) -> String {
+    format!("{name}-{}", if address.is_ipv4() { "v4" } else { "v6" })
+}

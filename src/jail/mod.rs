@@ -1,0 +1,536 @@
+//! Jails: policy over failures. A failure goes in, a [`Verdict`] comes out; nothing here touches a kernel, a file or a clock.
+//!
+//! A [`Jail`] holds what it has counted ([`window`]) and what is banned ([`Held`]). The ends of bans lie on the monotonic
+//! clock, as the kernel's own timeouts do: a wall clock that jumps neither lifts bans nor prolongs them. Failures bear the
+//! log's wall time; [`Now`] carries both clocks.
+
+pub mod growth;
+pub mod ignore;
+pub mod window;
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+
+use crate::terms::{Lasting, Span, Time};
+pub use growth::Growth;
+pub use ignore::Nets;
+pub use window::{Count, Counting, Place, Window};
+
+/// Addresses a jail tracks at most; beyond it the least recent are dropped and counted.
+pub const TRACKED_AT_MOST: usize = 1_000_000;
+
+/// Offenders remembered at most per jail.
+const OFFENDERS_AT_MOST: usize = 1_000_000;
+
+/// The two clocks, read once per event.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Now {
+    /// Wall clock: what log lines and people speak.
+    pub wall: Time,
+    /// Monotonic clock (microseconds since boot): what timeouts run on.
+    pub mono: Time,
+}
+
+impl Now {
+    /// The wall time of an instant on the monotonic clock.
+    pub fn wall_of(self, mono: Time) -> Time {
+        Time(self.wall.0.saturating_add(mono.0.saturating_sub(self.mono.0)))
+    }
+}
+
+/// A failure as a jail is told of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Who failed; IPv4-mapped addresses are IPv4 already.
+    pub address: IpAddr,
+    /// When, by the log.
+    pub time: Time,
+    /// How many tries the line stands for.
+    pub attempts: u32,
+    /// Where the line was read.
+    pub place: Place,
+}
+
+/// What a jail does with failures.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Policy {
+    /// Failures within findtime that ban; at least 1.
+    pub maxretry: u32,
+    /// The window.
+    pub findtime: Span,
+    /// The length of a ban.
+    pub bantime: Lasting,
+    /// How failures are counted.
+    pub counting: Counting,
+    /// IPv4 addresses are counted and banned by this prefix (32: each on its own).
+    pub ipv4_prefix: u8,
+    /// IPv6 addresses are counted and banned by this prefix.
+    pub ipv6_prefix: u8,
+    /// Longer bans for repeat offenders.
+    pub growth: Option<Growth>,
+    /// Decide and log, but ban nobody.
+    pub observe: bool,
+}
+
+/// How a ban came about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Failures in a log.
+    Failures,
+    /// Somebody asked for it over the control socket.
+    Manual {
+        /// Who: uid of the client.
+        uid: u32,
+        /// Why, in their words.
+        reason: Option<String>,
+    },
+    /// It was in the kernel's set when the daemon started.
+    Adopted,
+}
+
+/// A ban that is held: decided, and in the kernel or on its way there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Wall time at which it began: of the last failure, or of the command.
+    pub since: Time,
+    /// Monotonic instant at which it ends; `None` is permanent.
+    pub until: Option<Time>,
+    /// The length it was given; what the kernel calls timeout.
+    pub lasting: Lasting,
+    /// Failures that led to it, and tries seen since.
+    pub failures: u32,
+    /// How it came about.
+    pub origin: Origin,
+}
+
+impl Held {
+    /// What is left of it; `None` is permanent, zero is over.
+    pub fn left(&self, now: Now) -> Option<Span> {
+        self.until.map(|until| until.since(now.mono))
+    }
+}
+
+/// What a jail decided about a failure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Counted: so many now.
+    Found(u32),
+    /// Banned: put it into the kernel.
+    Ban(Ban),
+    /// Would be banned, but the jail only observes.
+    Observed(Ban),
+    /// Banned before; another try of a banned address (or of a line read late).
+    AlreadyBanned,
+    /// The ban would be over already.
+    Over,
+    /// Older than findtime: it can not matter any more.
+    Stale,
+}
+
+/// A ban as decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ban {
+    /// The address, or the prefix it is banned by.
+    pub subject: IpNetwork,
+    /// The ban itself.
+    pub held: Held,
+    /// Where its failures were read.
+    pub places: Vec<Place>,
+}
+
+/// Earlier bans of one subject.
+#[derive(Clone, Copy, Debug)]
+struct Offender {
+    bans: u32,
+    /// Monotonic instant at which the last of them ends or ended; permanent ones never lead to another.
+    until: Time,
+}
+
+/// One jail: what it counted and what it holds.
+pub struct Jail {
+    policy: Policy,
+    window: Window,
+    held: HashMap<IpNetwork, Held>,
+    ends: BTreeSet<(Time, IpNetwork)>,
+    offenders: HashMap<IpNetwork, Offender>,
+    /// Failures counted since the start.
+    pub failures_total: u64,
+    /// Bans decided since the start.
+    pub bans_total: u64,
+    /// Wall time of the last failure.
+    pub last_failure: Option<Time>,
+}
+
+impl Jail {
+    /// A jail that has counted nothing and holds nobody.
+    pub fn new(policy: Policy) -> Jail {
+        let window = Window::new(policy.counting, TRACKED_AT_MOST);
+        Jail {
+            policy,
+            window,
+            held: HashMap::new(),
+            ends: BTreeSet::new(),
+            offenders: HashMap::new(),
+            failures_total: 0,
+            bans_total: 0,
+            last_failure: None,
+        }
+    }
+
+    /// What it does with failures.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// Takes a new policy; bans and counts stay, unless the way of counting or the prefix changed.
+    pub fn reform(&mut self, policy: Policy) {
+        let prefix = |p: &Policy| (p.ipv4_prefix, p.ipv6_prefix);
+        if self.policy.counting != policy.counting || prefix(&self.policy) != prefix(&policy) {
+            self.window = Window::new(policy.counting, TRACKED_AT_MOST);
+        }
+        if prefix(&self.policy) != prefix(&policy) {
+            for (subject, held) in std::mem::take(&mut self.held) {
+                self.insert(prefixed(subject.network(), &policy), held);
+            }
+            self.ends = self.held.iter().filter_map(|(subject, held)| Some((held.until?, *subject))).collect();
+        }
+        self.policy = policy;
+    }
+
+    /// The address or prefix that stands for `address` here.
+    pub fn subject(&self, address: IpAddr) -> IpNetwork {
+        prefixed(address, &self.policy)
+    }
+
+    /// Judges a failure. `random` in 0.0..1.0 is used by growth alone.
+    pub fn judge(&mut self, now: Now, failure: &Failure, random: f64) -> Verdict {
+        // A line from the future counts as now: it must neither outlive its window nor ban for longer.
+        let time = failure.time.min(now.wall);
+        if time + self.policy.findtime < now.wall && self.would_be_over(now, time) {
+            return Verdict::Stale;
+        }
+        self.failures_total += 1;
+        self.last_failure = Some(self.last_failure.map_or(time, |last| last.max(time)));
+        let subject = self.subject(failure.address);
+        if let Some(held) = self.held.get_mut(&subject) {
+            held.failures = held.failures.saturating_add(failure.attempts.max(1));
+            return Verdict::AlreadyBanned;
+        }
+        let Policy { maxretry, findtime, .. } = self.policy;
+        let (failures, places) =
+            match self.window.fail(subject.network(), time, failure.attempts, failure.place, maxretry, findtime) {
+                Count::Now(n) => return Verdict::Found(n),
+                Count::Reached { failures, places } => (failures, places),
+            };
+        let lasting = self.grown(now, subject, random);
+        let held = match lasting {
+            Lasting::Permanent => Held { since: time, until: None, lasting, failures, origin: Origin::Failures },
+            Lasting::For(span) => {
+                let left = (time + span).since(now.wall);
+                if left == Span(0) {
+                    return Verdict::Over;
+                }
+                Held { since: time, until: Some(now.mono + left), lasting, failures, origin: Origin::Failures }
+            }
+        };
+        let ban = Ban { subject, held, places };
+        if self.policy.observe {
+            return Verdict::Observed(ban);
+        }
+        self.hold(ban.subject, ban.held.clone());
+        self.bans_total += 1;
+        Verdict::Ban(ban)
+    }
+
+    /// Holds a ban that was decided elsewhere (by hand, or found in the kernel). One that ends later than the present one
+    /// of the same subject replaces it; tells whether it did.
+    pub fn hold(&mut self, subject: IpNetwork, held: Held) -> bool {
+        if let Some(present) = self.held.get(&subject) {
+            let longer = match (present.until, held.until) {
+                (None, _) => false,
+                (Some(_), None) => true,
+                (Some(present), Some(new)) => new > present,
+            };
+            if !longer {
+                return false;
+            }
+        }
+        self.remember(&held, subject);
+        self.insert(subject, held);
+        self.window.forget(subject.network());
+        true
+    }
+
+    /// Lifts a ban; what was held is returned.
+    pub fn lift(&mut self, subject: IpNetwork) -> Option<Held> {
+        let held = self.held.remove(&subject)?;
+        if let Some(until) = held.until {
+            self.ends.remove(&(until, subject));
+        }
+        Some(held)
+    }
+
+    /// Forgets counted failures and earlier offences of a subject.
+    pub fn forget(&mut self, subject: IpNetwork) {
+        self.window.forget(subject.network());
+        self.offenders.remove(&subject);
+    }
+
+    /// The ban of a subject, if it is held.
+    pub fn held(&self, subject: IpNetwork) -> Option<&Held> {
+        self.held.get(&subject)
+    }
+
+    /// The bans that cover an address: its own, its prefix's, and every subnet around it.
+    pub fn covering(&self, address: IpAddr) -> Vec<(IpNetwork, &Held)> {
+        let longest = if address.is_ipv4() { 32 } else { 128 };
+        let nets = (0..=longest).rev().filter_map(|prefix| network(address, prefix));
+        nets.filter_map(|net| self.held.get_key_value(&net)).map(|(net, held)| (*net, held)).collect()
+    }
+
+    /// Every ban held, in no order.
+    pub fn bans(&self) -> impl Iterator<Item = (IpNetwork, &Held)> {
+        self.held.iter().map(|(subject, held)| (*subject, held))
+    }
+
+    /// How many bans are held.
+    pub fn bans_held(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Addresses with counted failures.
+    pub fn failing(&self) -> usize {
+        self.window.len()
+    }
+
+    /// Addresses whose counts were dropped at the ceiling.
+    pub fn evicted(&self) -> u64 {
+        self.window.evicted()
+    }
+
+    /// Failures counted for an address.
+    pub fn counted(&self, now: Now, address: IpAddr) -> u32 {
+        self.window.count(self.subject(address).network(), now.wall, self.policy.findtime)
+    }
+
+    /// Monotonic instant at which the next ban ends.
+    pub fn next_end(&self) -> Option<Time> {
+        self.ends.first().map(|(until, _)| *until)
+    }
+
+    /// Lets go of the bans that have ended by now, and of failures and offences too old to matter.
+    pub fn expire(&mut self, now: Now) -> Vec<(IpNetwork, Held)> {
+        let mut ended = Vec::new();
+        while let Some((until, subject)) = self.ends.first().copied() {
+            if until > now.mono {
+                break;
+            }
+            self.ends.pop_first();
+            if let Some(held) = self.held.remove(&subject) {
+                ended.push((subject, held));
+            }
+        }
+        ended
+    }
+
+    /// Drops failures and offences too old to matter; called now and then.
+    pub fn tidy(&mut self, now: Now) {
+        self.window.forget_older(now.wall, self.policy.findtime);
+        let memory = self.policy.growth.as_ref().map_or(Span(0), |growth| growth.memory);
+        self.offenders.retain(|_, offender| offender.until + memory > now.mono);
+    }
+
+    fn insert(&mut self, subject: IpNetwork, held: Held) {
+        let until = held.until;
+        if let Some(Held { until: Some(old), .. }) = self.held.insert(subject, held) {
+            self.ends.remove(&(old, subject));
+        }
+        if let Some(until) = until {
+            self.ends.insert((until, subject));
+        }
+    }
+
+    fn remember(&mut self, held: &Held, subject: IpNetwork) {
+        let (Some(until), true) = (held.until, self.policy.growth.is_some()) else { return };
+        if held.origin == Origin::Failures && (self.offenders.len() < OFFENDERS_AT_MOST || self.offenders.contains_key(&subject))
+        {
+            let offender = self.offenders.entry(subject).or_insert(Offender { bans: 0, until });
+            offender.bans = offender.bans.saturating_add(1);
+            offender.until = until;
+        }
+    }
+
+    fn grown(&self, now: Now, subject: IpNetwork, random: f64) -> Lasting {
+        let Some(growth) = &self.policy.growth else { return self.policy.bantime };
+        let offences = self.offenders.get(&subject).filter(|o| o.until + growth.memory > now.mono).map_or(0, |o| o.bans);
+        growth.bantime(self.policy.bantime, offences, random)
+    }
+
+    fn would_be_over(&self, now: Now, time: Time) -> bool {
+        match self.policy.bantime {
+            Lasting::Permanent => false,
+            Lasting::For(span) => time + span.max(self.policy.findtime) <= now.wall,
+        }
+    }
+}
+
+/// The network of `prefix` bits around an address.
+pub fn network(address: IpAddr, prefix: u8) -> Option<IpNetwork> {
+    let net = IpNetwork::new(address, prefix).ok()?;
+    IpNetwork::new(net.network(), prefix).ok()
+}
+
+fn prefixed(address: IpAddr, policy: &Policy) -> IpNetwork {
+    let prefix = if address.is_ipv4() { policy.ipv4_prefix } else { policy.ipv6_prefix };
+    network(address, prefix).unwrap_or_else(|| address.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy() -> Policy {
+        Policy {
+            maxretry: 3,
+            findtime: Span::from_secs(60),
+            bantime: Lasting::For(Span::from_secs(600)),
+            counting: Counting::Sliding,
+            ipv4_prefix: 32,
+            ipv6_prefix: 64,
+            growth: None,
+            observe: false,
+        }
+    }
+
+    const BOOT: i64 = 1_000_000;
+
+    fn at(secs: i64) -> Now {
+        Now { wall: Time::from_secs(BOOT + secs), mono: Time::from_secs(secs) }
+    }
+
+    /// Plays `0s fail A; 10s fail A` and tells what was banned and until when, `20s ban A until 620s`.
+    fn check(script: &str, expected: &str) {
+        let mut jail = Jail::new(policy());
+        let mut said = Vec::new();
+        for step in script.split(';').map(str::trim) {
+            let (when, rest) = step.split_once(' ').expect("`10s fail A`");
+            let secs: i64 = when.trim_end_matches('s').parse().expect("seconds");
+            for (subject, _) in jail.expire(at(secs)) {
+                said.push(format!("{when} over {}", name(subject)));
+            }
+            let Some((verb, who)) = rest.split_once(' ') else { continue };
+            let (who, log) =
+                who.split_once(" at ").map_or((who, secs), |(w, t)| (w, t.trim_end_matches('s').parse().expect("seconds")));
+            assert_eq!(verb, "fail");
+            let failure = Failure { address: address(who), time: at(log).wall, attempts: 1, place: Place(0) };
+            match jail.judge(at(secs), &failure, 0.0) {
+                Verdict::Ban(ban) => {
+                    let until = ban.held.until.map_or("ever".into(), |t| format!("{}s", t.secs()));
+                    said.push(format!("{when} ban {} until {until}", name(ban.subject)));
+                }
+                Verdict::Found(_) => {}
+                other => said.push(format!("{when} {other:?} {who}")),
+            }
+        }
+        assert_eq!(said.join("; "), expected, "{script}");
+    }
+
+    fn address(who: &str) -> IpAddr {
+        match who.as_bytes() {
+            [letter] => IpAddr::from([192, 0, 2, *letter]),
+            _ => who.parse().expect("an address"),
+        }
+    }
+
+    fn name(subject: IpNetwork) -> String {
+        match subject {
+            IpNetwork::V4(net) => (net.network().octets()[3] as char).to_string(),
+            IpNetwork::V6(net) => net.to_string(),
+        }
+    }
+
+    #[test]
+    fn a_jail_reads_as_its_specification() {
+        check("0s fail A; 10s fail A; 20s fail A", "20s ban A until 620s");
+        check("0s fail A; 10s fail B; 20s fail A; 30s fail B", "");
+        check("0s fail A; 10s fail A; 61s fail A", "");
+        // the ban runs from the last failure's log time
+        check("100s fail A at 40s; 100s fail A at 50s; 100s fail A at 60s", "100s ban A until 660s");
+        check("900s fail A at 1s; 900s fail A at 2s; 900s fail A at 3s", "900s Stale A; 900s Stale A; 900s Stale A");
+        // a line from the future counts as now
+        check("0s fail A at 99s; 1s fail A at 99s; 2s fail A at 99s", "2s ban A until 602s");
+        // further tries of a banned address count for it and change nothing
+        check("0s fail A; 1s fail A; 2s fail A; 3s fail A; 603s tick", "2s ban A until 602s; 3s AlreadyBanned A; 603s over A");
+        check(
+            "0s fail A; 1s fail A; 2s fail A; 602s fail A; 603s fail A; 604s fail A",
+            "2s ban A until 602s; 602s over A; 604s ban A until 1204s",
+        );
+        // IPv6 counts by prefix
+        check("0s fail 2001:db8::1; 1s fail 2001:db8::2; 2s fail 2001:db8::ffff:3", "2s ban 2001:db8::/64 until 602s");
+        check("0s fail 2001:db8::1; 1s fail 2001:db8:0:1::2; 2s fail 2001:db8::3", "");
+    }
+
+    #[test]
+    fn a_longer_ban_replaces_a_shorter_one_and_never_the_other_way() {
+        let mut jail = Jail::new(policy());
+        let subject = jail.subject(address("A"));
+        let held = |until: Option<i64>| Held {
+            since: at(0).wall,
+            until: until.map(Time::from_secs),
+            lasting: Lasting::Permanent,
+            failures: 0,
+            origin: Origin::Adopted,
+        };
+        assert!(jail.hold(subject, held(Some(100))));
+        assert!(!jail.hold(subject, held(Some(50))));
+        assert!(jail.hold(subject, held(Some(200))));
+        assert_eq!(jail.next_end(), Some(Time::from_secs(200)));
+        assert!(jail.hold(subject, held(None)));
+        assert!(!jail.hold(subject, held(Some(300))));
+        assert_eq!((jail.next_end(), jail.expire(at(1_000_000)).len()), (None, 0));
+        assert!(jail.lift(subject).is_some() && jail.lift(subject).is_none());
+    }
+
+    #[test]
+    fn every_ban_that_covers_an_address_is_found() {
+        let mut jail = Jail::new(policy());
+        let held = Held { since: at(0).wall, until: None, lasting: Lasting::Permanent, failures: 0, origin: Origin::Adopted };
+        for net in ["192.0.2.0/24", "192.0.2.65/32", "198.51.100.0/24"] {
+            jail.hold(net.parse().expect("a net"), held.clone());
+        }
+        let covering: Vec<String> = jail.covering(address("A")).iter().map(|(net, _)| net.to_string()).collect();
+        assert_eq!(covering, ["192.0.2.65/32", "192.0.2.0/24"]);
+    }
+
+    #[test]
+    fn an_observing_jail_bans_nobody() {
+        let mut jail = Jail::new(Policy { observe: true, maxretry: 1, ..policy() });
+        let failure = Failure { address: address("A"), time: at(0).wall, attempts: 1, place: Place(0) };
+        assert!(matches!(jail.judge(at(0), &failure, 0.0), Verdict::Observed(_)));
+        assert_eq!((jail.bans_held(), jail.bans_total), (0, 0));
+    }
+
+    #[test]
+    fn offences_make_the_next_ban_longer() {
+        let growth = Growth {
+            factor: 1.0,
+            multipliers: vec![],
+            maxtime: None,
+            spread: Span(0),
+            memory: Span::from_secs(10_000),
+            all_jails: false,
+        };
+        let mut jail = Jail::new(Policy { maxretry: 1, growth: Some(growth), ..policy() });
+        let mut lengths = Vec::new();
+        for secs in [0, 700, 2000, 50_000] {
+            jail.expire(at(secs));
+            let failure = Failure { address: address("A"), time: at(secs).wall, attempts: 1, place: Place(0) };
+            if let Verdict::Ban(ban) = jail.judge(at(secs), &failure, 0.0) {
+                lengths.push(ban.held.left(at(secs)).map(Span::secs));
+            }
+        }
+        assert_eq!(lengths, [Some(600), Some(1200), Some(2400), Some(600)]);
+    }
+}

@@ -1,5 +1,7 @@
 //! banset watches logs, decides who misbehaves, and keeps those addresses in timed elements of its own nftables sets.
 pub mod config;
+pub mod control;
+pub mod engine;
 pub mod filter;
 pub mod jail;
 pub mod terms;

@@ -1,4 +1,5 @@
 //! banset watches logs, decides who misbehaves, and keeps those addresses in timed elements of its own nftables sets.
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod engine;

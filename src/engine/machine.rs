@@ -1,0 +1,118 @@
+//! The machine's own addresses and default gateways, followed live over rtnetlink.
+//!
+//! One thread sleeps on the kernel's notices of addresses and routes (rtnetlink(7)); each notice, or a loss of notices, is
+//! answered by reading everything anew: there is no state to get wrong. Notices come in bursts, so what has gathered by the
+//! time it is read costs one round.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::IpAddr;
+
+use neli::consts::nl::{NlmF, Nlmsg};
+use neli::consts::rtnl::{RtAddrFamily, RtScope, RtTable, Rta, Rtm, Rtn, Rtprot};
+use neli::consts::socket::{Msg, NlFamily};
+use neli::nl::{NlPayload, NlmsghdrBuilder};
+use neli::rtnl::{Rtmsg, RtmsgBuilder};
+use neli::socket::NlSocket;
+use neli::socket::synchronous::NlSocketHandle;
+use neli::utils::Groups;
+
+use super::core::Machine;
+use crate::terms::fold;
+
+/// RTNLGRP_* (linux/rtnetlink.h): IPv4 and IPv6 addresses, IPv4 and IPv6 routes.
+const GROUPS: [u32; 4] = [5, 9, 7, 11];
+
+/// What the kernel says now.
+pub fn read() -> io::Result<Machine> {
+    let addresses: BTreeSet<IpAddr> =
+        nix::ifaddrs::getifaddrs()?.filter_map(|interface| ip_of(interface.address.as_ref()?)).collect();
+    Ok(Machine { addresses: addresses.into_iter().collect(), gateways: gateways().unwrap_or_default() })
+}
+
+fn ip_of(address: &nix::sys::socket::SockaddrStorage) -> Option<IpAddr> {
+    let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+    v4.or_else(|| address.as_sockaddr_in6().map(|v6| fold(IpAddr::V6(v6.ip()))))
+}
+
+/// Next hops of default routes in any table.
+fn gateways() -> io::Result<Vec<IpAddr>> {
+    let mut found = BTreeSet::new();
+    let socket = NlSocketHandle::connect(NlFamily::Route, None, Groups::empty()).map_err(io::Error::other)?;
+    for family in [RtAddrFamily::Inet, RtAddrFamily::Inet6] {
+        let message = RtmsgBuilder::default()
+            .rtm_family(family)
+            .rtm_dst_len(0)
+            .rtm_src_len(0)
+            .rtm_tos(0)
+            .rtm_table(RtTable::Unspec)
+            .rtm_protocol(Rtprot::Unspec)
+            .rtm_scope(RtScope::Universe)
+            .rtm_type(Rtn::Unspec)
+            .build()
+            .map_err(io::Error::other)?;
+        let request = NlmsghdrBuilder::default()
+            .nl_type(Rtm::Getroute)
+            .nl_flags(NlmF::REQUEST | NlmF::DUMP)
+            .nl_payload(NlPayload::Payload(message))
+            .build()
+            .map_err(io::Error::other)?;
+        socket.send(&request).map_err(io::Error::other)?;
+        let mut done = false;
+        while !done {
+            let (answers, _) = socket.recv::<u16, Rtmsg>().map_err(io::Error::other)?;
+            for answer in answers {
+                let answer = answer.map_err(io::Error::other)?;
+                done |= *answer.nl_type() == u16::from(Nlmsg::Done) || *answer.nl_type() == u16::from(Nlmsg::Error);
+                let Some(route) = answer.get_payload().filter(|route| *route.rtm_dst_len() == 0) else { continue };
+                for attribute in route.rtattrs().iter().filter(|attribute| *attribute.rta_type() == Rta::Gateway) {
+                    let bytes: &[u8] = attribute.rta_payload().as_ref();
+                    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+                    found.extend(v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok());
+                }
+            }
+        }
+    }
+    Ok(found.into_iter().collect())
+}
+
+/// Follows changes on a thread of its own for as long as `changed` says it wants more.
+pub fn follow(mut changed: impl FnMut(Machine) -> bool + Send + 'static) -> io::Result<()> {
+    let socket = NlSocket::connect(NlFamily::Route, None, Groups::empty())?;
+    for group in GROUPS {
+        socket.add_mcast_membership(Groups::new_groups(&[group]))?;
+    }
+    std::thread::Builder::new().name("machine".into()).spawn(move || {
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            // What the notice says does not matter, nor whether some were lost (ENOBUFS).
+            if let Err(e) = socket.recv(&mut buffer, Msg::empty())
+                && !matches!(e.raw_os_error(), Some(libc::ENOBUFS | libc::EINTR))
+            {
+                tracing::error!("own addresses are no longer followed: {e}");
+                return;
+            }
+            match read() {
+                Ok(machine) => {
+                    if !changed(machine) {
+                        return;
+                    }
+                }
+                Err(e) => tracing::warn!("cannot read own addresses: {e}"),
+            }
+        }
+    })?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loopback_address_is_our_own() {
+        let machine = read().expect("rtnetlink answers anybody");
+        assert!(machine.addresses.contains(&IpAddr::from([127, 0, 0, 1])), "{machine:?}");
+        println!("{machine:?}");
+    }
+}

@@ -255,7 +255,7 @@ fn stats_text(value: &Value, boxes: bool) -> String {
         blank(w[0]),
         blank(w[1]),
         pad("Filter", filter - 1),
-        pad("Actions", actions - 1)
+        pad("Actions", actions - 2)
     ));
     let dashes = |n: usize| dash.to_string().repeat(n);
     out.push_str(&format!(

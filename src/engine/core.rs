@@ -26,6 +26,17 @@ pub struct JailId(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ClientId(pub u64);
 
+/// Why specs are established anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    /// A client asked for it.
+    Client(ClientId),
+    /// A signal asked for it.
+    Signal,
+    /// The machine's addresses changed, and with them the ignore sets.
+    Machine,
+}
+
 /// Everything that can happen.
 #[derive(Debug)]
 pub enum Event {
@@ -73,6 +84,8 @@ pub struct Batch {
     pub lines: u64,
     /// Whether the reader has reached the end once.
     pub live: bool,
+    /// Whether anything was read since the last batch.
+    pub changed: bool,
 }
 
 /// One failure or success for one jail.
@@ -302,8 +315,8 @@ pub struct Core {
     pending: Flight,
     flying: Option<Flight>,
     waiting: HashMap<ClientId, Waiting>,
-    reloading: Option<(Option<ClientId>, Arc<Specs>)>,
-    queued_reload: Option<(Option<ClientId>, Specs)>,
+    reloading: Option<(Cause, Arc<Specs>)>,
+    queued_reload: Option<(Cause, Specs)>,
     rebuild: Rebuild,
     rebuilt: u64,
     pace: Pace,
@@ -412,10 +425,10 @@ impl Core {
             }
             return;
         }
-        if let Some((client, specs)) = self.queued_reload.take() {
+        if let Some((cause, specs)) = self.queued_reload.take() {
             let specs = Arc::new(self.number(specs));
             let establish = self.establish_for(&specs, false);
-            self.reloading = Some((client, specs));
+            self.reloading = Some((cause, specs));
             self.actions.push(Action::Establish(establish));
             return;
         }
@@ -439,6 +452,11 @@ impl Core {
         let ends = self.jails.iter().filter_map(|running| running.jail.next_end()).min();
         let tidy = self.jails.iter().any(|running| running.jail.failing() > 0).then_some(self.tidy_at);
         [paced, rebuild, ends, tidy].into_iter().flatten().min()
+    }
+
+    /// Whether nothing waits for the kernel.
+    pub fn is_quiet(&self) -> bool {
+        self.pending.changes.is_empty() && self.flying.is_none() && self.reloading.is_none() && matches!(self.rebuild, Rebuild::No)
     }
 
     fn largest(&self) -> usize {
@@ -645,22 +663,8 @@ impl Core {
     }
 
     fn established(&mut self, now: Now, result: Result<(), String>) {
-        if let Some((client, specs)) = self.reloading.take() {
-            let reply = match result {
-                Ok(()) => {
-                    let said = self.switch(now, specs);
-                    self.log(Level::Info, format!("configuration reloaded: {said}"));
-                    Reply::done(json!({ "changed": said }))
-                }
-                Err(why) => {
-                    self.log(Level::Error, format!("reload refused: {why}"));
-                    Reply::refused(1, why, "the running configuration stays".to_owned())
-                }
-            };
-            if let Some(client) = client {
-                self.actions.push(Action::Reply(client, reply));
-            }
-            return;
+        if let Some((cause, specs)) = self.reloading.take() {
+            return self.reestablished(now, cause, specs, result);
         }
         let Rebuild::Running { failed } = self.rebuild else { return };
         match result {
@@ -678,6 +682,32 @@ impl Core {
                 }
                 self.rebuild = Rebuild::Wanted { why, not_before: now.mono + wait, failed: failed + 1 };
             }
+        }
+    }
+
+    fn reestablished(&mut self, now: Now, cause: Cause, specs: Arc<Specs>, result: Result<(), String>) {
+        let reply = match result {
+            Ok(()) if cause == Cause::Machine => {
+                self.log(Level::Info, "our addresses changed: the ignore sets follow".to_owned());
+                return;
+            }
+            Ok(()) => {
+                let said = self.switch(now, specs);
+                self.log(Level::Info, format!("configuration reloaded: {said}"));
+                Reply::done(json!({ "changed": said }))
+            }
+            Err(why) if cause == Cause::Machine => {
+                self.log(Level::Error, format!("{why}\n  help: our addresses changed and the ignore sets do not know; trying again"));
+                self.rebuild = Rebuild::Wanted { why, not_before: now.mono + Span::from_secs(1), failed: 1 };
+                return;
+            }
+            Err(why) => {
+                self.log(Level::Error, format!("reload refused: {why}"));
+                Reply::refused(1, why, "the running configuration stays".to_owned())
+            }
+        };
+        if let Cause::Client(client) = cause {
+            self.actions.push(Action::Reply(client, reply));
         }
     }
 
@@ -734,7 +764,8 @@ impl Core {
                 }
             }
             Ok(specs) => {
-                if let Some((Some(earlier), _)) = self.queued_reload.replace((client, specs)) {
+                let cause = client.map_or(Cause::Signal, Cause::Client);
+                if let Some((Cause::Client(earlier), _)) = self.queued_reload.replace((cause, specs)) {
                     let reply = Reply::refused(1, "another reload came in between", "ask again".to_owned());
                     self.actions.push(Action::Reply(earlier, reply));
                 }
@@ -839,7 +870,7 @@ impl Core {
         self.lift_ignored();
         // The ignore sets are part of the table: the same way that rebuilds it changes only them.
         if matches!(self.rebuild, Rebuild::No) && self.queued_reload.is_none() && self.reloading.is_none() {
-            self.queued_reload = Some((None, (*self.specs).clone()));
+            self.queued_reload = Some((Cause::Machine, (*self.specs).clone()));
         } else if matches!(self.rebuild, Rebuild::No) {
             self.rebuild = Rebuild::Wanted { why: "our addresses changed".to_owned(), not_before: now.mono, failed: 0 };
         }

@@ -1,12 +1,12 @@
 //! What the engine needs of a configuration: each jail's policy, its sets, and what it watches.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
 use super::core::JailId;
 use crate::config::run::{self, Config};
+use crate::filter::Filter;
 use crate::jail::{Counting, Growth, Policy, network};
 use crate::terms::{Blocktype, Family, Hook, Ports, Protocols};
 
@@ -31,6 +31,16 @@ impl Default for Specs {
     fn default() -> Specs {
         let nft = run::Nft::default();
         Specs { family: Family::Inet, table: nft.table.clone(), jails: Vec::new(), broken: Vec::new(), ignore: Vec::new(), nft }
+    }
+}
+
+/// A compiled filter; two are the same if they are one.
+#[derive(Clone, Debug)]
+pub struct Compiled(pub Arc<Filter>);
+
+impl PartialEq for Compiled {
+    fn eq(&self, other: &Compiled) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 }
 
@@ -71,6 +81,8 @@ pub struct Spec {
     pub filter_name: Option<String>,
     /// The filter as written, with the jail's parameters.
     pub filter: Option<run::FilterUse>,
+    /// The same, ready to judge.
+    pub compiled: Option<Compiled>,
     /// The zone of stamps that name none.
     pub logtimezone: Option<jiff::tz::TimeZone>,
     /// For people.
@@ -152,6 +164,7 @@ fn spec(config: &Config, jail: &run::Jail, default_ignore: &Arc<[IpNetwork]>) ->
         patterns: jail.logpath.clone(),
         filter_name: jail.filter.as_ref().map(|filter| filter.name.clone()),
         filter: jail.filter.clone(),
+        compiled: None,
         logtimezone: jail.logtimezone.clone(),
         label: jail.label.clone(),
     }
@@ -165,9 +178,4 @@ fn ports_text(ports: &Ports) -> String {
             list.iter().map(one).collect::<Vec<_>>().join(",")
         }
     }
-}
-
-/// The set names of a jail called `name`, as the kernel knows them.
-pub fn sets_of(name: &str, address: IpAddr) -> String {
-    format!("{name}-{}", if address.is_ipv4() { "v4" } else { "v6" })
 }

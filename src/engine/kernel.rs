@@ -1,0 +1,245 @@
+//! The thread that writes: it owns the one netlink socket that changes anything, and turns the core's changes into
+//! transactions. While one commits, the core gathers the next: a kernel that is busy makes batches larger, never the queue.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::mpsc::Receiver;
+
+use tokio::sync::mpsc::Sender;
+use tracing::{debug, warn};
+
+use super::clock;
+use super::core::{Change, Establish, Event, Refusal, Target};
+use super::spec::Specs;
+use crate::config::run::Tristate;
+use crate::jail::Now;
+use crate::nft::element::{Element, Timeout};
+use crate::nft::ruleset::{JailPlan, Plan, Ruleset, Set};
+use crate::nft::socket::{Kind, Refused, Socket};
+use crate::nft::transaction::{Change as Statement, Establishment, Transaction};
+use crate::nft::{self, KernelTable};
+use crate::terms::{Lasting, Span};
+
+/// Changes that go in one transaction at most: more cost the kernel more than they save (see `nft::socket::BATCH`).
+const AT_ONCE: usize = 4000;
+
+/// Above this many possible CPUs a counter per element is no longer cheap: the kernel keeps one per CPU.
+const CPUS_FOR_COUNTERS: usize = 8;
+
+/// How often the kernel frees expired elements: a second, its default, costs 5 % of a core at a million elements.
+const GC_INTERVAL: Span = Span::from_secs(10);
+
+/// What the thread is told.
+#[derive(Debug)]
+pub enum Work {
+    /// Carry out changes.
+    Commit(Vec<Change>),
+    /// Make the whole table so.
+    Establish(Establish),
+}
+
+/// The writing side, before and while it is a thread of its own.
+pub struct Writer {
+    socket: Socket,
+    reader: nft::Kernel,
+    ruleset: Option<Ruleset>,
+}
+
+/// The plan of a table, from specs and what the ignore sets hold.
+pub fn plan(specs: &Specs, ignored: &[ipnetwork::IpNetwork], element_counters: bool) -> Plan {
+    let jails = specs.jails.iter().map(|spec| JailPlan {
+        name: spec.name.clone(),
+        ports: spec.ports.clone(),
+        protocols: spec.protocols.clone(),
+        hooks: spec.hooks.clone(),
+        blocktype: spec.blocktype,
+        ipv6_prefix: spec.policy.ipv6_prefix,
+        ignore: spec.own_ignore.to_vec(),
+        nets: false,
+        paused: false,
+    });
+    Plan {
+        family: specs.family,
+        table: specs.table.clone(),
+        ipv6: has_ipv6(specs.nft.ipv6),
+        set_size: specs.nft.set_size,
+        element_counters: counts_elements(specs.nft.element_counters) && element_counters,
+        gc_interval: Some(GC_INTERVAL),
+        ignore: ignored.to_vec(),
+        jails: jails.collect(),
+    }
+}
+
+/// Whether elements shall count: `auto` is yes up to eight possible CPUs.
+fn counts_elements(setting: Tristate) -> bool {
+    match setting {
+        Tristate::Yes => true,
+        Tristate::No => false,
+        Tristate::Auto => possible_cpus() <= CPUS_FOR_COUNTERS,
+    }
+}
+
+/// Whether IPv6 has sets and rules: `auto` is yes unless the kernel has none of it.
+fn has_ipv6(setting: Tristate) -> bool {
+    match setting {
+        Tristate::Yes => true,
+        Tristate::No => false,
+        Tristate::Auto => std::path::Path::new("/proc/net/if_inet6").exists(),
+    }
+}
+
+fn possible_cpus() -> usize {
+    let text = std::fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
+    let last = text.trim().rsplit([',', '-']).next().and_then(|n| n.parse::<usize>().ok());
+    last.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), |last| last + 1)
+}
+
+impl Writer {
+    /// Opens nf_tables.
+    pub fn open() -> Result<Writer, String> {
+        let socket = Socket::open().map_err(|e| e.to_string())?;
+        let reader = nft::Kernel::open().map_err(|e| e.to_string())?;
+        debug!("nf_tables: {}", socket.features());
+        Ok(Writer { socket, reader, ruleset: None })
+    }
+
+    /// Our table as it is now.
+    pub fn table(&mut self, specs: &Specs) -> Result<Option<KernelTable>, String> {
+        self.reader.table(specs.family, &specs.table).map_err(|e| e.to_string())
+    }
+
+    /// The elements of a set of our table.
+    pub fn elements(&mut self, specs: &Specs, set: &Set) -> Result<Vec<Element>, String> {
+        self.reader.elements(specs.family, &specs.table, set).map_err(|e| e.to_string())
+    }
+
+    /// Makes the table so; says whether anything had to be sent.
+    pub fn establish(&mut self, wanted: &Establish) -> Result<bool, String> {
+        let specs = &wanted.specs;
+        let plan = plan(specs, &wanted.ignored, self.socket.features().element_counters);
+        let ruleset = Ruleset::of(&plan).map_err(|e| e.to_string())?;
+        let mut found = self.table(specs)?;
+        let mut counters = HashMap::new();
+        if let (Some(table), false) = (&found, wanted.exact) {
+            for set in nft::transaction::renewed_sets(&ruleset, Some(table)) {
+                if let Some(old) = table.set(&set.name) {
+                    let elements = self.reader.elements(specs.family, &specs.table, old).map_err(|e| e.to_string())?;
+                    counters.extend(elements.iter().filter_map(|e| Some(((set.name.clone(), e.interval.first()), e.counter?))));
+                }
+            }
+        }
+        let now = clock::now();
+        let held = |set: &Set| -> Vec<Element> {
+            let changes = wanted.held.get(set.name.as_str()).map(Vec::as_slice).unwrap_or_default();
+            let elements = changes.iter().filter_map(|change| element(now, change));
+            elements.map(|e| Element { counter: counters.get(&(set.name.clone(), e.interval.first())).copied(), ..e }).collect()
+        };
+        let mut first = Transaction::about(&ruleset);
+        if wanted.exact
+            && let Some(table) = found.take()
+        {
+            if table.version().is_some_and(|version| version > nft::ruleset::VERSION) {
+                return Err(format!("table {} {} was made by a newer banset", specs.family, specs.table));
+            }
+            first.delete_table();
+        }
+        let Establishment { first: rest_of_first, rest } = Transaction::establish(&ruleset, found.as_ref(), held).map_err(|newer| {
+            format!("table {} {}: {newer}\n  help: use the newer program, or delete the table first", specs.family, specs.table)
+        })?;
+        rest_of_first.statements().iter().for_each(|statement| first.push(statement.clone()));
+        self.socket.commit(&first).map_err(|refused| refused.to_string())?;
+        for (set, elements) in &rest {
+            let loaded = self.socket.load(specs.family, &specs.table, set, elements.iter().cloned());
+            loaded.map_err(|(_, refused)| refused.to_string())?;
+        }
+        self.ruleset = Some(ruleset);
+        Ok(!first.is_empty())
+    }
+
+    /// Carries out changes, in order. What the kernel refuses alone is told by index; the rest is carried out.
+    fn commit(&mut self, changes: &[Change]) -> Result<Vec<Refusal>, String> {
+        let mut refusals = Vec::new();
+        for (part, slice) in changes.chunks(AT_ONCE).enumerate() {
+            self.commit_part(slice, part * AT_ONCE, &mut refusals)?;
+        }
+        Ok(refusals)
+    }
+
+    /// Commits a part; a part that is refused because of one element is halved until that element is found.
+    fn commit_part(&mut self, changes: &[Change], base: usize, refusals: &mut Vec<Refusal>) -> Result<(), String> {
+        let refused = match self.transact(changes) {
+            Ok(()) => return Ok(()),
+            Err(refused) => refused,
+        };
+        match refused.kind {
+            // The table, one of its sets, or our right to change it: no single element is at fault.
+            Kind::NoTable | Kind::NoEntry | Kind::NotPermitted | Kind::Unanswered => Err(refused.to_string()),
+            _ if changes.len() == 1 => {
+                refusals.push(Refusal { index: base, why: refused.to_string() });
+                Ok(())
+            }
+            _ => {
+                let (left, right) = changes.split_at(changes.len() / 2);
+                self.commit_part(left, base, refusals)?;
+                self.commit_part(right, base + left.len(), refusals)
+            }
+        }
+    }
+
+    fn transact(&mut self, changes: &[Change]) -> Result<(), Refused> {
+        let Some(ruleset) = &self.ruleset else { return Ok(()) };
+        let now = clock::now();
+        let mut transaction = Transaction::about(ruleset);
+        for change in changes {
+            // A jail without IPv6 sets has no place for the element; the ban is held and bites nobody.
+            let Some(set) = ruleset.set(&change.set) else { continue };
+            match change.to {
+                Target::Held { .. } => transaction.add(set, element(now, change).into_iter().collect::<Vec<_>>()),
+                Target::Gone => transaction.remove(set, [change.address.into()]),
+            }
+        }
+        self.socket.commit(&transaction)
+    }
+
+    /// Works until the core goes away.
+    pub fn run(mut self, work: &Receiver<Work>, done: &Sender<Event>) {
+        while let Ok(work) = work.recv() {
+            let event = match work {
+                Work::Commit(changes) => match self.commit(&changes) {
+                    Ok(refusals) => Event::Committed(refusals),
+                    Err(why) => Event::Damaged(why),
+                },
+                Work::Establish(wanted) => Event::Established(self.establish(&wanted).map(|_| ())),
+            };
+            if done.blocking_send(event).is_err() {
+                return;
+            }
+        }
+        warn!("the engine is gone");
+    }
+}
+
+/// The element of a held ban, with the time it has left now; `None` if that is over.
+fn element(now: Now, change: &Change) -> Option<Element> {
+    let Target::Held { lasting, until } = change.to else { return None };
+    let Some(until) = until else { return Some(Element::permanent(change.address)) };
+    let left = until.since(now.mono);
+    if left == Span(0) {
+        return None;
+    }
+    let given = match lasting {
+        Lasting::For(given) => given.max(left),
+        Lasting::Permanent => left,
+    };
+    Some(Element { timeout: Some(Timeout { timeout: given, expiration: left }), ..Element::permanent(change.address) })
+}
+
+/// Whether a statement changes more than elements; used to tell people what a start had to do.
+pub fn is_structure(statement: &Statement) -> bool {
+    !matches!(statement, Statement::AddElements(_) | Statement::DestroyElements(_))
+}
+
+/// The address an element of a ban set stands for.
+pub fn address_of(element: &Element) -> IpAddr {
+    element.interval.first()
+}

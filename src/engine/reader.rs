@@ -1,0 +1,244 @@
+//! The thread that reads: the watch room hands it chunks of whole lines, the filter room judges them, and what was found goes
+//! to the engine in batches, each with how far reading has come.
+//!
+//! There is one scanner per file, with the filters of every jail that watches it: a line is looked at once. The channel to
+//! the engine is bounded; when it is full this thread waits, for the log file is the queue.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::mpsc::Sender;
+
+use super::clock;
+use super::core::{Batch, Event, Found, JailId, SourceReport, SourceState};
+use super::spec::Specs;
+use crate::filter::{self, Filter, Scanner, When};
+use crate::jail::{Failure, Place};
+use crate::terms::Span;
+use crate::watch::{Chunk, Happening, Judge, Polled, SourceEvent, SourceStatus, Start, WatchHandle};
+
+/// Failures gathered before a batch is sent even though more is at hand.
+const BATCH_AT_MOST: usize = 4096;
+
+/// Whom the lines of a source concern. A tag of the watch room stands for one jail and one of its patterns.
+#[derive(Debug, Default)]
+struct Routes {
+    /// Counts up with every change.
+    version: u64,
+    by_tag: HashMap<u32, Route>,
+    next_tag: u32,
+}
+
+#[derive(Clone, Debug)]
+struct Route {
+    jail: JailId,
+    pattern: String,
+    filter: Arc<Filter>,
+    findtime: Span,
+}
+
+/// The engine's hold on the reader: tells it what to watch.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    routes: Arc<Mutex<Routes>>,
+    watch: WatchHandle,
+}
+
+impl Reading {
+    /// Has these specs' sources watched from now on, and no others. Sources watched before go on where they are.
+    pub fn watch(&self, specs: &Specs) {
+        let mut wanted: Vec<Route> = Vec::new();
+        for spec in &specs.jails {
+            let (Some(jail), Some(compiled)) = (spec.id, &spec.compiled) else { continue };
+            wanted.extend(spec.patterns.iter().map(|pattern| Route {
+                jail,
+                pattern: pattern.clone(),
+                filter: compiled.0.clone(),
+                findtime: spec.policy.findtime,
+            }));
+        }
+        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        routes.version += 1;
+        let mut old: HashMap<(JailId, String), u32> = routes.by_tag.iter().map(|(tag, r)| ((r.jail, r.pattern.clone()), *tag)).collect();
+        let mut added = Vec::new();
+        for route in wanted {
+            match old.remove(&(route.jail, route.pattern.clone())) {
+                Some(tag) => {
+                    routes.by_tag.insert(tag, route);
+                }
+                None => {
+                    let tag = routes.next_tag;
+                    routes.next_tag += 1;
+                    added.push((tag, route.pattern.clone()));
+                    routes.by_tag.insert(tag, route);
+                }
+            }
+        }
+        for tag in old.values() {
+            routes.by_tag.remove(tag);
+        }
+        drop(routes);
+        for tag in old.into_values() {
+            self.watch.forget(tag);
+        }
+        for (tag, pattern) in added {
+            self.watch.watch(tag, pattern, Start::FromBeginning);
+        }
+    }
+
+    /// Ends the reader's thread.
+    pub fn stop(&self) {
+        self.watch.stop();
+    }
+}
+
+/// The judge of the watch room: scans, gathers, sends.
+pub struct Reader {
+    routes: Arc<Mutex<Routes>>,
+    files: HashMap<PathBuf, Watched>,
+    found: Vec<filter::Found>,
+    engine: Sender<Event>,
+    next_place: u16,
+}
+
+/// One file and what judges it.
+struct Watched {
+    name: Arc<str>,
+    place: u16,
+    version: u64,
+    tags: Vec<u32>,
+    scanner: Scanner,
+    /// For each filter of the scanner: the jails that use it, and how far back they look.
+    jails: Vec<Vec<(JailId, Span)>>,
+    batch: Batch,
+}
+
+/// A reader and the engine's hold on it.
+pub fn new(engine: Sender<Event>, watch: WatchHandle) -> (Reader, Reading) {
+    let routes = Arc::new(Mutex::new(Routes::default()));
+    let reader = Reader { routes: routes.clone(), files: HashMap::new(), found: Vec::new(), engine, next_place: 0 };
+    (reader, Reading { routes, watch })
+}
+
+impl Reader {
+    fn send(&self, event: Event) {
+        // An engine that is gone ends the daemon; there is nobody left to tell.
+        let _ = self.engine.blocking_send(event);
+    }
+
+    /// The file's state, made or brought up to date with the routes.
+    fn watched(&mut self, path: &Path, tags: &[u32]) -> Option<&mut Watched> {
+        let routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.files.get(path);
+        if known.is_none_or(|known| known.version != routes.version || known.tags != tags) {
+            let (mut filters, mut jails): (Vec<Arc<Filter>>, Vec<Vec<(JailId, Span)>>) = (Vec::new(), Vec::new());
+            for route in tags.iter().filter_map(|tag| routes.by_tag.get(tag)) {
+                let at = filters.iter().position(|known| Arc::ptr_eq(known, &route.filter)).unwrap_or_else(|| {
+                    filters.push(route.filter.clone());
+                    jails.push(Vec::new());
+                    filters.len() - 1
+                });
+                if !jails[at].iter().any(|(jail, _)| *jail == route.jail) {
+                    jails[at].push((route.jail, route.findtime));
+                }
+            }
+            let version = routes.version;
+            drop(routes);
+            match self.files.get_mut(path) {
+                Some(known) => {
+                    known.scanner = known.scanner.with_filters(filters);
+                    (known.version, known.tags, known.jails) = (version, tags.to_vec(), jails);
+                }
+                None => {
+                    let name: Arc<str> = path.to_string_lossy().into();
+                    let place = self.next_place;
+                    self.next_place = self.next_place.wrapping_add(1);
+                    let batch = Batch { path: name.clone(), ..Batch::default() };
+                    let scanner = Scanner::new(filters);
+                    self.files.insert(path.to_owned(), Watched { name, place, version, tags: tags.to_vec(), scanner, jails, batch });
+                }
+            }
+        }
+        self.files.get_mut(path)
+    }
+}
+
+impl Judge for Reader {
+    fn chunk(&mut self, chunk: Chunk<'_>) {
+        let mut found = std::mem::take(&mut self.found);
+        let now = clock::now().wall;
+        let Some(watched) = self.watched(chunk.path, chunk.tags) else { return };
+        watched.scanner.scan(chunk.bytes, When { now, live: chunk.live }, &mut found);
+        let batch = &mut watched.batch;
+        batch.offset = chunk.offset + chunk.bytes.len() as u64;
+        batch.size = batch.offset.max(batch.size);
+        batch.live = chunk.live;
+        batch.changed = true;
+        for found in found.drain(..) {
+            let place = Place(u64::from(watched.place) << 48 | (chunk.offset + u64::from(found.offset)) & 0xffff_ffff_ffff);
+            let failure = Failure { address: found.addr, time: found.time, attempts: found.attempts, place };
+            let ok = found.kind == filter::Kind::Ok;
+            for (jail, findtime) in &watched.jails[found.filter] {
+                // What was there before us and is older than findtime can not count any more.
+                if chunk.live || found.time + *findtime >= now {
+                    batch.found.push(Found { jail: *jail, failure, ok });
+                }
+            }
+        }
+        let full = batch.found.len() >= BATCH_AT_MOST;
+        let full = full.then(|| watched.take());
+        self.found = found;
+        if let Some(batch) = full {
+            self.send(Event::Read(batch));
+        }
+    }
+
+    fn source(&mut self, event: SourceEvent<'_>) {
+        if let Happening::LinesCut(_) | Happening::Rotated | Happening::Truncated { .. } = event.what {
+            tracing::debug!("{}: {:?}", event.path.display(), event.what);
+            if !matches!(event.what, Happening::Truncated { lost } if lost > 0) {
+                return;
+            }
+        }
+        let (state, note) = match &event.what {
+            Happening::Appeared => (SourceState::CatchingUp, None),
+            Happening::Missing { waiting_at, .. } => (SourceState::Waiting, Some(format!("watching {} for it", waiting_at.display()))),
+            Happening::Unreadable(errno) | Happening::ReadFailed(errno) => (SourceState::Unreadable, Some(errno.desc().to_lowercase())),
+            Happening::Polled(Polled::FileSystem) => (SourceState::Live, Some("polled: its file system tells of no changes".to_owned())),
+            Happening::Polled(Polled::Refused(errno)) => (SourceState::Live, Some(format!("polled: inotify says {errno:?}"))),
+            Happening::Truncated { lost } => (SourceState::Live, Some(format!("truncated, {lost} bytes lost unread"))),
+            Happening::CaughtUp => (SourceState::Live, None),
+            Happening::Forgotten => (SourceState::Gone, None),
+            Happening::LinesCut(_) | Happening::Rotated => return,
+        };
+        // The batch goes first: the state follows what was read.
+        self.idle();
+        let jails = {
+            let routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+            event.tags.iter().filter_map(|tag| routes.by_tag.get(tag)).map(|route| route.jail).collect()
+        };
+        if state == SourceState::Gone {
+            self.files.remove(event.path);
+        }
+        self.send(Event::Source(SourceReport { jails, path: event.path.to_string_lossy().into(), state, note }));
+    }
+
+    fn status(&mut self, _sources: Vec<SourceStatus>) {}
+
+    fn idle(&mut self) {
+        let batches: Vec<Batch> = self.files.values_mut().filter(|w| w.batch.changed).map(Watched::take).collect();
+        for batch in batches {
+            self.send(Event::Read(batch));
+        }
+    }
+}
+
+impl Watched {
+    fn take(&mut self) -> Batch {
+        let fresh = Batch { path: self.name.clone(), offset: self.batch.offset, size: self.batch.size, live: self.batch.live, ..Batch::default() };
+        let mut batch = std::mem::replace(&mut self.batch, fresh);
+        batch.lines = self.scanner.take_lines();
+        batch
+    }
+}

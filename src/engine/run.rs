@@ -1,0 +1,211 @@
+//! The performer: the loop around the core. It waits for what can happen, tells the core, and does what the core says.
+//!
+//! Threads, each with one thing that may block: `reader` (files), `writer` (nf_tables), `clerk` (slow reading), `machine`
+//! (rtnetlink); here, on the main thread, the loop and the control socket, on one current-thread tokio runtime.
+
+use std::collections::HashMap;
+use std::sync::mpsc as std_mpsc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{debug, error, info, warn};
+
+use super::clerk::{self, Errand, Load};
+use super::core::{Action, Asked, ClientId, Core, Event, Level};
+use super::kernel::{Work, Writer};
+use super::reader::{self, Reading};
+use super::{clock, machine};
+use crate::control::Reply;
+use crate::control::server::{self, Access, Incoming};
+use crate::watch::Watch;
+
+/// Events that may wait; a full queue makes the reader wait, and the log file is the queue.
+const EVENTS: usize = 256;
+/// Events taken in before what they led to is carried out.
+const AT_ONCE: usize = 64;
+/// What is in flight at the end gets this long.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// A daemon that is ready to run: everything that can refuse has agreed.
+pub struct Ready {
+    /// The core, with what was adopted.
+    pub core: Core,
+    /// The writing side, the table established.
+    pub writer: Writer,
+    /// The control socket.
+    pub listener: std::os::unix::net::UnixListener,
+    /// Who may ask.
+    pub access: Arc<Mutex<Access>>,
+    /// Reads the configuration anew.
+    pub load: Load,
+    /// Called on SIGUSR1: log files were rotated.
+    pub reopen: Box<dyn Fn() + Send>,
+}
+
+/// Runs until SIGTERM or SIGINT. The table stays as it is.
+pub fn run(ready: Ready) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| format!("cannot start: {e}"))?;
+    runtime.block_on(drive(ready))
+}
+
+/// The ends of the threads' channels that the loop holds.
+struct Performer {
+    work: std_mpsc::Sender<Work>,
+    errands: std_mpsc::Sender<Errand>,
+    reading: Reading,
+    clients: HashMap<ClientId, oneshot::Sender<Reply>>,
+    next_client: u64,
+}
+
+async fn drive(ready: Ready) -> Result<(), String> {
+    let Ready { mut core, writer, listener, access, load, reopen } = ready;
+    let failed = |what: &str| move |e: std::io::Error| format!("cannot start the {what}: {e}");
+    let (events, mut happened) = mpsc::channel(EVENTS);
+    let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
+
+    // Signals first, so that none is lost from here on.
+    let (signals, mut signalled) = mpsc::channel(8);
+    let mut caught = signal_hook::iterator::Signals::new([libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR1]).map_err(failed("signals"))?;
+    let catching = caught.handle();
+    thread("signals")
+        .spawn(move || caught.forever().for_each(|signal| drop(signals.blocking_send(signal))))
+        .map_err(failed("signals"))?;
+
+    let (work, to_do) = std_mpsc::channel();
+    let done = events.clone();
+    let writing = thread("writer").spawn(move || writer.run(&to_do, &done)).map_err(failed("writer"))?;
+    let (errands, to_run) = std_mpsc::channel();
+    let done = events.clone();
+    thread("clerk").spawn(move || clerk::run(&to_run, load, &done)).map_err(failed("clerk"))?;
+    let moved = events.clone();
+    machine::follow(move |machine| moved.blocking_send(Event::Machine(machine)).is_ok()).map_err(failed("address follower"))?;
+
+    let watch = Watch::new().map_err(failed("file watch"))?;
+    let (reader, reading) = reader::new(events, watch.handle());
+    let reader = thread("reader").spawn(move || watch.run(reader)).map_err(failed("reader"))?;
+
+    let (incoming, mut asked) = mpsc::channel(64);
+    let listener = UnixListener::from_std(listener).map_err(failed("control socket"))?;
+    tokio::spawn(server::serve(listener, access, incoming));
+
+    let mut performer = Performer { work, errands, reading, clients: HashMap::new(), next_client: 0 };
+    performer.perform(&mut core);
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    info!("ready: {} jails, {} bans held", core.specs().jails.len(), core.bans_held());
+
+    loop {
+        let now = clock::now();
+        let due = core.next_wake(now).map(|at| Duration::from(at.since(now.mono)));
+        let sleep = async {
+            match due {
+                Some(due) => tokio::time::sleep(due).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            event = happened.recv() => {
+                let Some(event) = event else { return Err("every thread has ended".to_owned()) };
+                core.handle(clock::now(), event);
+            }
+            Some(incoming) = asked.recv() => performer.ask(&mut core, incoming),
+            Some(signal) = signalled.recv() => match signal {
+                libc::SIGHUP => {
+                    info!("SIGHUP: reading the configuration again");
+                    let _ = performer.errands.send(Errand::Load(None, core.specs().clone()));
+                }
+                libc::SIGUSR1 => reopen(),
+                _ => break,
+            },
+            () = sleep => core.handle(clock::now(), Event::Wake),
+        }
+        for _ in 0..AT_ONCE {
+            let Ok(event) = happened.try_recv() else { break };
+            core.handle(clock::now(), event);
+        }
+        core.settle(clock::now());
+        performer.perform(&mut core);
+    }
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    catching.close();
+    performer.reading.stop();
+    farewell(&mut core, &mut performer, &mut happened).await;
+    // Both threads may wait for a place in the channel: it goes first.
+    drop((performer.work, happened));
+    let _ = reader.join();
+    let _ = writing.join();
+    info!("stopped; table {} {} stands, its bans go on", core.specs().family, core.specs().table);
+    Ok(())
+}
+
+/// Lets what was read and decided reach the kernel before the end.
+async fn farewell(core: &mut Core, performer: &mut Performer, happened: &mut mpsc::Receiver<Event>) {
+    let end = tokio::time::Instant::now() + FAREWELL;
+    loop {
+        core.settle(clock::now());
+        performer.perform(core);
+        if core.is_quiet() && happened.is_empty() {
+            return;
+        }
+        match tokio::time::timeout_at(end, happened.recv()).await {
+            Ok(Some(event)) => core.handle(clock::now(), event),
+            Ok(None) => return,
+            Err(_) => {
+                warn!("the kernel did not answer in time; the log still holds what it was about");
+                return;
+            }
+        }
+    }
+}
+
+impl Performer {
+    fn ask(&mut self, core: &mut Core, incoming: Incoming) {
+        let Incoming { uid, request, reply } = incoming;
+        let client = ClientId(self.next_client);
+        self.next_client += 1;
+        self.clients.retain(|_, waiting| !waiting.is_closed());
+        self.clients.insert(client, reply);
+        let asked = Asked { client, uid, request, kernel: None };
+        if clerk::shows_kernel(&asked.request) {
+            let _ = self.errands.send(Errand::Look(asked, core.specs().clone()));
+        } else {
+            core.handle(clock::now(), Event::Asked(asked));
+        }
+    }
+
+    fn perform(&mut self, core: &mut Core) {
+        for action in core.take_actions() {
+            match action {
+                Action::Commit(changes) => {
+                    debug!("commit of {} changes", changes.len());
+                    let _ = self.work.send(Work::Commit(changes));
+                }
+                Action::Establish(wanted) => {
+                    let _ = self.work.send(Work::Establish(wanted));
+                }
+                Action::Reply(client, reply) => {
+                    if let Some(waiting) = self.clients.remove(&client) {
+                        let _ = waiting.send(reply);
+                    }
+                }
+                Action::Log(level, text) => log(level, &text),
+                Action::Reload(client) => {
+                    let _ = self.errands.send(Errand::Load(client, core.specs().clone()));
+                }
+                Action::Watch(specs) => self.reading.watch(&specs),
+            }
+        }
+    }
+}
+
+/// Writes a line of the core's.
+pub fn log(level: Level, text: &str) {
+    match level {
+        Level::Error => error!("{text}"),
+        Level::Warn => warn!("{text}"),
+        Level::Info => info!("{text}"),
+        Level::Debug => debug!("{text}"),
+    }
+}

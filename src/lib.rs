@@ -5,4 +5,8 @@ pub mod control;
 pub mod engine;
 pub mod filter;
 pub mod jail;
+pub mod netns;
+pub mod nft;
+mod sys;
 pub mod terms;
+pub mod watch;

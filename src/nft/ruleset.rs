@@ -1,0 +1,754 @@
+//! The table a configuration wants, as a value.
+//!
+//! [`Plan`] says which jails there are and where they bite; [`Ruleset::of`] turns it into sets, base chains and rules;
+//! [`Ruleset::text`] prints them as nft(8) lists them. Nothing here touches the kernel: [`super::Transaction::establish`]
+//! compares a ruleset with what the kernel holds and makes the two equal.
+//!
+//! A rule is a list of typed [`Statement`]s, each the equal of a piece of nft text. What this program does not write itself
+//! is read back as [`Statement::Foreign`] and so never compares equal to anything wanted.
+
+use std::collections::HashSet;
+use std::fmt::{self, Write as _};
+
+use ipnetwork::IpNetwork;
+
+use super::element::{Counter, Interval, Key, merge};
+use crate::terms::{Blocktype, Family, Hook, Ports, Protocol, Protocols, Span};
+
+/// The version of the shape of our tables, kept in the table's comment as `banset 1`.
+pub const VERSION: u32 = 1;
+
+/// What the engine wants of one table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The family of the table.
+    pub family: Family,
+    /// Its name.
+    pub table: String,
+    /// Whether there are sets and rules for IPv6.
+    pub ipv6: bool,
+    /// The most elements a ban set may hold; `None` leaves it to the kernel's memory.
+    pub set_size: Option<u32>,
+    /// Whether each element counts its packets.
+    pub element_counters: bool,
+    /// How often the kernel frees expired elements; `None` leaves it at its default of one second, which costs 5 % of a core at
+    /// a million elements where ten seconds cost half a percent.
+    pub gc_interval: Option<Span>,
+    /// What no jail blocks.
+    pub ignore: Vec<IpNetwork>,
+    /// The jails.
+    pub jails: Vec<JailPlan>,
+}
+
+/// What the engine wants of one jail.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JailPlan {
+    /// Its name, which its sets begin with.
+    pub name: String,
+    /// The ports it guards.
+    pub ports: Ports,
+    /// The protocols it guards.
+    pub protocols: Protocols,
+    /// Where its rules hang, and the priority of the chain there.
+    pub hooks: Vec<(Hook, i32)>,
+    /// What happens to packets of a banned address.
+    pub blocktype: Blocktype,
+    /// The prefix by which IPv6 addresses are banned, 1 to 128.
+    pub ipv6_prefix: u8,
+    /// What this jail does not block, besides [`Plan::ignore`].
+    pub ignore: Vec<IpNetwork>,
+    /// Whether it bans subnets too, in `JAIL-net4` and `JAIL-net6`.
+    pub nets: bool,
+    /// Whether its rules are out while its sets stay.
+    pub paused: bool,
+}
+
+/// Why a plan can not become a table that nft(8) could list and load again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unfit {
+    /// The table's name is not a name in nft's language.
+    Table(String),
+    /// A jail's name is not a name in nft's language, or longer than 200 bytes.
+    Jail(String),
+    /// Two jails, or a jail and an ignore list, would own the same set.
+    Set(String),
+}
+
+impl fmt::Display for Unfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Unfit::Table(name) => write!(f, "table name {name:?} is not a name that nft can load again"),
+            Unfit::Jail(name) => write!(f, "jail name {name:?} can not begin the name of a set"),
+            Unfit::Set(name) => write!(f, "two owners of set {name}: rename one of the jails"),
+        }
+    }
+}
+
+impl std::error::Error for Unfit {}
+
+/// A table: what we want, or what the kernel holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ruleset {
+    /// The family.
+    pub family: Family,
+    /// The name.
+    pub table: String,
+    /// The comment, which holds the version mark.
+    pub comment: Option<String>,
+    /// The sets, in the order they are listed.
+    pub sets: Vec<Set>,
+    /// The base chains, in the order they are listed.
+    pub chains: Vec<Chain>,
+}
+
+/// A named set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Set {
+    /// The name.
+    pub name: String,
+    /// What its elements are.
+    pub key: Key,
+    /// `flags interval`: elements are stretches of addresses.
+    pub interval: bool,
+    /// `flags timeout`: elements may end by themselves.
+    pub timeout: bool,
+    /// `size`
+    pub size: Option<u32>,
+    /// `counter`: each element counts.
+    pub counter: bool,
+    /// `gc-interval`
+    pub gc_interval: Option<Span>,
+    /// `comment`
+    pub comment: Option<String>,
+    /// Who decides about the elements.
+    pub content: Content,
+}
+
+/// Who decides about the elements of a set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// The engine and the clock: bans come and go.
+    Bans,
+    /// The ruleset: exactly these, sorted and disjoint.
+    Exactly(Vec<Interval>),
+}
+
+/// A base chain of type filter with policy accept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chain {
+    /// The name.
+    pub name: String,
+    /// Where it hangs.
+    pub hook: Hook,
+    /// At which priority.
+    pub priority: i32,
+    /// Its rules.
+    pub rules: Vec<Rule>,
+}
+
+/// A rule.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
+pub struct Rule {
+    /// What it tests and does, in order.
+    pub statements: Vec<Statement>,
+}
+
+/// A piece of a rule.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Statement {
+    /// `meta l4proto { tcp, udp }`: sorted by number, none twice, at least one.
+    L4proto(Vec<Protocol>),
+    /// `th dport { 25, 465 }`: sorted, disjoint, at least one; after a single protocol `tcp dport`.
+    Dport(Vec<(u16, u16)>),
+    /// `ip saddr @sshd-v4`
+    Address {
+        /// Which header.
+        key: Key,
+        /// `daddr` instead of `saddr`.
+        destination: bool,
+        /// The bits of the address that count, fewer than all: `ip6 saddr & ffff:ffff:ffff:ffff:: == @sshd-v6`.
+        prefix: Option<u8>,
+        /// `!=`: the address is not in the set.
+        inverted: bool,
+        /// The name of the set.
+        set: String,
+    },
+    /// `counter`; what it has counted is state, not part of the rule.
+    Counter,
+    /// `drop`
+    Drop,
+    /// `reject with …`
+    Reject(Reject),
+    /// Something only others write, by the name of the kernel's expression.
+    Foreign(String),
+}
+
+/// What a rejected packet's sender is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reject {
+    /// `tcp reset`
+    TcpReset,
+    /// `icmp port-unreachable` in a rule about IPv4, `icmpv6 port-unreachable` in one about IPv6. Not `icmpx`, although one word would
+    /// do for both: nft 1.0.6 lists it as a bare `reject`, and reads that back as another rule.
+    PortUnreachable(Key),
+}
+
+impl Ruleset {
+    /// The table this plan asks for.
+    pub fn of(plan: &Plan) -> Result<Ruleset, Unfit> {
+        if !is_name(&plan.table) || is_keyword(&plan.table) || plan.table.len() > 200 {
+            return Err(Unfit::Table(plan.table.clone()));
+        }
+        let mut sets = Vec::new();
+        let keys: &[Key] = if plan.ipv6 { &[Key::V4, Key::V6] } else { &[Key::V4] };
+        for key in keys {
+            sets.push(ignore_set(format!("ignore-{}", suffix(*key)), *key, &plan.ignore));
+        }
+        let mut chains: Vec<Chain> = Vec::new();
+        for jail in &plan.jails {
+            if !is_name(&jail.name) || jail.name.contains('.') || jail.name.len() > 200 {
+                return Err(Unfit::Jail(jail.name.clone()));
+            }
+            sets.extend(keys.iter().flat_map(|key| jail_sets(plan, jail, *key)));
+            for (hook, priority) in &jail.hooks {
+                let chain = chain_at(&mut chains, *hook, *priority);
+                if !jail.paused {
+                    chain.rules.extend(keys.iter().flat_map(|key| jail_rules(jail, *hook, *key)));
+                }
+            }
+        }
+        let mut seen = HashSet::new();
+        if let Some(twice) = sets.iter().find(|set| !seen.insert(set.name.as_str())) {
+            return Err(Unfit::Set(twice.name.clone()));
+        }
+        let comment = Some(format!("banset {VERSION}"));
+        Ok(Ruleset { family: plan.family, table: plan.table.clone(), comment, sets, chains })
+    }
+
+    /// The set of this name.
+    pub fn set(&self, name: &str) -> Option<&Set> {
+        self.sets.iter().find(|set| set.name == name)
+    }
+
+    /// The set in which `jail` bans `what`: `JAIL-v4` for an address, `JAIL-v6` for exactly as many bits as the jail bans by,
+    /// otherwise `JAIL-net4` or `JAIL-net6`. `None` if the table has no such set.
+    pub fn ban_set(&self, jail: &str, ipv6_prefix: u8, what: IpNetwork) -> Option<&Set> {
+        let whole = match what {
+            IpNetwork::V4(_) => 32,
+            IpNetwork::V6(_) => ipv6_prefix,
+        };
+        self.set(&ban_set_name(jail, Interval::from(what).key(), what.prefix() != whole))
+    }
+
+    /// The version in the comment: of our own making, `Some`.
+    pub fn version(&self) -> Option<u32> {
+        self.comment.as_deref()?.strip_prefix("banset ")?.parse().ok()
+    }
+
+    /// What `nft -s list table` prints once this is committed and nobody is banned.
+    pub fn text(&self) -> String {
+        self.to_string()
+    }
+}
+
+/// `sshd-v4`, `sshd-net6`.
+pub fn ban_set_name(jail: &str, key: Key, net: bool) -> String {
+    let digit = match key {
+        Key::V4 => '4',
+        Key::V6 => '6',
+    };
+    format!("{jail}-{}{digit}", if net { "net" } else { "v" })
+}
+
+/// The jail a ban set belongs to, by its name; `None` for other sets.
+pub fn jail_of(set: &str) -> Option<&str> {
+    let jail = ["-v4", "-v6", "-net4", "-net6"].iter().find_map(|end| set.strip_suffix(end))?;
+    (jail != "ignore").then_some(jail)
+}
+
+const fn suffix(key: Key) -> &'static str {
+    match key {
+        Key::V4 => "v4",
+        Key::V6 => "v6",
+    }
+}
+
+fn ignore_set(name: String, key: Key, networks: &[IpNetwork]) -> Set {
+    let intervals = networks.iter().map(|network| Interval::from(*network)).filter(|interval| interval.key() == key);
+    let content = Content::Exactly(merge(intervals));
+    Set { name, key, interval: true, timeout: false, size: None, counter: false, gc_interval: None, comment: None, content }
+}
+
+/// The sets of a jail for one kind of address, as they are listed.
+fn jail_sets(plan: &Plan, jail: &JailPlan, key: Key) -> Vec<Set> {
+    let comment = match (key, masked(jail, key)) {
+        (Key::V6, Some(prefix)) => Some(format!("each entry stands for its /{prefix}")),
+        _ => None,
+    };
+    let bans = Set {
+        name: ban_set_name(&jail.name, key, false),
+        key,
+        interval: false,
+        timeout: true,
+        size: plan.set_size,
+        counter: plan.element_counters,
+        gc_interval: plan.gc_interval,
+        comment,
+        content: Content::Bans,
+    };
+    let mut sets = Vec::new();
+    if jail.nets {
+        let name = ban_set_name(&jail.name, key, true);
+        sets.push(Set { name, interval: true, comment: None, ..bans.clone() });
+    }
+    sets.insert(0, bans);
+    if has_own_ignore(jail, key) {
+        sets.push(ignore_set(format!("{}-ignore-{}", jail.name, suffix(key)), key, &jail.ignore));
+    }
+    sets
+}
+
+fn has_own_ignore(jail: &JailPlan, key: Key) -> bool {
+    jail.ignore.iter().any(|network| Interval::from(*network).key() == key)
+}
+
+/// The bits by which addresses are looked up, where that is fewer than all.
+fn masked(jail: &JailPlan, key: Key) -> Option<u8> {
+    (key == Key::V6 && jail.ipv6_prefix < 128).then_some(jail.ipv6_prefix)
+}
+
+/// The chain at this hook and priority, made if missing. The first of a hook bears its name, others add the priority, as `input-m300`.
+fn chain_at(chains: &mut Vec<Chain>, hook: Hook, priority: i32) -> &mut Chain {
+    let at = chains.iter().position(|chain| chain.hook == hook && chain.priority == priority).unwrap_or_else(|| {
+        let name = if chains.iter().any(|chain| chain.hook == hook) {
+            format!("{hook}-{}{}", if priority < 0 { 'm' } else { 'p' }, priority.unsigned_abs())
+        } else {
+            hook.name().to_owned()
+        };
+        chains.push(Chain { name, hook, priority, rules: Vec::new() });
+        chains.len() - 1
+    });
+    &mut chains[at]
+}
+
+/// The rules of a jail at one hook for one kind of address.
+fn jail_rules(jail: &JailPlan, hook: Hook, key: Key) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    let mut sets = vec![(ban_set_name(&jail.name, key, false), masked(jail, key))];
+    if jail.nets {
+        sets.push((ban_set_name(&jail.name, key, true), None));
+    }
+    for (set, prefix) in sets {
+        for (protocols, verdict) in verdicts(jail, hook, key) {
+            let mut statements = Vec::new();
+            if let Some(protocols) = protocols {
+                statements.push(Statement::L4proto(protocols));
+            }
+            if let Ports::List(ports) = &jail.ports {
+                statements.push(Statement::Dport(ports.clone()));
+            }
+            let destination = hook.matches_destination();
+            let address = |set: String, prefix, inverted| Statement::Address { key, destination, prefix, inverted, set };
+            statements.push(address(set.clone(), prefix, false));
+            statements.push(address(format!("ignore-{}", suffix(key)), None, true));
+            if has_own_ignore(jail, key) {
+                statements.push(address(format!("{}-ignore-{}", jail.name, suffix(key)), None, true));
+            }
+            statements.push(Statement::Counter);
+            statements.push(verdict);
+            rules.push(Rule { statements });
+        }
+    }
+    rules
+}
+
+/// What is done to which protocols (`None`: all of them), in the order of the rules. Ports without protocols mean every protocol
+/// that has ports: at the same place an ICMP message has its checksum.
+fn verdicts(jail: &JailPlan, hook: Hook, key: Key) -> Vec<(Option<Vec<Protocol>>, Statement)> {
+    let mut protocols = match (&jail.protocols, &jail.ports) {
+        (Protocols::List(list), _) => Some(list.clone()),
+        (Protocols::All, Ports::List(_)) => Some(Protocol::ALL.to_vec()),
+        (Protocols::All, Ports::All) => None,
+    };
+    if let Some(list) = &mut protocols {
+        list.sort_by_key(|protocol| protocol.number());
+        list.dedup();
+    }
+    // The kernel has no reject after routing (nft_reject_inet_validate).
+    if jail.blocktype == Blocktype::Drop || hook == Hook::Postrouting {
+        return vec![(protocols, Statement::Drop)];
+    }
+    let reset = (Some(vec![Protocol::Tcp]), Statement::Reject(Reject::TcpReset));
+    let unreachable = |others| (others, Statement::Reject(Reject::PortUnreachable(key)));
+    match protocols {
+        None => vec![reset, unreachable(None)],
+        Some(list) if list == [Protocol::Tcp] => vec![reset],
+        Some(list) if !list.contains(&Protocol::Tcp) => vec![unreachable(Some(list))],
+        Some(mut list) => {
+            list.retain(|protocol| *protocol != Protocol::Tcp);
+            vec![reset, unreachable(Some(list))]
+        }
+    }
+}
+
+impl Rule {
+    /// The jail whose bans it enforces: that of the first set it looks an address up in.
+    pub fn jail(&self) -> Option<&str> {
+        self.ban_set().and_then(jail_of)
+    }
+
+    /// The set whose elements it blocks.
+    pub fn ban_set(&self) -> Option<&str> {
+        self.statements.iter().find_map(|statement| match statement {
+            Statement::Address { set, inverted: false, .. } => Some(set.as_str()),
+            _ => None,
+        })
+    }
+
+    /// Whether it looks anything up in the set of this name.
+    pub fn uses(&self, name: &str) -> bool {
+        self.statements.iter().any(|statement| matches!(statement, Statement::Address { set, .. } if set == name))
+    }
+}
+
+/// A rule together with what its counter has counted, if it has one.
+pub(crate) type Counted = (Rule, Option<Counter>);
+
+fn is_name(name: &str) -> bool {
+    let mut bytes = name.bytes();
+    bytes.next().is_some_and(|b| b.is_ascii_alphabetic())
+        && bytes.all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
+}
+
+/// Words of nft(8) that can not name a table: `list ruleset` would print them, nothing would load them. A test tries them all.
+fn is_keyword(word: &str) -> bool {
+    const KEYWORDS: &str = " accept add ah all arp auth bridge chain chains comment comp continue counter counters create \
+        ct dccp delete describe destroy device devices drop dst dup dynset dnat element elements esp ether exthdr fib flags flow flowtable \
+        flowtables flush frag fwd gc-interval goto handle hash hbh hook icmp icmpv6 icmpx igmp import export index inet insert ip ip6 ipsec jhash jump last \
+        limit limits list log map maps mark masquerade meta meter meters metainfo mh monitor netdev notrack numgen \
+        oif oifname iif iifname osf performance memory policy position priority queue quota quotas random redirect reject rename replace \
+        reset return rt rt0 rt2 rt4 rule rules ruleset saddr daddr sctp secmark secmarks set sets size snat socket synproxy synproxys \
+        symhash table tables tcp th timeout tproxy type typeof udp udplite vlan vmap vxlan xt year skuid skgid iiftype oiftype nftrace \
+        rtclassid pkttype cpu iifgroup oifgroup cgroup prandom secpath ibrname obrname ibridgename obridgename ibrpvid ibrvproto day hour time \
+        cgroupv2 not eq neq lt gt le ge or and xor missing exists define undefine redefine include error warn ipv4_addr in ";
+    KEYWORDS.split_ascii_whitespace().any(|keyword| keyword == word)
+}
+
+impl fmt::Display for Ruleset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "table {} {} {{", self.family, self.table)?;
+        if let Some(comment) = &self.comment {
+            writeln!(f, "\tcomment \"{comment}\"")?;
+        }
+        let mut blank = "";
+        for set in &self.sets {
+            write!(f, "{blank}{set}")?;
+            blank = "\n";
+        }
+        for chain in &self.chains {
+            write!(f, "{blank}")?;
+            chain.write(f, self.family)?;
+            blank = "\n";
+        }
+        writeln!(f, "}}")
+    }
+}
+
+impl fmt::Display for Set {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "\tset {} {{", self.name)?;
+        for line in self.properties() {
+            writeln!(f, "\t\t{line}")?;
+        }
+        if let Content::Exactly(intervals) = &self.content
+            && !intervals.is_empty()
+        {
+            f.write_str("\t\telements = { ")?;
+            // nft puts two IPv4 elements on a line, of IPv6 one.
+            let per_line = if self.key == Key::V4 { 2 } else { 1 };
+            for (n, interval) in intervals.iter().enumerate() {
+                match n {
+                    0 => {}
+                    n if n % per_line == 0 => f.write_str(",\n\t\t\t     ")?,
+                    _ => f.write_str(", ")?,
+                }
+                interval.fmt(f)?;
+            }
+            f.write_str(" }\n")?;
+        }
+        writeln!(f, "\t}}")
+    }
+}
+
+impl Set {
+    /// What stands between its braces, line by line, elements apart.
+    pub(crate) fn properties(&self) -> Vec<String> {
+        let mut lines = vec![format!("type {}", self.key.name())];
+        lines.extend(self.size.map(|size| format!("size {size}")));
+        match (self.interval, self.timeout) {
+            (true, true) => lines.push("flags interval,timeout".to_owned()),
+            (true, false) => lines.push("flags interval".to_owned()),
+            (false, true) => lines.push("flags timeout".to_owned()),
+            (false, false) => {}
+        }
+        if self.counter {
+            lines.push("counter".to_owned());
+        }
+        lines.extend(self.gc_interval.map(|span| format!("gc-interval {span}")));
+        lines.extend(self.comment.as_ref().map(|comment| format!("comment \"{comment}\"")));
+        lines
+    }
+}
+
+impl Chain {
+    fn write(&self, f: &mut fmt::Formatter<'_>, family: Family) -> fmt::Result {
+        writeln!(f, "\tchain {} {{", self.name)?;
+        writeln!(f, "\t\t{}", self.head(family))?;
+        self.rules.iter().try_for_each(|rule| writeln!(f, "\t\t{rule}"))?;
+        writeln!(f, "\t}}")
+    }
+
+    /// `type filter hook input priority filter - 10; policy accept;`
+    pub(crate) fn head(&self, family: Family) -> String {
+        format!("type filter hook {} priority {}; policy accept;", self.hook, priority_text(family, self.hook, self.priority))
+    }
+}
+
+/// A priority as nft lists it: by the nearest standard name within ten, else as a number (nft(8), "Standard priority names").
+pub fn priority_text(family: Family, hook: Hook, priority: i32) -> String {
+    let named: &[(&str, i32, Option<Hook>)] = match family {
+        Family::Inet => &[
+            ("raw", -300, None),
+            ("mangle", -150, None),
+            ("dstnat", -100, Some(Hook::Prerouting)),
+            ("filter", 0, None),
+            ("security", 50, None),
+            ("srcnat", 100, Some(Hook::Postrouting)),
+        ],
+        Family::Bridge => &[
+            ("dstnat", -300, Some(Hook::Prerouting)),
+            ("filter", -200, None),
+            ("out", 100, Some(Hook::Output)),
+            ("srcnat", 300, Some(Hook::Postrouting)),
+        ],
+    };
+    let near = named
+        .iter()
+        .filter(|(_, _, only)| only.is_none_or(|only| only == hook))
+        .find(|(_, value, _)| priority.abs_diff(*value) <= 10);
+    match near {
+        None => priority.to_string(),
+        Some((name, value, _)) if *value == priority => (*name).to_owned(),
+        Some((name, value, _)) if priority > *value => format!("{name} + {}", priority - value),
+        Some((name, value, _)) => format!("{name} - {}", value - priority),
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut header = "th";
+        let mut text = String::new();
+        for (n, statement) in self.statements.iter().enumerate() {
+            let dport_follows = matches!(self.statements.get(n + 1), Some(Statement::Dport(_)));
+            match statement {
+                // A single protocol is only said by the header its port is in.
+                Statement::L4proto(list) if list.len() == 1 && dport_follows => {
+                    header = list[0].name();
+                    continue;
+                }
+                Statement::Dport(ports) => write!(text, "{header} dport {}", listed(ports.iter().map(port_text)))?,
+                other => write!(text, "{other}")?,
+            }
+            text.push(' ');
+        }
+        f.write_str(text.trim_end())
+    }
+}
+
+/// As nft lists it where it stands alone.
+impl fmt::Display for Statement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Statement::L4proto(list) => write!(f, "meta l4proto {}", listed(list.iter().map(|p| p.name().to_owned()))),
+            Statement::Dport(ports) => write!(f, "th dport {}", listed(ports.iter().map(port_text))),
+            Statement::Address { key, destination, prefix, inverted, set } => {
+                write!(f, "{} {}", key.header(), if *destination { "daddr" } else { "saddr" })?;
+                if let Some(prefix) = prefix {
+                    write!(f, " & {} ==", mask(*prefix))?;
+                }
+                write!(f, "{} @{set}", if *inverted { " !=" } else { "" })
+            }
+            Statement::Counter => f.write_str("counter"),
+            Statement::Drop => f.write_str("drop"),
+            Statement::Reject(Reject::TcpReset) => f.write_str("reject with tcp reset"),
+            Statement::Reject(Reject::PortUnreachable(Key::V4)) => f.write_str("reject with icmp port-unreachable"),
+            Statement::Reject(Reject::PortUnreachable(Key::V6)) => f.write_str("reject with icmpv6 port-unreachable"),
+            Statement::Foreign(name) => write!(f, "({name})"),
+        }
+    }
+}
+
+/// The mask of an IPv6 prefix as an address.
+pub(crate) fn mask(prefix: u8) -> std::net::Ipv6Addr {
+    std::net::Ipv6Addr::from_bits(u128::MAX.checked_shl(128 - u32::from(prefix.min(128))).unwrap_or(0))
+}
+
+fn port_text((first, last): &(u16, u16)) -> String {
+    if first == last { first.to_string() } else { format!("{first}-{last}") }
+}
+
+/// `25` for one, `{ 25, 465 }` for more.
+fn listed(items: impl ExactSizeIterator<Item = String>) -> String {
+    let one = items.len() == 1;
+    let list = items.collect::<Vec<_>>().join(", ");
+    if one { list } else { format!("{{ {list} }}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(crate) fn jail(name: &str) -> JailPlan {
+        JailPlan {
+            name: name.to_owned(),
+            ports: Ports::List(vec![(25, 25), (465, 465), (587, 587)]),
+            protocols: Protocols::List(vec![Protocol::Tcp, Protocol::Udp, Protocol::Udplite, Protocol::Sctp]),
+            hooks: vec![(Hook::Input, -10)],
+            blocktype: Blocktype::Drop,
+            ipv6_prefix: 64,
+            ignore: Vec::new(),
+            nets: false,
+            paused: false,
+        }
+    }
+
+    fn plan(jails: Vec<JailPlan>) -> Plan {
+        Plan {
+            family: Family::Inet,
+            table: "banset".to_owned(),
+            ipv6: true,
+            set_size: None,
+            element_counters: false,
+            gc_interval: None,
+            ignore: Vec::new(),
+            jails,
+        }
+    }
+
+    /// The rules of one jail, changed by `change`, joined by ` | `.
+    fn rules(change: impl FnOnce(&mut JailPlan)) -> String {
+        let mut one = jail("sshd");
+        change(&mut one);
+        let mut plan = plan(vec![one]);
+        plan.ipv6 = false;
+        let ruleset = Ruleset::of(&plan).unwrap();
+        ruleset.chains.iter().flat_map(|chain| &chain.rules).map(Rule::to_string).collect::<Vec<_>>().join(" | ")
+    }
+
+    #[test]
+    fn rules_read_as_nft_lists_them() {
+        let tcp = Protocols::List(vec![Protocol::Tcp]);
+        let ssh = Ports::List(vec![(22, 22)]);
+        let end = "ip saddr @sshd-v4 ip saddr != @ignore-v4 counter";
+        assert_eq!(
+            rules(|_| {}),
+            format!("meta l4proto {{ tcp, udp, sctp, udplite }} th dport {{ 25, 465, 587 }} {end} drop")
+        );
+        assert_eq!(
+            rules(|j| (j.protocols, j.ports) = (tcp.clone(), ssh.clone())),
+            format!("tcp dport 22 {end} drop")
+        );
+        assert_eq!(
+            rules(|j| (j.protocols, j.ports) = (tcp.clone(), Ports::All)),
+            format!("meta l4proto tcp {end} drop")
+        );
+        assert_eq!(rules(|j| (j.protocols, j.ports) = (Protocols::All, Ports::All)), format!("{end} drop"));
+        assert_eq!(
+            rules(|j| (j.protocols, j.ports) = (Protocols::All, Ports::List(vec![(1, 1024)]))),
+            format!("meta l4proto {{ tcp, udp, dccp, sctp, udplite }} th dport 1-1024 {end} drop")
+        );
+        assert_eq!(
+            rules(|j| (j.protocols, j.ports, j.blocktype) = (Protocols::All, Ports::All, Blocktype::Reject)),
+            format!("meta l4proto tcp {end} reject with tcp reset | {end} reject with icmp port-unreachable")
+        );
+        assert_eq!(
+            rules(|j| (j.ports, j.blocktype) = (ssh.clone(), Blocktype::Reject)),
+            format!(
+                "tcp dport 22 {end} reject with tcp reset | \
+                 meta l4proto {{ udp, sctp, udplite }} th dport 22 {end} reject with icmp port-unreachable"
+            )
+        );
+        assert_eq!(
+            rules(|j| (j.protocols, j.ports, j.hooks) = (Protocols::All, Ports::All, vec![(Hook::Output, 0)])),
+            "ip daddr @sshd-v4 ip daddr != @ignore-v4 counter drop"
+        );
+        assert_eq!(rules(|j| j.paused = true), "");
+        assert_eq!(
+            rules(|j| {
+                (j.protocols, j.ports, j.nets) = (tcp.clone(), ssh.clone(), true);
+                j.ignore = vec!["192.0.2.0/24".parse().unwrap()];
+            }),
+            "tcp dport 22 ip saddr @sshd-v4 ip saddr != @ignore-v4 ip saddr != @sshd-ignore-v4 counter drop | \
+             tcp dport 22 ip saddr @sshd-net4 ip saddr != @ignore-v4 ip saddr != @sshd-ignore-v4 counter drop"
+        );
+    }
+
+    #[test]
+    fn names_that_nft_could_not_load_are_refused() {
+        for table in ["", "1abc", "ip", "drop", "a b", "ü", "a;b"] {
+            let mut plan = plan(vec![]);
+            plan.table = table.to_owned();
+            assert_eq!(Ruleset::of(&plan), Err(Unfit::Table(table.to_owned())));
+        }
+        for name in ["", "4x", "a b", "a.b", &"x".repeat(201)] {
+            assert_eq!(Ruleset::of(&plan(vec![jail(name)])), Err(Unfit::Jail(name.to_owned())));
+        }
+        assert_eq!(Ruleset::of(&plan(vec![jail("ignore")])), Err(Unfit::Set("ignore-v4".to_owned())));
+        let mut own = jail("x");
+        own.ignore = vec!["192.0.2.1".parse().unwrap()];
+        assert_eq!(Ruleset::of(&plan(vec![own, jail("x-ignore")])), Err(Unfit::Set("x-ignore-v4".to_owned())));
+    }
+
+    #[test]
+    fn bans_go_where_they_belong() {
+        let mut one = jail("sshd");
+        one.nets = true;
+        let ruleset = Ruleset::of(&plan(vec![one, jail("web")])).unwrap();
+        let table = [
+            ("sshd", "192.0.2.7", Some("sshd-v4")),
+            ("sshd", "192.0.2.0/24", Some("sshd-net4")),
+            ("sshd", "2001:db8::/64", Some("sshd-v6")),
+            ("sshd", "2001:db8::1", Some("sshd-net6")),
+            ("sshd", "2001:db8::/48", Some("sshd-net6")),
+            ("web", "192.0.2.0/24", None),
+            ("none", "192.0.2.7", None),
+        ];
+        for (jail, what, set) in table {
+            let found = ruleset.ban_set(jail, 64, what.parse().unwrap());
+            assert_eq!(found.map(|set| set.name.as_str()), set, "{jail} {what}");
+        }
+        assert_eq!((jail_of("sshd-v4"), jail_of("a-b-net6"), jail_of("ignore-v4")), (Some("sshd"), Some("a-b"), None));
+    }
+
+    #[test]
+    fn priorities_read_as_nft_lists_them() {
+        let table = [
+            (Family::Inet, Hook::Input, -10, "filter - 10"),
+            (Family::Inet, Hook::Input, 0, "filter"),
+            (Family::Inet, Hook::Input, 10, "filter + 10"),
+            (Family::Inet, Hook::Input, 11, "11"),
+            (Family::Inet, Hook::Prerouting, -300, "raw"),
+            (Family::Inet, Hook::Output, -310, "raw - 10"),
+            (Family::Inet, Hook::Input, -100, "-100"),
+            (Family::Inet, Hook::Prerouting, -110, "dstnat - 10"),
+            (Family::Inet, Hook::Postrouting, 100, "srcnat"),
+            (Family::Inet, Hook::Input, 100, "100"),
+            (Family::Bridge, Hook::Forward, -200, "filter"),
+            (Family::Bridge, Hook::Forward, 0, "0"),
+            (Family::Bridge, Hook::Output, 100, "out"),
+        ];
+        for (family, hook, priority, text) in table {
+            assert_eq!(priority_text(family, hook, priority), text);
+        }
+    }
+}

@@ -1,0 +1,691 @@
+//! What is to change, as a value: statements in nft's language that the kernel takes or refuses as a whole.
+//!
+//! [`Transaction::establish`] is the one way our table comes to be: it compares the wanted [`Ruleset`] with what the kernel
+//! holds and lists the least statements that make them equal; none if they are. There is no moment in between for a packet to
+//! pass: a set with other flags, or a chain at another priority, is deleted, made and filled again in the same transaction.
+
+use std::fmt;
+
+use super::element::{Counter, Element, Interval};
+use super::expression::{write_counter, write_rule};
+use super::features::Features;
+use super::kernel::{KernelChain, KernelTable};
+use super::message::{Batch, attr, kind, number};
+use super::ruleset::{Chain, Content, Counted, Rule, Ruleset, Set, VERSION};
+use crate::terms::{Family, Hook};
+
+/// Bans beyond this many of one establishment follow in batches of their own, newest first.
+pub const AT_ONCE: usize = 100_000;
+
+/// Statements about one table, committed together or not at all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transaction {
+    family: Family,
+    table: String,
+    statements: Vec<Change>,
+    generation: Option<u32>,
+}
+
+/// One statement of a transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// `add table`
+    AddTable {
+        /// Its comment.
+        comment: Option<String>,
+    },
+    /// `delete table`, with all that is in it.
+    DeleteTable,
+    /// `add set`, without elements.
+    AddSet(Set),
+    /// `delete set`
+    DeleteSet(String),
+    /// `add chain`, without rules.
+    AddChain {
+        /// Its name.
+        name: String,
+        /// Where it hangs.
+        hook: Hook,
+        /// At which priority.
+        priority: i32,
+    },
+    /// `delete chain`
+    DeleteChain(String),
+    /// `flush chain`: every rule in it.
+    FlushChain(String),
+    /// `add rule` at the end, or `insert rule` before another.
+    AddRule {
+        /// The chain.
+        chain: String,
+        /// The handle of the rule it goes before.
+        before: Option<u64>,
+        /// The rule.
+        rule: Rule,
+        /// What its counter begins with.
+        counted: Counter,
+    },
+    /// `delete rule`
+    DeleteRule {
+        /// The chain.
+        chain: String,
+        /// The handle.
+        handle: u64,
+    },
+    /// `add element`: afterwards each is there with this timeout, whether it was before or not.
+    AddElements(Elements),
+    /// `destroy element`: afterwards none is there, whether it was before or not.
+    DestroyElements(Elements),
+}
+
+/// Elements of one set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Elements {
+    /// The set's name.
+    pub set: String,
+    /// Whether the set has `flags interval`.
+    pub interval: bool,
+    /// Whether the set has `flags timeout`; timeouts are left out otherwise.
+    pub timeout: bool,
+    /// Whether the set counts per element; counters are left out otherwise.
+    pub counter: bool,
+    /// The elements.
+    pub list: Vec<Element>,
+}
+
+impl Elements {
+    fn new(set: &Set, list: Vec<Element>) -> Elements {
+        Elements { set: set.name.clone(), interval: set.interval, timeout: set.timeout, counter: set.counter, list }
+    }
+}
+
+/// What makes the kernel equal to a ruleset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Establishment {
+    /// To be committed first and whole.
+    pub first: Transaction,
+    /// Older bans that would make it too long, set by set, to be loaded after it ([`super::Socket::load`]).
+    pub rest: Vec<(Set, Vec<Element>)>,
+}
+
+/// A table in the kernel that a newer banset made; it is left standing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Newer {
+    /// Its version.
+    pub version: u32,
+}
+
+impl fmt::Display for Newer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the kernel holds a table of version {}, this program knows {VERSION} at most", self.version)
+    }
+}
+
+impl std::error::Error for Newer {}
+
+impl Transaction {
+    /// An empty transaction about this table.
+    pub fn new(family: Family, table: impl Into<String>) -> Transaction {
+        Transaction { family, table: table.into(), statements: Vec::new(), generation: None }
+    }
+
+    /// An empty transaction about the table of this ruleset.
+    pub fn about(ruleset: &Ruleset) -> Transaction {
+        Transaction::new(ruleset.family, ruleset.table.clone())
+    }
+
+    /// The family of its table.
+    pub const fn family(&self) -> Family {
+        self.family
+    }
+
+    /// The name of its table.
+    pub fn table(&self) -> &str {
+        &self.table
+    }
+
+    /// Its statements, in the order they are carried out.
+    pub fn statements(&self) -> &[Change] {
+        &self.statements
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.statements.is_empty()
+    }
+
+    /// Has the kernel refuse it (ERESTART) if anybody committed anything since this generation.
+    pub fn only_at(&mut self, generation: u32) {
+        self.generation = Some(generation);
+    }
+
+    /// Appends any statement.
+    pub fn push(&mut self, change: Change) {
+        self.statements.push(change);
+    }
+
+    /// Has `elements` in `set`, each with its timeout from now on, whether or not it was there.
+    pub fn add(&mut self, set: &Set, elements: impl Into<Vec<Element>>) {
+        let list = elements.into();
+        if let Some(Change::AddElements(last)) = self.statements.last_mut()
+            && last.set == set.name
+        {
+            return last.list.extend(list);
+        }
+        if !list.is_empty() {
+            self.push(Change::AddElements(Elements::new(set, list)));
+        }
+    }
+
+    /// Has none of these in `set`, whether or not they were there.
+    pub fn remove(&mut self, set: &Set, intervals: impl IntoIterator<Item = Interval>) {
+        let list: Vec<Element> = intervals.into_iter().map(Element::permanent).collect();
+        if let Some(Change::DestroyElements(last)) = self.statements.last_mut()
+            && last.set == set.name
+        {
+            return last.list.extend(list);
+        }
+        if !list.is_empty() {
+            self.push(Change::DestroyElements(Elements::new(set, list)));
+        }
+    }
+
+    /// `delete table`
+    pub fn delete_table(&mut self) {
+        self.push(Change::DeleteTable);
+    }
+
+    /// What makes the kernel equal to `ruleset`, given what it holds now. Sets that are made anew are filled with what `held` says they
+    /// hold: bans with the time they have left and what they counted. Sets that stay as they are keep their elements untouched.
+    ///
+    /// A table of ours with another version mark, or none, is replaced; one of a newer version is an error and left alone.
+    pub fn establish(
+        ruleset: &Ruleset,
+        found: Option<&KernelTable>,
+        held: impl FnMut(&Set) -> Vec<Element>,
+    ) -> Result<Establishment, Newer> {
+        if let Some(version) = found.and_then(KernelTable::version).filter(|version| *version > VERSION) {
+            return Err(Newer { version });
+        }
+        let mut transaction = Transaction::about(ruleset);
+        let kept = found.filter(|found| is_kept(ruleset, found));
+        let mut removed: Vec<(String, Counted)> = Vec::new();
+        if let Some(found) = found {
+            let renewed = renewed_sets(ruleset, kept);
+            if kept.is_none() {
+                transaction.delete_table();
+                for chain in &found.chains {
+                    removed.extend(chain.rules.iter().map(|rule| (chain.name.clone(), (rule.rule.clone(), rule.counter))));
+                }
+            } else {
+                transaction.take_out(ruleset, found, &renewed, &mut removed);
+            }
+        }
+        if kept.is_none() {
+            transaction.push(Change::AddTable { comment: ruleset.comment.clone() });
+        }
+        let rest = transaction.put_sets(ruleset, kept, held);
+        transaction.put_chains(ruleset, kept, &mut removed);
+        Ok(Establishment { first: transaction, rest })
+    }
+
+    /// Takes out what is not wanted or has to be made anew: first rules, then the sets they look into, then chains.
+    fn take_out(
+        &mut self,
+        ruleset: &Ruleset,
+        found: &KernelTable,
+        renewed: &[&Set],
+        removed: &mut Vec<(String, Counted)>,
+    ) {
+        let mut dropped = Vec::new();
+        for chain in &found.chains {
+            let wanted = ruleset.chains.iter().find(|wanted| wanted.name == chain.name && is_kept_chain(wanted, chain));
+            let steps = wanted.map(|wanted| difference(chain, &wanted.rules, renewed));
+            let taken = match &steps {
+                Some(steps) => steps.removed.clone(),
+                None => (0..chain.rules.len()).collect(),
+            };
+            for index in taken {
+                let rule = &chain.rules[index];
+                removed.push((chain.name.clone(), (rule.rule.clone(), rule.counter)));
+                if steps.is_some() {
+                    self.push(Change::DeleteRule { chain: chain.name.clone(), handle: rule.handle });
+                }
+            }
+            if steps.is_none() {
+                if !chain.rules.is_empty() {
+                    self.push(Change::FlushChain(chain.name.clone()));
+                }
+                dropped.push(chain.name.clone());
+            }
+        }
+        for set in &found.sets {
+            let wanted = ruleset.set(&set.name);
+            if wanted.is_none() || renewed.iter().any(|renewed| renewed.name == set.name) {
+                self.push(Change::DeleteSet(set.name.clone()));
+            }
+        }
+        dropped.into_iter().for_each(|name| self.push(Change::DeleteChain(name)));
+    }
+
+    /// Adds the sets that are missing, fills them, and brings ignore lists up to date.
+    fn put_sets(
+        &mut self,
+        ruleset: &Ruleset,
+        kept: Option<&KernelTable>,
+        mut held: impl FnMut(&Set) -> Vec<Element>,
+    ) -> Vec<(Set, Vec<Element>)> {
+        let renewed = renewed_sets(ruleset, kept);
+        let mut fill = Vec::new();
+        for set in &ruleset.sets {
+            let fresh = renewed.iter().any(|renewed| renewed.name == set.name);
+            if fresh {
+                self.push(Change::AddSet(Set { content: Content::Bans, ..set.clone() }));
+            }
+            match &set.content {
+                Content::Exactly(wanted) => {
+                    let present = match kept.and_then(|kept| kept.set(&set.name)).map(|set| &set.content) {
+                        Some(Content::Exactly(present)) if !fresh => present.as_slice(),
+                        _ => &[],
+                    };
+                    self.remove(set, present.iter().filter(|interval| !wanted.contains(interval)).copied());
+                    let added = wanted.iter().filter(|interval| !present.contains(interval));
+                    self.add(set, added.map(|interval| Element::permanent(*interval)).collect::<Vec<_>>());
+                }
+                Content::Bans if fresh => fill.push((set.clone(), held(set))),
+                Content::Bans => {}
+            }
+        }
+        let (now, later) = split_newest(fill, AT_ONCE);
+        now.into_iter().for_each(|(set, elements)| self.add(&set, elements));
+        later
+    }
+
+    /// Adds missing chains and rules, each rule with what its predecessor counted.
+    fn put_chains(&mut self, ruleset: &Ruleset, kept: Option<&KernelTable>, removed: &mut Vec<(String, Counted)>) {
+        let renewed = renewed_sets(ruleset, kept);
+        for wanted in &ruleset.chains {
+            let Chain { name, hook, priority, rules } = wanted;
+            let present =
+                kept.and_then(|kept| kept.chains.iter().find(|chain| chain.name == *name && is_kept_chain(wanted, chain)));
+            let added = match present {
+                Some(chain) => difference(chain, rules, &renewed).added,
+                None => {
+                    self.push(Change::AddChain { name: name.clone(), hook: *hook, priority: *priority });
+                    (0..rules.len()).map(|index| (index, None)).collect()
+                }
+            };
+            for (index, before) in added {
+                let rule = rules[index].clone();
+                let counted = inherit(removed, name, &rule);
+                self.push(Change::AddRule { chain: name.clone(), before, rule, counted });
+            }
+        }
+    }
+
+    /// The memory of the list of elements it consists of, to be filled again.
+    pub(crate) fn into_elements(mut self) -> Vec<Element> {
+        match self.statements.pop() {
+            Some(Change::AddElements(elements)) => elements.list,
+            _ => Vec::new(),
+        }
+    }
+
+    /// Writes the whole batch.
+    pub(crate) fn write(&self, batch: &mut Batch, features: &Features) {
+        batch.begin(self.generation);
+        for (index, change) in self.statements.iter().enumerate() {
+            batch.statement(index);
+            change.write(batch, self.family, &self.table, features);
+        }
+        if !features.batch_end_ack {
+            batch.acknowledge_last();
+        }
+        batch.end(features.batch_end_ack);
+    }
+
+    /// Statement `index` in nft's language; of an element statement only element `element`, if it is known.
+    pub fn describe(&self, index: usize, element: Option<usize>) -> String {
+        match self.statements.get(index) {
+            Some(change) => Said { transaction: self, change, element }.to_string(),
+            None => format!("commit of table {} {}", self.family, self.table),
+        }
+    }
+}
+
+/// The sets that `establish` will make, because they are missing or differ in a way that nf_tables can not change.
+pub fn renewed_sets<'a>(ruleset: &'a Ruleset, kept: Option<&KernelTable>) -> Vec<&'a Set> {
+    let kept = kept.filter(|found| is_kept(ruleset, found));
+    let same = |wanted: &Set, found: &Set| {
+        let plain = |set: &Set| Set { content: Content::Bans, ..set.clone() };
+        plain(wanted) == plain(found)
+    };
+    ruleset
+        .sets
+        .iter()
+        .filter(|wanted| !kept.and_then(|kept| kept.set(&wanted.name)).is_some_and(|found| same(wanted, found)))
+        .collect()
+}
+
+/// Whether the table in the kernel can be changed into the wanted one: same shape of ours, awake, nobody's.
+fn is_kept(ruleset: &Ruleset, found: &KernelTable) -> bool {
+    found.comment == ruleset.comment && found.flags == 0
+}
+
+fn is_kept_chain(wanted: &Chain, found: &KernelChain) -> bool {
+    found.base == Some((wanted.hook, wanted.priority))
+}
+
+/// Which rules of a chain go and which come.
+struct Steps {
+    /// Indices of rules in the kernel.
+    removed: Vec<usize>,
+    /// Indices of wanted rules, each with the handle of the kept rule it goes before.
+    added: Vec<(usize, Option<u64>)>,
+}
+
+/// The longest common subsequence of what is there and what is wanted stays, with its counters. Rules that look into a set that is
+/// made anew can not stay.
+fn difference(chain: &KernelChain, wanted: &[Rule], renewed: &[&Set]) -> Steps {
+    let stays = |rule: &Rule| !renewed.iter().any(|set| rule.uses(&set.name));
+    let (n, m) = (chain.rules.len(), wanted.len());
+    let same = |i: usize, j: usize| chain.rules[i].rule == wanted[j] && stays(&wanted[j]);
+    // Rules mostly stay: what both lists begin with needs no table.
+    let head = (0..n.min(m)).take_while(|i| same(*i, *i)).count();
+    let mut longest = vec![vec![0u32; m - head + 1]; n - head + 1];
+    for i in (head..n).rev() {
+        for j in (head..m).rev() {
+            let (a, b) = (i - head, j - head);
+            longest[a][b] =
+                if same(i, j) { longest[a + 1][b + 1] + 1 } else { longest[a + 1][b].max(longest[a][b + 1]) };
+        }
+    }
+    let mut steps = Steps { removed: Vec::new(), added: Vec::new() };
+    let (mut i, mut j) = (head, head);
+    let mut waiting = Vec::new();
+    while i < n || j < m {
+        if i < n && j < m && same(i, j) {
+            let handle = Some(chain.rules[i].handle);
+            steps.added.extend(waiting.drain(..).map(|index| (index, handle)));
+            (i, j) = (i + 1, j + 1);
+        } else if i < n && (j == m || longest[i - head + 1][j - head] >= longest[i - head][j - head + 1]) {
+            steps.removed.push(i);
+            i += 1;
+        } else {
+            waiting.push(j);
+            j += 1;
+        }
+    }
+    steps.added.extend(waiting.into_iter().map(|index| (index, None)));
+    steps
+}
+
+/// What the rule that did this one's work has counted: it blocked the same set in the same way, in the same chain if there was one.
+fn inherit(removed: &mut Vec<(String, Counted)>, chain: &str, rule: &Rule) -> Counter {
+    let does_the_same = |old: &Rule| old.ban_set() == rule.ban_set() && old.statements.last() == rule.statements.last();
+    let at = removed
+        .iter()
+        .position(|(of, (old, _))| of == chain && does_the_same(old))
+        .or_else(|| removed.iter().position(|(_, (old, _))| does_the_same(old)));
+    at.and_then(|at| removed.swap_remove(at).1.1).unwrap_or_default()
+}
+
+/// Splits what sets are to hold: the newest `limit` bans (permanent ones count as newest), and the others.
+pub fn split_newest(
+    mut fill: Vec<(Set, Vec<Element>)>,
+    limit: usize,
+) -> (Vec<(Set, Vec<Element>)>, Vec<(Set, Vec<Element>)>) {
+    fill.retain(|(_, elements)| !elements.is_empty());
+    let total: usize = fill.iter().map(|(_, elements)| elements.len()).sum();
+    if total <= limit {
+        return (fill, Vec::new());
+    }
+    let age = |element: &Element| element.timeout.map_or(0, |timeout| timeout.age().0);
+    let mut ages: Vec<u64> = fill.iter().flat_map(|(_, elements)| elements.iter().map(age)).collect();
+    let (younger, oldest, _) = ages.select_nth_unstable(limit.saturating_sub(1));
+    let oldest = *oldest;
+    let mut ties = limit - younger.iter().filter(|age| **age < oldest).count();
+    let mut later = Vec::new();
+    for (set, elements) in &mut fill {
+        let old = elements
+            .extract_if(.., |element| match age(element).cmp(&oldest) {
+                std::cmp::Ordering::Less => false,
+                std::cmp::Ordering::Greater => true,
+                std::cmp::Ordering::Equal if ties > 0 => {
+                    ties -= 1;
+                    false
+                }
+                std::cmp::Ordering::Equal => true,
+            })
+            .collect::<Vec<_>>();
+        if !old.is_empty() {
+            later.push((set.clone(), old));
+        }
+    }
+    fill.retain(|(_, elements)| !elements.is_empty());
+    (fill, later)
+}
+
+impl Change {
+    fn write(&self, batch: &mut Batch, family: Family, table: &str, features: &Features) {
+        match self {
+            Change::AddTable { comment } => batch.message(kind::NEWTABLE, number::F_CREATE, |b| {
+                b.text(attr::TABLE_NAME, table);
+                b.u32(attr::TABLE_FLAGS, 0);
+                if let Some(comment) = comment {
+                    // NFTNL_UDATA_TABLE_COMMENT
+                    b.bytes_of(attr::TABLE_USERDATA, &userdata_text(0, comment));
+                }
+            }),
+            Change::DeleteTable => batch.message(kind::DELTABLE, 0, |b| b.text(attr::TABLE_NAME, table)),
+            Change::AddSet(set) => write_set(batch, table, set),
+            Change::DeleteSet(name) => batch.message(kind::DELSET, 0, |b| {
+                b.text(attr::SET_TABLE, table);
+                b.text(attr::SET_NAME, name);
+            }),
+            Change::AddChain { name, hook, priority } => batch.message(kind::NEWCHAIN, number::F_CREATE, |b| {
+                b.text(attr::CHAIN_TABLE, table);
+                b.text(attr::CHAIN_NAME, name);
+                b.text(attr::CHAIN_TYPE, "filter");
+                b.u32(attr::CHAIN_POLICY, number::NF_ACCEPT);
+                b.nest(attr::CHAIN_HOOK, |b| {
+                    b.u32(attr::HOOK_NUM, hook_number(*hook));
+                    b.u32(attr::HOOK_PRIORITY, priority.cast_unsigned());
+                });
+            }),
+            Change::DeleteChain(name) => batch.message(kind::DELCHAIN, 0, |b| {
+                b.text(attr::CHAIN_TABLE, table);
+                b.text(attr::CHAIN_NAME, name);
+            }),
+            Change::FlushChain(chain) => batch.message(kind::DELRULE, 0, |b| {
+                b.text(attr::RULE_TABLE, table);
+                b.text(attr::RULE_CHAIN, chain);
+            }),
+            Change::AddRule { chain, before, rule, counted } => {
+                write_rule(batch, family, table, chain, *before, rule, *counted);
+            }
+            Change::DeleteRule { chain, handle } => batch.message(kind::DELRULE, 0, |b| {
+                b.text(attr::RULE_TABLE, table);
+                b.text(attr::RULE_CHAIN, chain);
+                b.u64(attr::RULE_HANDLE, *handle);
+            }),
+            Change::AddElements(elements) => {
+                // Before Linux 6.12 adding what is there changes nothing. Adding, deleting and adding again does, on every kernel and
+                // without knowing whether it was there.
+                if !features.timeout_update {
+                    write_elements(batch, table, kind::NEWSETELEM, elements, true);
+                    write_elements(batch, table, kind::DELSETELEM, elements, false);
+                }
+                write_elements(batch, table, kind::NEWSETELEM, elements, true);
+            }
+            Change::DestroyElements(elements) if features.destroy => {
+                write_elements(batch, table, kind::DESTROYSETELEM, elements, false);
+            }
+            // Before Linux 6.3 deleting what is not there aborts the batch: so it is there.
+            Change::DestroyElements(elements) => {
+                write_elements(batch, table, kind::NEWSETELEM, elements, false);
+                write_elements(batch, table, kind::DELSETELEM, elements, false);
+            }
+        }
+    }
+}
+
+/// `NF_INET_*` and `NF_BR_*`, which agree.
+pub(crate) const fn hook_number(hook: Hook) -> u32 {
+    match hook {
+        Hook::Prerouting => 0,
+        Hook::Input => 1,
+        Hook::Forward => 2,
+        Hook::Output => 3,
+        Hook::Postrouting => 4,
+    }
+}
+
+/// A piece of user data: type, length, text with its NUL (libnftnl's `udata.h`). 255 bytes at most; longer text is cut.
+fn userdata_text(kind: u8, text: &str) -> Vec<u8> {
+    let text = &text.as_bytes()[..text.floor_char_boundary(254)];
+    let mut data = vec![kind, text.len() as u8 + 1];
+    data.extend_from_slice(text);
+    data.push(0);
+    data
+}
+
+fn write_set(batch: &mut Batch, table: &str, set: &Set) {
+    let id = batch.set_id();
+    let flags =
+        if set.interval { number::SET_INTERVAL } else { 0 } | if set.timeout { number::SET_TIMEOUT } else { 0 };
+    batch.message(kind::NEWSET, number::F_CREATE, |b| {
+        b.text(attr::SET_TABLE, table);
+        b.text(attr::SET_NAME, &set.name);
+        b.u32(attr::SET_FLAGS, flags);
+        b.u32(attr::SET_KEY_TYPE, set.key.number());
+        b.u32(attr::SET_KEY_LEN, set.key.length());
+        b.u32(attr::SET_ID, id);
+        if let Some(size) = set.size {
+            b.nest(attr::SET_DESC, |b| b.u32(attr::SET_DESC_SIZE, size));
+        }
+        if let Some(span) = set.gc_interval {
+            b.u32(attr::SET_GC_INTERVAL, u32::try_from(span.millis_up()).unwrap_or(u32::MAX));
+        }
+        // As nft: NFTNL_UDATA_SET_KEYBYTEORDER is big endian (2), then NFTNL_UDATA_SET_COMMENT.
+        let mut userdata = vec![0, 4];
+        userdata.extend(2u32.to_ne_bytes());
+        if let Some(comment) = &set.comment {
+            userdata.extend(userdata_text(7, comment));
+        }
+        b.bytes_of(attr::SET_USERDATA, &userdata);
+        if set.counter {
+            write_counter(b, attr::SET_EXPR, None);
+        }
+    });
+}
+
+fn write_elements(batch: &mut Batch, table: &str, kind: u8, elements: &Elements, values: bool) {
+    let adds = kind == kind::NEWSETELEM;
+    batch.list(
+        kind,
+        if adds { number::F_CREATE } else { 0 },
+        &elements.list,
+        |b| {
+            b.text(attr::ELEMS_TABLE, table);
+            b.text(attr::ELEMS_SET, &elements.set);
+        },
+        |b, element| {
+            let interval = element.interval;
+            let end = if elements.interval { interval.after() } else { None };
+            b.nest(attr::LIST_ELEM, |b| {
+                let timed = values && elements.timeout;
+                if timed && let Some(timeout) = element.timeout {
+                    // Both, always: a timeout alone that equals the one it has refreshes nothing.
+                    let (timeout, expiration) = timeout.millis();
+                    b.u64(attr::ELEM_TIMEOUT, timeout);
+                    b.u64(attr::ELEM_EXPIRATION, expiration);
+                } else if timed {
+                    // No timeout, also where the element had one.
+                    b.u64(attr::ELEM_TIMEOUT, 0);
+                }
+                write_key(b, interval.first());
+                if values && elements.counter && element.counter.is_some() {
+                    write_counter(b, attr::ELEM_EXPR, element.counter);
+                }
+                if adds && elements.interval && end.is_none() {
+                    // NFTNL_UDATA_SET_ELEM_FLAGS with nft's SET_ELEM_F_INTERVAL_OPEN: it goes on to the last address.
+                    let mut open = vec![1, 4];
+                    open.extend(1u32.to_ne_bytes());
+                    b.bytes_of(attr::ELEM_USERDATA, &open);
+                }
+            });
+            if let Some(end) = end {
+                b.nest(attr::LIST_ELEM, |b| {
+                    b.u32(attr::ELEM_FLAGS, number::ELEM_INTERVAL_END);
+                    write_key(b, end);
+                });
+            }
+        },
+    );
+}
+
+/// The key of an element.
+pub(crate) fn write_key(b: &mut Batch, address: std::net::IpAddr) {
+    b.nest(attr::ELEM_KEY, |b| match address {
+        std::net::IpAddr::V4(v4) => b.bytes_of(attr::DATA_VALUE, &v4.octets()),
+        std::net::IpAddr::V6(v6) => b.bytes_of(attr::DATA_VALUE, &v6.octets()),
+    });
+}
+
+/// The whole as a script for `nft -f`.
+impl fmt::Display for Transaction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.statements.iter().try_for_each(|change| writeln!(f, "{}", Said { transaction: self, change, element: None }))
+    }
+}
+
+/// A statement on its way to text.
+struct Said<'a> {
+    transaction: &'a Transaction,
+    change: &'a Change,
+    element: Option<usize>,
+}
+
+impl fmt::Display for Said<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Transaction { family, table, .. } = self.transaction;
+        match self.change {
+            Change::AddTable { comment: None } => write!(f, "add table {family} {table}"),
+            Change::AddTable { comment: Some(comment) } => write!(f, "add table {family} {table} {{ comment \"{comment}\"; }}"),
+            Change::DeleteTable => write!(f, "delete table {family} {table}"),
+            Change::AddSet(set) => {
+                write!(f, "add set {family} {table} {} {{ {}; }}", set.name, set.properties().join("; "))
+            }
+            Change::DeleteSet(name) => write!(f, "delete set {family} {table} {name}"),
+            Change::AddChain { name, hook, priority } => {
+                let chain = Chain { name: name.clone(), hook: *hook, priority: *priority, rules: Vec::new() };
+                write!(f, "add chain {family} {table} {name} {{ {} }}", chain.head(*family))
+            }
+            Change::DeleteChain(name) => write!(f, "delete chain {family} {table} {name}"),
+            Change::FlushChain(name) => write!(f, "flush chain {family} {table} {name}"),
+            Change::AddRule { chain, before: None, rule, .. } => write!(f, "add rule {family} {table} {chain} {rule}"),
+            Change::AddRule { chain, before: Some(handle), rule, .. } => {
+                write!(f, "insert rule {family} {table} {chain} position {handle} {rule}")
+            }
+            Change::DeleteRule { chain, handle } => write!(f, "delete rule {family} {table} {chain} handle {handle}"),
+            Change::AddElements(elements) => self.elements(f, "add", elements),
+            Change::DestroyElements(elements) => self.elements(f, "destroy", elements),
+        }
+    }
+}
+
+impl Said<'_> {
+    fn elements(&self, f: &mut fmt::Formatter<'_>, verb: &str, elements: &Elements) -> fmt::Result {
+        let Transaction { family, table, .. } = self.transaction;
+        write!(f, "{verb} element {family} {table} {} {{ ", elements.set)?;
+        match self.element.and_then(|index| elements.list.get(index)) {
+            Some(element) => write!(f, "{element}")?,
+            None => {
+                for (n, element) in elements.list.iter().enumerate() {
+                    write!(f, "{}{element}", if n > 0 { ", " } else { "" })?;
+                }
+            }
+        }
+        f.write_str(" }")
+    }
+}

@@ -226,11 +226,13 @@ impl Held {
             if n < known || out.buffer[..known] != self.tail[..] {
                 return Turn::Rewritten;
             }
-            self.size = self.size.max(from + n as u64);
+            if from + n as u64 > self.size {
+                self.size = from + n as u64;
+                self.busy = Instant::now();
+            }
             if n == known {
                 return Turn::End;
             }
-            self.busy = Instant::now();
             let done = self.hand_out(out, known, n);
             let end = from + n as u64;
             if done == 0 && most < out.buffer.len() && end >= self.until {

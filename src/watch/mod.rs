@@ -187,3 +187,5 @@ impl Default for Habits {
     }
 }
 
+#[cfg(test)]
+mod tests;

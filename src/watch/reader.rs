@@ -39,6 +39,8 @@ const TURN: usize = 1024 * 1024;
 const CATCH_UP_TURN: usize = 256 * 1024;
 /// Bytes handed out after which the judge is told to send on what it gathered.
 const GATHERED: usize = 1024 * 1024;
+/// By how much the times of files may lag behind the clock: the kernel stamps them with the last timer tick.
+const TICK: Duration = Duration::from_millis(20);
 /// Between two full looks at a polled path or glob there are this many glances.
 const GLANCES: u32 = 8;
 
@@ -555,6 +557,11 @@ impl Reader<'_> {
     fn leads_nowhere(&mut self, id: u32, state: SourceState, errno: Errno, fresh: bool) {
         let Some(place) = self.places.get_mut(&id) else { return };
         place.current = false;
+        let path = place.path.clone();
+        if let Some(saved) = self.saved.remove(&path) {
+            self.trace(id, &saved.marks, None);
+        }
+        let Some(place) = self.places.get_mut(&id) else { return };
         place.held.iter_mut().for_each(|held| held.ready = true);
         if !place.held.is_empty() {
             self.leaving.insert(id);
@@ -606,7 +613,7 @@ impl Reader<'_> {
             let new = before.is_empty() || !place.held.is_empty();
             // Lines in a file that was born while we watched are new; in one that was moved here they may be of any age.
             let since = place.since;
-            let alive = !fresh && born.is_some_and(|born| born >= since);
+            let alive = !fresh && born.is_some_and(|born| born + TICK >= since);
             if !alive {
                 held.until = meta.len();
             }
@@ -620,8 +627,16 @@ impl Reader<'_> {
                 if held.seek(&mut mark, position.offset, position.inside).is_err() {
                     held.begin_again(&mut mark);
                 }
-            } else if !before.is_empty() {
-                self.trace(id, &before, &mut held, &mut mark);
+            } else if !before.is_empty()
+                && let Some(found) = self.trace(id, &before, Some((identity, &held)))
+            {
+                let sought = match found {
+                    Left::At(old) => held.seek(&mut mark, old.offset, old.inside),
+                    Left::Near(old) => held.seek_line(&mut mark, old.offset),
+                };
+                if sought.is_err() {
+                    held.begin_again(&mut mark);
+                }
             }
             self.attach(id, held, mark, &path, None);
             if let Some(place) = self.places.get_mut(&id) {
@@ -682,19 +697,21 @@ impl Reader<'_> {
     }
 
     /// Finds what became of the files that `before` marks, holds what is to be read of them and of files that came and went
-    /// after them, and puts the offset of what the path leads to now where it belongs.
-    fn trace(&mut self, id: u32, before: &[Mark], held: &mut Held, mark: &mut Mark) {
-        let Some(place) = self.places.get(&id) else { return };
-        let path = place.path.clone();
-        let beside: Vec<Sibling> = siblings(&path).into_iter().filter(|sibling| !self.is_place(&sibling.path, id)).collect();
-        let now = mark.identity();
+    /// after them, oldest first. Returns where we were in what the path leads to now, if it is one of them.
+    fn trace(&mut self, id: u32, before: &[Mark], now: Option<(Identity, &Held)>) -> Option<Left> {
+        let path = self.places.get(&id)?.path.clone();
+        let file = now.and_then(|(_, held)| held.file());
+        let now = now.map(|(identity, _)| identity);
+        // What the path led to a moment ago may stand among its siblings by now.
+        let ours = |sibling: &Sibling| now != Some(sibling.identity()) && !self.is_place(&sibling.path, id);
+        let beside: Vec<Sibling> = siblings(&path).into_iter().filter(ours).collect();
         // For each mark, which of `beside` it is; `beside.len()` is what the path leads to now.
         let last = beside.len();
         let mut fate: Vec<Option<usize>> = vec![None; before.len()];
-        let mut whole = false;
+        let mut near = false;
         for (fate, old) in fate.iter_mut().zip(before) {
             *fate = beside.iter().position(|s| s.identity() == old.identity() && (old.offset == 0 || s.continues(old)));
-            if old.identity() == now && held.file().is_some_and(|file| is_of(old, file).unwrap_or(false)) {
+            if now == Some(old.identity()) && file.is_some_and(|file| is_of(old, file).unwrap_or(false)) {
                 *fate = Some(last);
             }
         }
@@ -708,7 +725,7 @@ impl Reader<'_> {
                         (0..last).filter(free).filter(|at| beside[*at].gz && modified(&beside[*at].meta) >= old.modified);
                     packed.into_iter().find(|at| beside[*at].continues(old))
                 });
-                let copied = || free(&last) && held.file().is_some_and(|file| is_of(old, file).unwrap_or(false));
+                let copied = || free(&last) && file.is_some_and(|file| is_of(old, file).unwrap_or(false));
                 fate[index] = found.or_else(|| copied().then_some(last));
             }
         }
@@ -716,10 +733,10 @@ impl Reader<'_> {
             let old = &before[index];
             // The same file with the same beginning, but shorter or other than it was: power was lost, or somebody edited it.
             // What is left of it was read.
-            let same = old.identity() == now && old.head_len > 0 && !fate.contains(&Some(last));
-            if fate[index].is_none() && same && held.file().is_some_and(|file| old.head_is_of(file).unwrap_or(false)) {
+            let same = now == Some(old.identity()) && old.head_len > 0 && !fate.contains(&Some(last));
+            if fate[index].is_none() && same && file.is_some_and(|file| old.head_is_of(file).unwrap_or(false)) {
                 fate[index] = Some(last);
-                whole = true;
+                near = true;
             }
         }
         let newest = fate.iter().zip(before).filter_map(|(fate, old)| fate.map(|at| (at, old))).max_by_key(|(at, _)| *at);
@@ -735,11 +752,8 @@ impl Reader<'_> {
                 self.hold_sibling(id, sibling, known, None);
             }
         }
-        let Some(old) = fate.iter().position(|fate| *fate == Some(last)).map(|index| before[index]) else { return };
-        let sought = if whole { held.seek_line(mark, old.offset) } else { held.seek(mark, old.offset, old.inside) };
-        if sought.is_err() {
-            held.begin_again(mark);
-        }
+        let left = fate.iter().position(|fate| *fate == Some(last)).map(|index| before[index])?;
+        Some(if near { Left::Near(left) } else { Left::At(left) })
     }
 
     fn is_place(&self, path: &Path, but: u32) -> bool {
@@ -902,8 +916,14 @@ impl Reader<'_> {
     /// What was before the offset is gone: the file was truncated, and maybe outgrew what it was. Returns where to read on.
     fn rewritten(&mut self, id: u32, index: usize) -> usize {
         let Some(place) = self.places.get_mut(&id) else { return index };
+        let rotated = place.rotated();
         let (Some(held), Some(mark)) = (place.held.get_mut(index), place.position.marks.get_mut(index)) else { return index };
         let old = *mark;
+        if index < rotated {
+            // `cp log log.1`: an old copy was overwritten by the next. What is new in it is found when the log is truncated.
+            self.detach(id, index);
+            return index;
+        }
         let lost = held.size.saturating_sub(old.offset);
         if old.head_len > 0 && held.file().is_some_and(|file| old.head_is_of(file).unwrap_or(false)) {
             // Its beginning is still there: shortened at the end or edited, not written anew.
@@ -991,6 +1011,14 @@ impl Reader<'_> {
             self.drop_place(id);
         }
     }
+}
+
+/// Where we were in a file.
+enum Left {
+    /// Exactly here.
+    At(Mark),
+    /// Here, but what was around it is no longer the same.
+    Near(Mark),
 }
 
 /// Whether the file holds, before the mark's offset, what the mark saw there.

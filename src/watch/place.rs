@@ -1,0 +1,123 @@
+//! One concrete path and the files held for it: what it leads to now, and before that what was rotated away.
+
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use super::held::Held;
+use super::notices::Trail;
+use super::position::{Identity, Mark};
+use super::{Polled, Position, SourceState, SourceStatus, Start};
+
+/// A followed path.
+pub(super) struct Place {
+    pub path: PathBuf,
+    /// Which tags want it, and through which glob.
+    pub wanted: Vec<(u32, Option<u32>)>,
+    /// The tags in `wanted`, ascending, each once.
+    pub tags: Vec<u32>,
+    pub start: Start,
+    pub trail: Trail,
+    /// Files held, oldest first.
+    pub held: Vec<Held>,
+    /// A mark for each of `held`.
+    pub position: Position,
+    /// The last of `held` is what the path leads to.
+    pub current: bool,
+    pub state: SourceState,
+    pub polled: Option<Polled>,
+    /// It was never looked at.
+    pub fresh: bool,
+    /// Everything that was there when following began was handed out.
+    pub caught_up: bool,
+    /// It is in one of the queues.
+    pub queued: bool,
+    /// When we last knew what the path leads to: a file born later holds only new lines.
+    pub since: SystemTime,
+    pub lines_cut: u64,
+    /// How many of them were told.
+    pub cuts_told: u64,
+    pub lost: u64,
+}
+
+impl Place {
+    pub(super) fn new(path: PathBuf, start: Start) -> Place {
+        Place {
+            state: SourceState::Waiting(PathBuf::from("/")),
+            path,
+            wanted: Vec::new(),
+            tags: Vec::new(),
+            start,
+            trail: Trail::new(),
+            held: Vec::new(),
+            position: Position::default(),
+            current: false,
+            polled: None,
+            fresh: true,
+            caught_up: false,
+            queued: false,
+            since: SystemTime::now(),
+            lines_cut: 0,
+            cuts_told: 0,
+            lost: 0,
+        }
+    }
+
+    /// Keeps of `wanted` what `keep` says.
+    pub(super) fn keep(&mut self, keep: impl FnMut(&(u32, Option<u32>)) -> bool) {
+        self.wanted.retain(keep);
+        self.retag();
+    }
+
+    /// Adds a tag, found through `glob` or named.
+    pub(super) fn want(&mut self, tag: u32, glob: Option<u32>) {
+        if !self.wanted.contains(&(tag, glob)) {
+            self.wanted.push((tag, glob));
+            self.retag();
+        }
+    }
+
+    fn retag(&mut self) {
+        self.tags = self.wanted.iter().map(|(tag, _)| *tag).collect();
+        self.tags.sort_unstable();
+        self.tags.dedup();
+    }
+
+    /// Nobody named it: a glob found it, so it is dropped when it is gone for good.
+    pub(super) fn found(&self) -> bool {
+        self.wanted.iter().all(|(_, glob)| glob.is_some())
+    }
+
+    /// What the path leads to, if it is held.
+    pub(super) fn current(&self) -> Option<&Mark> {
+        if self.current { self.position.marks.last() } else { None }
+    }
+
+    /// How many of `held` were rotated away.
+    pub(super) fn rotated(&self) -> usize {
+        self.held.len() - usize::from(self.current)
+    }
+
+    /// Where among `held` this inode is.
+    pub(super) fn index(&self, identity: Identity) -> Option<usize> {
+        self.position.marks.iter().position(|mark| mark.identity() == identity)
+    }
+
+    pub(super) fn status(&self) -> SourceStatus {
+        let lag = self.held.iter().zip(&self.position.marks).map(|(held, mark)| held.lag(mark)).sum();
+        let state = match (&self.state, self.caught_up) {
+            (SourceState::Following | SourceState::CatchingUp, true) => SourceState::Following,
+            (SourceState::Following | SourceState::CatchingUp, false) => SourceState::CatchingUp,
+            (other, _) => other.clone(),
+        };
+        SourceStatus {
+            path: self.path.clone(),
+            tags: self.tags.clone(),
+            state,
+            polled: self.polled,
+            lag_bytes: lag,
+            rotated: self.rotated(),
+            lines_cut: self.lines_cut,
+            lost_bytes: self.lost,
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! Where a file goes when it is rotated: the names that logrotate, savelog, newsyslog and multilog give, oldest first.
+
+use std::cmp::Ordering;
+use std::ffi::OsStr;
+use std::fs::Metadata;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use flate2::read::MultiGzDecoder;
+
+use super::position::{HEAD, Identity, Mark, TAIL, fingerprint, modified};
+use super::reader::open;
+
+/// A file beside a followed path that its name says was rotated away from it.
+#[derive(Debug)]
+pub(super) struct Sibling {
+    /// Its full path.
+    pub path: PathBuf,
+    /// What stat(2) said.
+    pub meta: Metadata,
+    /// Its text is compressed.
+    pub gz: bool,
+    age: Age,
+}
+
+/// What a rotated name says about when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Age {
+    /// `.1`, `.2`: the larger the older.
+    Number(u64),
+    /// A date or a TAI64N label: the larger the newer.
+    Label(String),
+    /// multilog's `previous`: between `current` and the newest label.
+    Newest,
+}
+
+impl Sibling {
+    /// Device and inode number.
+    pub(super) fn identity(&self) -> Identity {
+        (self.meta.dev(), self.meta.ino())
+    }
+
+    /// Oldest first. Names of one scheme are ordered by what they say, for modification times tie within a clock tick; across
+    /// schemes only the modification time can tell.
+    fn order(&self, other: &Sibling) -> Ordering {
+        let scheme = |age: &Age| u8::from(matches!(age, Age::Number(_)));
+        scheme(&self.age).cmp(&scheme(&other.age)).then_with(|| match (&self.age, &other.age) {
+            (Age::Number(a), Age::Number(b)) => b.cmp(a),
+            (Age::Label(a), Age::Label(b)) => a.cmp(b),
+            (Age::Newest, Age::Label(_)) => Ordering::Greater,
+            (Age::Label(_), Age::Newest) => Ordering::Less,
+            _ => Ordering::Equal,
+        })
+    }
+
+    /// Whether this one was rotated later than `known`, of which `mark` was the last state seen.
+    pub(super) fn newer(&self, known: &Sibling, mark: &Mark) -> bool {
+        let same_scheme = matches!(self.age, Age::Number(_)) == matches!(known.age, Age::Number(_));
+        modified(&self.meta) >= mark.modified && (!same_scheme || self.order(known) == Ordering::Greater)
+    }
+
+    /// Whether this file's text is that of which `mark` saw the beginning, with at least as much in it. A mark at the very
+    /// beginning saw nothing and fits nothing.
+    pub(super) fn continues(&self, mark: &Mark) -> bool {
+        mark.offset > 0
+            && if self.gz { gz_continues(&self.path, mark) } else { plain_continues(&self.path, mark) }.unwrap_or(false)
+    }
+}
+
+fn plain_continues(path: &Path, mark: &Mark) -> io::Result<bool> {
+    let file = open(path)?;
+    let meta = file.metadata()?;
+    Ok(meta.is_file() && meta.len() >= mark.offset && mark.head_is_of(&file)? && mark.tail_is_of(&file)?)
+}
+
+fn gz_continues(path: &Path, mark: &Mark) -> io::Result<bool> {
+    let mut text = MultiGzDecoder::new(io::BufReader::new(open(path)?));
+    let mut head = [0; HEAD];
+    let head = head.get_mut(..mark.head_len as usize).ok_or(io::ErrorKind::InvalidData)?;
+    text.read_exact(head)?;
+    if fingerprint(head) != mark.head {
+        return Ok(false);
+    }
+    // Head and tail may overlap in a short file, so the last bytes are gathered while the text goes by.
+    let mut last: Vec<u8> = head.to_vec();
+    let mut left = mark.offset.saturating_sub(head.len() as u64);
+    let mut buffer = [0; 16 * 1024];
+    while left > 0 {
+        let most = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let n = text.read(&mut buffer[..most])?;
+        if n == 0 {
+            return Ok(false);
+        }
+        left -= n as u64;
+        last.extend_from_slice(&buffer[..n]);
+        last.drain(..last.len().saturating_sub(TAIL.max(HEAD)));
+    }
+    let tail = last.len().checked_sub(mark.tail_len as usize).and_then(|from| last.get(from..));
+    Ok(tail.is_some_and(|tail| fingerprint(tail) == mark.tail))
+}
+
+/// What was rotated away from `path`, oldest first, in its directory; if `path` is a symbolic link, also beside its target.
+pub(super) fn siblings(path: &Path) -> Vec<Sibling> {
+    let mut found = Vec::new();
+    beside(path, &mut found);
+    if let Ok(target) = path.canonicalize()
+        && target.parent() != path.parent().and_then(|dir| dir.canonicalize().ok()).as_deref()
+    {
+        beside(&target, &mut found);
+    }
+    found.sort_by(Sibling::order);
+    found
+}
+
+fn beside(path: &Path, found: &mut Vec<Sibling>) {
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { return };
+    let Ok(entries) = dir.read_dir() else { return };
+    for entry in entries.flatten() {
+        if let Some((age, gz)) = age(name, &entry.file_name())
+            && let Ok(meta) = entry.metadata()
+            && meta.is_file()
+        {
+            found.push(Sibling { path: entry.path(), meta, gz, age });
+        }
+    }
+}
+
+/// When `candidate` was rotated away from `name`, if its name says so, and whether it is compressed.
+fn age(name: &OsStr, candidate: &OsStr) -> Option<(Age, bool)> {
+    let (name, candidate) = (name.to_str()?, candidate.to_str()?);
+    if name == "current" {
+        if candidate == "previous" {
+            return Some((Age::Newest, false));
+        }
+        let label =
+            candidate.strip_prefix('@')?.strip_suffix(".s").or_else(|| candidate.strip_prefix('@')?.strip_suffix(".u"))?;
+        let tai = label.len() == 24 && label.bytes().all(|b| b.is_ascii_hexdigit());
+        return tai.then(|| (Age::Label(label.to_owned()), false));
+    }
+    let (plain, gz) = candidate.strip_suffix(".gz").map_or((candidate, false), |plain| (plain, true));
+    // `mail.log.1` and `mail.log-20261122`; with logrotate's `extension`, `mail.1.log` and `mail-20261122.log`.
+    let suffix = plain.strip_prefix(name).or_else(|| {
+        let (stem, extension) = name.rsplit_once('.')?;
+        plain.strip_prefix(stem)?.strip_suffix(extension)?.strip_suffix('.')
+    })?;
+    let label = suffix.strip_prefix(['.', '-', '_'])?;
+    if let Ok(number) = label.parse::<u64>()
+        && label.len() < 6
+    {
+        return Some((Age::Number(number), gz));
+    }
+    let digits = label.bytes().filter(u8::is_ascii_digit).count();
+    let dated = digits >= 6 && label.bytes().all(|b| b.is_ascii_digit() || b"-_.:T".contains(&b));
+    dated.then(|| (Age::Label(label.to_owned()), gz))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_say_what_was_rotated() {
+        let table = [
+            ("mail.log", "mail.log.1", Some((Age::Number(1), false))),
+            ("mail.log", "mail.log.12.gz", Some((Age::Number(12), true))),
+            ("mail.log", "mail.log-20261122", Some((Age::Label("20261122".into()), false))),
+            ("mail.log", "mail.log-20261122.gz", Some((Age::Label("20261122".into()), true))),
+            ("mail.log", "mail.log-20261122-1795000000", Some((Age::Label("20261122-1795000000".into()), false))),
+            ("mail.log", "mail-20261122.log", Some((Age::Label("20261122".into()), false))),
+            ("mail.log", "mail.1.log.gz", Some((Age::Number(1), true))),
+            ("mail.log", "mail.log", None),
+            ("mail.log", "mail.log.err", None),
+            ("mail.log", "mail.log.1.save", None),
+            ("mail.log", "mail.log-backup", None),
+            ("mail.log", "mail.logs.1", None),
+            ("current", "@400000006740a5e71b3f2d4c.s", Some((Age::Label("400000006740a5e71b3f2d4c".into()), false))),
+            ("current", "previous", Some((Age::Newest, false))),
+            ("current", "@4000.s", None),
+            ("current", "lock", None),
+        ];
+        for (name, candidate, expected) in table {
+            assert_eq!(age(OsStr::new(name), OsStr::new(candidate)), expected, "{candidate} beside {name}");
+        }
+    }
+
+    #[test]
+    fn siblings_come_oldest_first() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["m", "m.1", "m.10.gz", "m.2", "m-20261101", "m-20261030.gz", "m.old"] {
+            std::fs::write(dir.path().join(name), name).unwrap();
+        }
+        let names: Vec<_> = siblings(&dir.path().join("m")).into_iter().map(|s| s.path.file_name().unwrap().to_owned()).collect();
+        assert_eq!(names, ["m-20261030.gz", "m-20261101", "m.10.gz", "m.2", "m.1"]);
+    }
+}

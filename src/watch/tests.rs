@@ -1,0 +1,784 @@
+//! Tables of what people and programs do to log files, against a real kernel in a directory of our own.
+//!
+//! Nobody sleeps: a test waits for what it was promised, with a time limit that only a failure reaches.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use super::*;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+#[derive(Debug)]
+pub(super) enum Told {
+    Lines { path: PathBuf, tags: Vec<u32>, text: Vec<u8>, live: bool, position: Position },
+    Source { path: PathBuf, what: Happening },
+    Status(Vec<SourceStatus>),
+    Idle,
+}
+
+struct Recorder(Sender<Told>);
+
+impl Judge for Recorder {
+    fn chunk(&mut self, chunk: Chunk<'_>) {
+        assert_eq!(chunk.bytes.last(), Some(&b'\n'));
+        assert!(chunk.bytes.len() <= 256 * 1024);
+        let _ = self.0.send(Told::Lines {
+            path: chunk.path.to_owned(),
+            tags: chunk.tags.to_vec(),
+            text: chunk.bytes.to_vec(),
+            live: chunk.live,
+            position: chunk.position.clone(),
+        });
+    }
+    fn source(&mut self, event: SourceEvent<'_>) {
+        let _ = self.0.send(Told::Source { path: event.path.to_owned(), what: event.what });
+    }
+    fn status(&mut self, sources: Vec<SourceStatus>) {
+        let _ = self.0.send(Told::Status(sources));
+    }
+    fn idle(&mut self) {
+        let _ = self.0.send(Told::Idle);
+    }
+}
+
+/// A running watch and what it told.
+pub(super) struct Run {
+    pub handle: WatchHandle,
+    pub told: Receiver<Told>,
+    thread: Option<JoinHandle<()>>,
+    /// Lines in the order they came, without newline, live or not.
+    pub lines: Vec<(String, bool)>,
+    pub happened: Vec<(PathBuf, Happening)>,
+    pub positions: HashMap<PathBuf, Position>,
+    pub tags: Vec<u32>,
+}
+
+pub(super) fn habits() -> Habits {
+    Habits { poll: Duration::from_millis(20), quiet: Duration::from_millis(50), ..Habits::default() }
+}
+
+impl Run {
+    pub(super) fn new(habits: Habits) -> Run {
+        let (watch, handle) = Watch::new(habits).unwrap();
+        let (sender, told) = channel();
+        let thread = std::thread::spawn(move || watch.run(&mut Recorder(sender)));
+        Run {
+            handle,
+            told,
+            thread: Some(thread),
+            lines: Vec::new(),
+            happened: Vec::new(),
+            positions: HashMap::new(),
+            tags: Vec::new(),
+        }
+    }
+
+    fn following(path: impl AsRef<Path>, start: Start) -> Run {
+        let run = Run::new(habits());
+        run.handle.watch(1, path.as_ref().to_str().unwrap(), start);
+        run
+    }
+
+    pub(super) fn take(&mut self, told: Told) -> Option<Vec<SourceStatus>> {
+        match told {
+            Told::Lines { path, tags, text, live, position } => {
+                let text = String::from_utf8_lossy(&text).into_owned();
+                self.lines.extend(text.split_terminator('\n').map(|line| (line.to_owned(), live)));
+                self.positions.insert(path, position);
+                self.tags = tags;
+                None
+            }
+            Told::Source { path, what } => {
+                self.happened.push((path, what));
+                None
+            }
+            Told::Status(sources) => Some(sources),
+            Told::Idle => None,
+        }
+    }
+
+    /// Waits until `enough` of what was told.
+    #[track_caller]
+    pub(super) fn until(&mut self, what: &str, mut enough: impl FnMut(&Run) -> bool) {
+        let limit = Instant::now() + PATIENCE;
+        while !enough(self) {
+            match self.told.recv_timeout(limit.saturating_duration_since(Instant::now())) {
+                Ok(told) => _ = self.take(told),
+                Err(_) => panic!("waited for {what}; got {:?} and {:?}", self.lines, self.happened),
+            }
+        }
+    }
+
+    #[track_caller]
+    fn happens(&mut self, what: &str, fits: impl Fn(&Happening) -> bool) {
+        let mut seen = 0;
+        self.until(what, |run| {
+            let found = run.happened[seen..].iter().any(|(_, what)| fits(what));
+            seen = run.happened.len();
+            found
+        });
+        self.happened.clear();
+    }
+
+    #[track_caller]
+    fn caught_up(&mut self) {
+        self.happens("catching up", |what| *what == Happening::CaughtUp);
+    }
+
+    /// Waits for these lines, then makes sure that nothing else came, and forgets them.
+    #[track_caller]
+    fn reads(&mut self, lines: &[&str]) {
+        self.until(&format!("{lines:?}"), |run| run.lines.len() >= lines.len());
+        self.status();
+        assert_eq!(self.lines.iter().map(|(line, _)| line.as_str()).collect::<Vec<_>>(), lines);
+        self.lines.clear();
+    }
+
+    /// Everything told before the watch answered a status request: it has then looked at all that was done before.
+    #[track_caller]
+    pub(super) fn status(&mut self) -> Vec<SourceStatus> {
+        // The answer to the first request may be on its way while inotify is not read yet; the second comes after.
+        self.handle.status();
+        let mut answers = 0;
+        loop {
+            let told = self.told.recv_timeout(PATIENCE).expect("an answer");
+            if let Some(sources) = self.take(told) {
+                answers += 1;
+                if answers == 2 {
+                    return sources;
+                }
+                self.handle.status();
+            }
+        }
+    }
+
+    /// Stops the watch and takes what it still said.
+    pub(super) fn stop(mut self) -> Run {
+        self.handle.stop();
+        self.thread.take().unwrap().join().unwrap();
+        while let Ok(told) = self.told.try_recv() {
+            self.take(told);
+        }
+        self
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        self.handle.stop();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+pub(super) fn append(path: impl AsRef<Path>, text: impl AsRef<[u8]>) {
+    let mut file = OpenOptions::new().append(true).create(true).open(path).unwrap();
+    file.write_all(text.as_ref()).unwrap();
+}
+
+fn room() -> (TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("mail.log");
+    (dir, log)
+}
+
+fn beside(log: &Path, suffix: &str) -> PathBuf {
+    PathBuf::from(format!("{}{suffix}", log.display()))
+}
+
+#[test]
+fn old_lines_are_told_from_new_ones() {
+    let (_dir, log) = room();
+    append(&log, "old 1\nold 2\nha");
+    let mut run = Run::following(&log, Start::FromBeginning);
+    run.caught_up();
+    append(&log, "lf\nnew\n");
+    run.until("four lines", |run| run.lines.len() == 4);
+    let expected = [("old 1", false), ("old 2", false), ("half", true), ("new", true)].map(|(l, live)| (l.to_owned(), live));
+    assert_eq!(run.lines, expected);
+}
+
+#[test]
+fn from_the_end_only_new_lines_are_read() {
+    let (_dir, log) = room();
+    append(&log, "old\nha");
+    let mut run = Run::following(&log, Start::End);
+    run.caught_up();
+    append(&log, "lf\nnew\n");
+    run.reads(&["new"]);
+}
+
+#[test]
+fn a_half_line_waits_for_its_newline() {
+    let (_dir, log) = room();
+    append(&log, "");
+    let mut run = Run::following(&log, Start::FromBeginning);
+    run.caught_up();
+    for byte in b"one two\nthr" {
+        append(&log, [*byte]);
+    }
+    run.reads(&["one two"]);
+    append(&log, "ee\n");
+    run.reads(&["three"]);
+}
+
+#[test]
+fn a_file_that_does_not_exist_yet_is_waited_for() {
+    let (dir, _) = room();
+    let log = dir.path().join("a/b/mail.log");
+    let mut run = Run::following(&log, Start::End);
+    let waiting =
+        |at: PathBuf| move |what: &Happening| matches!(what, Happening::Missing { waiting_at, .. } if *waiting_at == at);
+    run.happens("missing", waiting(dir.path().to_owned()));
+    fs::create_dir(dir.path().join("a")).unwrap();
+    run.happens("missing below", waiting(dir.path().join("a")));
+    fs::create_dir(dir.path().join("a/b")).unwrap();
+    run.happens("missing below that", waiting(dir.path().join("a/b")));
+    append(&log, "first\n");
+    run.happens("appeared", |what| *what == Happening::Appeared);
+    append(&log, "second\n");
+    run.until("lines", |run| run.lines.len() == 2);
+    assert_eq!(run.lines, [("first".to_owned(), true), ("second".to_owned(), true)], "what is born while we wait is live");
+}
+
+#[test]
+fn an_old_file_moved_into_place_is_not_live() {
+    let (dir, log) = room();
+    let elsewhere = dir.path().join("elsewhere");
+    append(&elsewhere, "old\n");
+    let born = elsewhere.metadata().unwrap().created().unwrap();
+    // The kernel's file times are a clock tick coarse; what is older than that is old.
+    while born.elapsed().unwrap() < Duration::from_millis(50) {
+        std::thread::yield_now();
+    }
+    let mut run = Run::following(&log, Start::FromBeginning);
+    run.happens("missing", |what| matches!(what, Happening::Missing { .. }));
+    fs::rename(&elsewhere, &log).unwrap();
+    run.until("a line", |run| run.lines.len() == 1);
+    append(&log, "new\n");
+    run.until("a line", |run| run.lines.len() == 2);
+    assert_eq!(run.lines, [("old".to_owned(), false), ("new".to_owned(), true)]);
+}
+
+#[test]
+fn a_rotated_file_is_read_to_its_end_and_followed_on() {
+    let (_dir, log) = room();
+    append(&log, "1\n");
+    let mut run = Run::following(&log, Start::FromBeginning);
+    run.reads(&["1"]);
+    append(&log, "2\n");
+    fs::rename(&log, beside(&log, ".1")).unwrap();
+    append(beside(&log, ".1"), "3\n");
+    append(&log, "4\n");
+    run.reads(&["2", "3", "4"]);
+    append(beside(&log, ".1"), "late\n");
+    run.reads(&["late"]);
+    append(&log, "5\n");
+    run.reads(&["5"]);
+}
+
+#[test]
+fn two_rotations_in_a_row_lose_nothing() {
+    let (dir, log) = room();
+    append(&log, "1\n");
+    let mut run = Run::following(&log, Start::FromBeginning);
+    run.reads(&["1"]);
+    // All within one look: the rotations are prepared in another directory and exchanged at once.
+    let other = dir.path().join("other");
+    fs::create_dir(&other).unwrap();
+    for turn in 0..20 {
+        append(&log, format!("a{turn}\n"));
+        for (from, to) in [(".2", ".3"), (".1", ".2"), ("", ".1")] {
+            let _ = fs::rename(beside(&log, from), beside(&log, to));
+        }
+        append(&log, format!("b{turn}\n"));
+        for (from, to) in [(".2", ".3"), (".1", ".2"), ("", ".1")] {
+            let _ = fs::rename(beside(&log, from), beside(&log, to));
+        }
+        append(&log, format!("c{turn}\n"));
+        run.reads(&[&format!("a{turn}"), &format!("b{turn}"), &format!("c{turn}")]);
+    }
+}
+
+#[test]
+fn copytruncate_loses_nothing_that_the_copy_holds() {
+    let (_dir, log) = room();
+    append(&log, "first line of the old file\n");
+    let mut run = Run::following(&log, Start::FromBeginning);
+    run.reads(&["first line of the old file"]);
+    for turn in 0..20 {
+        append(&log, format!("unread {turn}\n"));
+        fs::copy(&log, beside(&log, ".1")).unwrap();
+        File::create(&log).unwrap();
+        append(&log, format!("after {turn}\n"));
+        run.reads(&[&format!("unread {turn}"), &format!("after {turn}")]);
+    }
+}
+
+#[test]
+fn a_file_truncated_and_longer_than_before_is_read_from_its_beginning() {
+    let (_dir, log) = room();
+    append(&log, "short\n");
+    let mut run = Run::following(&log, Start::FromBeginning);
+    run.reads(&["short"]);
+    for turn in 0..20 {
+        let text = format!("turn {turn} is longer {}\nend {turn}\n", "x".repeat(turn * 20));
+        let file = OpenOptions::new().write(true).truncate(true).open(&log);
+        file.unwrap().write_all(text.as_bytes()).unwrap();
+        run.reads(&text.lines().collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn delete_and_create_again() {
+    let (_dir, log) = room();
+    append(&log, "1\n");
+    let mut run = Run::following(&log, Start::FromBeginning);
+    run.reads(&["1"]);
+    for turn in 0..20 {
+        append(&log, format!("a{turn}\n"));
+        fs::remove_file(&log).unwrap();
+        append(&log, format!("b{turn}\n"));
+        run.reads(&[&format!("a{turn}"), &format!("b{turn}")]);
+    }
+}
+
+#[test]
+fn a_deleted_file_is_let_go_when_quiet_and_its_last_line_handed_out() {
+    let (_dir, log) = room();
+    let mut writer = File::create(&log).unwrap();
+    let mut run = Run::following(&log, Start::FromBeginning);
+    run.caught_up();
+    fs::remove_file(&log).unwrap();
+    writer.write_all(b"written after\nno newline").unwrap();
+    run.reads_eventually(&["written after", "no newline"]);
+    run.until_status("let go", |status| status[0].rotated == 0);
+}
+
+impl Run {
+    #[track_caller]
+    fn reads_eventually(&mut self, lines: &[&str]) {
+        self.until(&format!("{lines:?}"), |run| run.lines.len() >= lines.len());
+        assert_eq!(self.lines.iter().map(|(line, _)| line.as_str()).collect::<Vec<_>>(), lines);
+        self.lines.clear();
+    }
+
+    #[track_caller]
+    fn until_status(&mut self, what: &str, enough: impl Fn(&[SourceStatus]) -> bool) {
+        let limit = Instant::now() + PATIENCE;
+        while !enough(&self.status()) {
+            assert!(Instant::now() < limit, "waited for {what}");
+        }
+    }
+}
+
+#[test]
+fn symbolic_links_may_change_anywhere_on_the_way() {
+    let (dir, _) = room();
+    for version in ["v1", "v2"] {
+        fs::create_dir(dir.path().join(version)).unwrap();
+        append(dir.path().join(version).join("log"), format!("{version} 1\n"));
+    }
+    let current = dir.path().join("current");
+    symlink("v1", &current).unwrap();
+    let switch = |to: &str| {
+        let new = dir.path().join("new");
+        symlink(to, &new).unwrap();
+        fs::rename(&new, &current).unwrap();
+    };
+    let mut run = Run::following(current.join("log"), Start::FromBeginning);
+    run.reads(&["v1 1"]);
+    switch("v2");
+    run.reads(&["v2 1"]);
+    append(dir.path().join("v1/log"), "v1 2\n");
+    run.reads(&["v1 2"]);
+    append(dir.path().join("v2/log"), "v2 2\n");
+    run.reads(&["v2 2"]);
+    switch("v1");
+    append(dir.path().join("v1/log"), "v1 3\n");
+    run.reads(&["v1 3"]);
+}
+
+#[test]
+fn a_file_replaced_by_a_symbolic_link() {
+    let (dir, log) = room();
+    append(&log, "1\n");
+    let mut run = Run::following(&log, Start::FromBeginning);
+    run.reads(&["1"]);
+    let target = dir.path().join("target");
+    append(&target, "2\n");
+    fs::remove_file(&log).unwrap();
+    symlink(&target, &log).unwrap();
+    run.reads(&["2"]);
+    // The link's target is rotated where it lies.
+    fs::rename(&target, dir.path().join("target.1")).unwrap();
+    append(&target, "3\n");
+    run.reads(&["3"]);
+}
+
+#[test]
+fn a_directory_vanishes_and_returns() {
+    let (dir, _) = room();
+    let inner = dir.path().join("a");
+    let log = inner.join("b/mail.log");
+    let fill = |line: &str| {
+        fs::create_dir_all(inner.join("b")).unwrap();
+        append(&log, line);
+    };
+    fill("1\n");
+    let mut run = Run::following(&log, Start::FromBeginning);
+    run.reads(&["1"]);
+    fs::remove_dir_all(&inner).unwrap();
+    run.happens("missing", |what| matches!(what, Happening::Missing { .. }));
+    fill("2\n");
+    run.reads(&["2"]);
+    fs::rename(&inner, dir.path().join("moved")).unwrap();
+    run.happens("missing", |what| matches!(what, Happening::Missing { .. }));
+    append(dir.path().join("moved/b/mail.log"), "3\n");
+    run.reads(&["3"]);
+    fill("4\n");
+    run.reads(&["4"]);
+}
+
+#[test]
+fn a_fifo_is_read_as_it_is_written() {
+    let (_dir, log) = room();
+    nix::unistd::mkfifo(&log, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+    let mut run = Run::following(&log, Start::FromBeginning);
+    run.happens("appeared", |what| *what == Happening::Appeared);
+    for turn in 0..3 {
+        let mut writer = OpenOptions::new().write(true).open(&log).unwrap();
+        writer.write_all(format!("one {turn}\nha").as_bytes()).unwrap();
+        run.reads(&[&format!("one {turn}")]);
+        writer.write_all(b"lf\n").unwrap();
+        run.reads(&["half"]);
+    }
+}
+
+#[test]
+fn what_is_no_log_is_said_to_be_none() {
+    let (dir, log) = room();
+    fs::create_dir(&log).unwrap();
+    let mut run = Run::following(&log, Start::FromBeginning);
+    run.happens("unreadable", |what| *what == Happening::Unreadable(Errno::EISDIR));
+    fs::remove_dir(&log).unwrap();
+    append(&log, "1\n");
+    run.reads(&["1"]);
+    drop(run);
+    let null = Run::following("/dev/null", Start::FromBeginning);
+    let null = null.stop();
+    assert_eq!(null.happened.first().map(|(_, what)| what.clone()), Some(Happening::Unreadable(Errno::EINVAL)));
+    drop(dir);
+}
+
+#[test]
+fn globs_are_live() {
+    let (dir, _) = room();
+    let (a, b) = (dir.path().join("x/a.log"), dir.path().join("y/b.log"));
+    let mut run = Run::following(dir.path().join("*/*.log"), Start::FromBeginning);
+    run.happens("missing", |what| matches!(what, Happening::Missing { .. }));
+    fs::create_dir(dir.path().join("x")).unwrap();
+    append(&a, "a\n");
+    append(dir.path().join("x/no.txt"), "no\n");
+    run.reads(&["a"]);
+    fs::create_dir(dir.path().join("y")).unwrap();
+    append(&b, "b\n");
+    run.reads(&["b"]);
+    fs::remove_file(&a).unwrap();
+    run.happens("forgotten", |what| *what == Happening::Forgotten);
+    append(&a, "a again\n");
+    run.reads(&["a again"]);
+}
+
+#[test]
+fn a_glob_that_finds_what_was_rotated_reads_it_once() {
+    let (dir, log) = room();
+    append(&log, "1\n");
+    let mut run = Run::following(dir.path().join("mail.log*"), Start::FromBeginning);
+    run.reads(&["1"]);
+    for turn in 0..6 {
+        append(&log, format!("a{turn}\n"));
+        let _ = fs::rename(beside(&log, ".1"), beside(&log, ".2"));
+        fs::rename(&log, beside(&log, ".1")).unwrap();
+        append(&log, format!("b{turn}\n"));
+        run.until("two lines", |run| run.lines.len() >= 2);
+        run.status();
+        run.lines.sort();
+        run.reads(&[&format!("a{turn}"), &format!("b{turn}")]);
+    }
+    fs::hard_link(&log, beside(&log, ".hard")).unwrap();
+    append(&log, "once\n");
+    run.reads(&["once"]);
+    let status = run.status();
+    assert_eq!(status.iter().filter(|status| matches!(status.state, SourceState::SameAs(_))).count(), 1);
+}
+
+#[test]
+fn a_file_that_two_jails_watch_is_read_once() {
+    let (dir, log) = room();
+    append(&log, "");
+    let mut run = Run::following(&log, Start::FromBeginning);
+    run.handle.watch(7, log.to_str().unwrap(), Start::FromBeginning);
+    run.handle.watch(3, dir.path().join("*.log").to_str().unwrap(), Start::End);
+    run.status();
+    append(&log, "one\n");
+    run.reads(&["one"]);
+    assert_eq!(run.tags, [1, 3, 7]);
+    run.handle.forget(1);
+    run.handle.forget(3);
+    run.status();
+    append(&log, "two\n");
+    run.reads(&["two"]);
+    assert_eq!(run.tags, [7]);
+    run.handle.forget(7);
+    run.happens("forgotten", |what| *what == Happening::Forgotten);
+    assert!(run.status().is_empty());
+}
+
+#[test]
+fn a_long_line_is_cut_and_counted() {
+    let (_dir, log) = room();
+    append(&log, "before\n");
+    let mut run = Run::following(&log, Start::FromBeginning);
+    run.reads(&["before"]);
+    append(&log, vec![b'x'; 10 * 1024 * 1024]);
+    append(&log, "tail\nafter\n");
+    let cut = "x".repeat(LONGEST_LINE);
+    run.reads(&[&cut, "after"]);
+    run.happens("a count", |what| *what == Happening::LinesCut(1));
+    assert_eq!(run.status()[0].lines_cut, 1);
+}
+
+#[test]
+fn nul_invalid_utf8_and_crlf_pass() {
+    let (_dir, log) = room();
+    append(&log, b"a\r\n\xff\xfe\n\0\0\0b\n");
+    append(&log, vec![0; 300_000]);
+    append(&log, "after power loss\n");
+    let mut run = Run::following(&log, Start::FromBeginning);
+    run.reads(&["a\r", "\u{fffd}\u{fffd}", "b", "after power loss"]);
+}
+
+#[test]
+fn a_thousand_files_at_once() {
+    let (dir, _) = room();
+    let path = |number: usize| dir.path().join(format!("{number:04}.log"));
+    (0..1000).for_each(|number| append(path(number), "old\n"));
+    let mut run = Run::following(dir.path().join("*.log"), Start::End);
+    run.until("all caught up", |run| run.happened.iter().filter(|(_, what)| *what == Happening::CaughtUp).count() == 1000);
+    (0..1000).for_each(|number| append(path(number), format!("{number}\n")));
+    run.until("all lines", |run| run.lines.len() >= 1000);
+    run.status();
+    let mut numbers: Vec<usize> = run.lines.iter().map(|(line, _)| line.parse().unwrap()).collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, (0..1000).collect::<Vec<_>>());
+}
+
+#[test]
+fn one_huge_file_does_not_starve_a_live_one() {
+    let (dir, log) = room();
+    let huge = dir.path().join("huge.log");
+    let line = format!("{}\n", "h".repeat(1023));
+    append(&huge, line.repeat(64 * 1024));
+    append(&log, "");
+    let mut run = Run::following(&log, Start::FromBeginning);
+    run.caught_up();
+    run.handle.watch(2, huge.to_str().unwrap(), Start::FromBeginning);
+    run.until("the huge file begun", |run| !run.lines.is_empty());
+    append(&log, "live\n");
+    run.until("the live line", |run| run.lines.iter().any(|(line, _)| line == "live"));
+    run.until("the rest", |run| run.lines.len() > 64 * 1024);
+    let at = run.lines.iter().position(|(line, _)| line == "live").unwrap();
+    assert!(at < 64 * 1024, "the live line came after the huge file");
+}
+
+#[test]
+fn without_watches_left_a_path_is_polled() {
+    for watches in [0, 1, 2, 3, 4, 5, 6, 7, 8] {
+        let (_dir, log) = room();
+        append(&log, "1\n");
+        let mut run = Run::new(Habits { watches, ..habits() });
+        run.handle.watch(1, log.to_str().unwrap(), Start::FromBeginning);
+        run.reads_eventually(&["1"]);
+        append(&log, "2\n");
+        run.reads_eventually(&["2"]);
+        fs::rename(&log, beside(&log, ".1")).unwrap();
+        append(beside(&log, ".1"), "3\n");
+        run.reads_eventually(&["3"]);
+        append(&log, "4\n");
+        run.reads_eventually(&["4"]);
+        fs::remove_file(&log).unwrap();
+        append(&log, "5\n");
+        run.reads_eventually(&["5"]);
+        if watches == 0 {
+            assert_eq!(run.status()[0].polled, Some(Polled::Refused(Errno::ENOSPC)));
+        }
+    }
+}
+
+#[test]
+fn an_unreadable_log_is_read_once_it_may_be() {
+    if nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED: root reads what nobody may read");
+        return;
+    }
+    let (_dir, log) = room();
+    OpenOptions::new().write(true).create(true).truncate(true).mode(0o000).open(&log).unwrap().write_all(b"1\n").unwrap();
+    let mut run = Run::following(&log, Start::FromBeginning);
+    run.happens("unreadable", |what| *what == Happening::Unreadable(Errno::EACCES));
+    fs::set_permissions(&log, fs::Permissions::from_mode(0o600)).unwrap();
+    run.reads(&["1"]);
+}
+
+/// Follows, stops, does something, goes on from the saved position.
+#[track_caller]
+fn down(before: &str, first: &[&str], meanwhile: impl Fn(&Path), after: &[&str]) {
+    let (_dir, log) = room();
+    append(&log, before);
+    let mut run = Run::following(&log, Start::FromBeginning);
+    run.reads(first);
+    let positions = run.stop().positions.clone();
+    meanwhile(&log);
+    let mut run = Run::new(habits());
+    for (path, position) in positions {
+        run.handle.resume(path, position);
+    }
+    run.handle.watch(1, log.to_str().unwrap(), Start::End);
+    run.reads(after);
+    // Whatever happened, what comes next is read.
+    append(&log, "\nnext\n");
+    run.until("the next line", |run| run.lines.iter().any(|(line, _)| line == "next"));
+}
+
+fn gzip(path: &Path) {
+    let mut to = flate2::write::GzEncoder::new(File::create(beside(path, ".gz")).unwrap(), flate2::Compression::fast());
+    let meta = path.metadata().unwrap();
+    to.write_all(&fs::read(path).unwrap()).unwrap();
+    to.finish().unwrap().set_modified(meta.modified().unwrap()).unwrap();
+    fs::remove_file(path).unwrap();
+}
+
+#[test]
+fn nothing_happened_while_we_were_down() {
+    down("1\n2\n", &["1", "2"], |_| (), &[]);
+}
+
+#[test]
+fn lines_written_while_we_were_down() {
+    down("1\n2\nha", &["1", "2"], |log| append(log, "lf\n3\n"), &["half", "3"]);
+}
+
+#[test]
+fn renamed_while_we_were_down() {
+    let meanwhile = |log: &Path| {
+        append(log, "2\n");
+        fs::rename(log, beside(log, ".1")).unwrap();
+        append(log, "3\n");
+    };
+    down("1\n", &["1"], meanwhile, &["2", "3"]);
+}
+
+#[test]
+fn renamed_three_times_while_we_were_down_the_older_ones_compressed() {
+    let meanwhile = |log: &Path| {
+        append(log, "2\n");
+        for turn in 3..6 {
+            for (from, to) in [(".3.gz", ".4.gz"), (".2.gz", ".3.gz"), ("", ".1")] {
+                let _ = fs::rename(beside(log, from), beside(log, to));
+            }
+            append(log, format!("{turn}\n"));
+            if turn < 5 {
+                fs::rename(beside(log, ".1"), beside(log, ".2")).unwrap();
+                gzip(&beside(log, ".2"));
+            }
+        }
+    };
+    down("1\n", &["1"], meanwhile, &["2", "3", "4", "5"]);
+}
+
+#[test]
+fn renamed_by_date_while_we_were_down() {
+    let meanwhile = |log: &Path| {
+        append(log, "2\n");
+        fs::rename(log, beside(log, "-20261121")).unwrap();
+        append(log, "3\n");
+        fs::rename(log, beside(log, "-20261122")).unwrap();
+        gzip(&beside(log, "-20261121"));
+        append(log, "4\n");
+    };
+    down("1\n", &["1"], meanwhile, &["2", "3", "4"]);
+}
+
+#[test]
+fn copied_and_truncated_twice_while_we_were_down() {
+    let meanwhile = |log: &Path| {
+        append(log, "2\n");
+        fs::copy(log, beside(log, ".1")).unwrap();
+        File::create(log).unwrap();
+        append(log, "3\n");
+        fs::rename(beside(log, ".1"), beside(log, ".2")).unwrap();
+        fs::copy(log, beside(log, ".1")).unwrap();
+        File::create(log).unwrap();
+        append(log, "4 which makes it longer than it was\n");
+    };
+    down("1\n", &["1"], meanwhile, &["2", "3", "4 which makes it longer than it was"]);
+}
+
+#[test]
+fn deleted_and_created_while_we_were_down() {
+    let meanwhile = |log: &Path| {
+        fs::remove_file(log).unwrap();
+        append(log, "2 has another beginning\n");
+    };
+    down("1\n", &["1"], meanwhile, &["2 has another beginning"]);
+}
+
+#[test]
+fn missing_while_we_were_down() {
+    let meanwhile = |log: &Path| {
+        append(log, "2\n");
+        fs::rename(log, beside(log, ".1")).unwrap();
+    };
+    down("1\n", &["1"], meanwhile, &["2"]);
+}
+
+#[test]
+fn shortened_by_a_power_loss_it_is_not_read_again() {
+    let meanwhile = |log: &Path| OpenOptions::new().write(true).open(log).unwrap().set_len(400).unwrap();
+    let text: String = (0..100).map(|number| format!("line {number}\n")).collect();
+    let lines: Vec<&str> = text.lines().collect();
+    down(&text, &lines, meanwhile, &[]);
+}
+
+#[test]
+fn a_file_moved_to_another_inode_goes_on() {
+    let meanwhile = |log: &Path| {
+        fs::copy(log, beside(log, ".new")).unwrap();
+        fs::rename(beside(log, ".new"), log).unwrap();
+        append(log, "2\n");
+    };
+    down("1\n", &["1"], meanwhile, &["2"]);
+}
+
+#[test]
+fn a_mark_of_nonsense_harms_nothing() {
+    let (_dir, log) = room();
+    append(&log, "1\n");
+    let run = Run::new(habits());
+    let wild = position::Mark { offset: u64::MAX, head_len: u16::MAX, tail_len: u16::MAX, ..Default::default() };
+    let wilder = position::Mark { offset: 1, head_len: 9, tail_len: 100, ..wild };
+    run.handle.resume(&log, Position { marks: vec![wild, wilder, wild] });
+    run.handle.watch(1, log.to_str().unwrap(), Start::FromBeginning);
+    let mut run = run;
+    run.reads(&["1"]);
+}

@@ -25,7 +25,7 @@ use neli::utils::Groups;
 use nix::mount::MsFlags;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sched::CloneFlags;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, sockopt};
+use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, SockaddrStorage, sockopt};
 
 /// VETH_INFO_PEER (linux/veth.h): the attribute that describes a veth link's other end.
 const VETH_INFO_PEER: u16 = 1;
@@ -292,6 +292,57 @@ impl Route {
                 }
             }
         }
+    }
+}
+
+/// What the kernel tells about changes of a namespace's ruleset, by whomever they are made (NFNLGRP_NFTABLES).
+#[derive(Debug)]
+pub struct Commits {
+    socket: OwnedFd,
+}
+
+impl Commits {
+    /// Begins to listen in the calling thread's network namespace.
+    pub fn listen() -> io::Result<Commits> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket = nix::sys::socket::socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter)?;
+        nix::sys::socket::bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 1 << (libc::NFNLGRP_NFTABLES - 1)))?;
+        Ok(Commits { socket })
+    }
+
+    /// Waits until `key` is added to `set` or removed from it, for five seconds after `since`; returns how long after `since`
+    /// that was heard.
+    pub fn wait(&self, set: &str, key: IpAddr, since: Instant) -> Option<Duration> {
+        let (name, key) = (format!("{set}\0"), octets(key));
+        loop {
+            let left = Duration::from_secs(5).checked_sub(since.elapsed())?;
+            let timeout = PollTimeout::try_from(left).ok()?;
+            nix::poll::poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], timeout).ok()?;
+            let heard = since.elapsed();
+            while let Some(message) = self.next() {
+                let holds = |needle: &[u8]| memchr::memmem::find(&message, needle).is_some();
+                if holds(name.as_bytes()) && holds(key.as_ref()) {
+                    return Some(heard);
+                }
+            }
+        }
+    }
+
+    /// Drops what came so far.
+    pub fn forget(&self) {
+        while self.next().is_some() {}
+    }
+
+    /// How many messages came since they were last forgotten.
+    pub fn heard(&self) -> usize {
+        std::iter::from_fn(|| self.next()).count()
+    }
+
+    fn next(&self) -> Option<Vec<u8>> {
+        let mut bytes = vec![0; 65536];
+        let n = nix::sys::socket::recv(self.socket.as_raw_fd(), &mut bytes, MsgFlags::empty()).ok()?;
+        bytes.truncate(n);
+        Some(bytes)
     }
 }
 

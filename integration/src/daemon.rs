@@ -297,7 +297,8 @@ impl Tracing {
 
     /// As [`Tracing::calls`], of `execve`, `fork` and the like: only the calls that made a process, not those that made a thread.
     pub fn processes(self) -> Vec<String> {
-        self.calls().into_iter().filter(|call| !call.contains("CLONE_THREAD")).collect()
+        // The second half of a call that was interrupted ("resumed") repeats none of its flags.
+        self.calls().into_iter().filter(|call| !call.contains("CLONE_THREAD") && !call.contains(" resumed>")).collect()
     }
 }
 

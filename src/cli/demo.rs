@@ -8,7 +8,6 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -16,11 +15,9 @@ use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 use jiff::Zoned;
-use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::Signal;
-use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType};
 
-use crate::netns::{self, Netns, Route};
+use crate::netns::{self, Commits, Netns, Route};
 
 /// The arguments of `banset demo`.
 #[derive(Debug, clap::Args)]
@@ -254,7 +251,7 @@ impl Demo {
             let line = (attack.line)(*last);
             let written = Instant::now();
             append(attack.log, &line)?;
-            took.push(self.commits.wait(&set_of(attack), octets(attack.banned), written));
+            took.push(self.commits.wait(&set_of(attack), network_of(attack.banned), written));
             println!("   {:<19} {}", attack.log, self.claims.dim(&excerpt(&line, *last)));
             println!("   {:<19} x{} from {}", "", attack.from.len(), attack.banned);
         }
@@ -342,7 +339,7 @@ impl Demo {
         for _ in 0..3 {
             append("facility/mail", &sendmail(from))?;
         }
-        let seen = self.commits.wait("smtp-auth-v4", octets("198.51.100.99"), start);
+        let seen = self.commits.wait("smtp-auth-v4", from, start);
         self.claims.check(seen.is_some(), "three failed logins in sendmail's log: [smtp-auth] Ban 198.51.100.99");
         self.connection(from, 25, false, "banned");
         // The rest of the transaction that banned: its end follows at once.
@@ -508,11 +505,9 @@ fn set_of(attack: &Attack) -> String {
     format!("{}-v{}", attack.jail, if attack.from[0].is_ipv4() { 4 } else { 6 })
 }
 
-fn octets(banned: &str) -> Vec<u8> {
-    match banned.parse::<IpNetwork>().expect("an address of ours").ip() {
-        IpAddr::V4(v4) => v4.octets().to_vec(),
-        IpAddr::V6(v6) => v6.octets().to_vec(),
-    }
+/// The key of a ban in its set: a prefix is kept by its first address.
+fn network_of(banned: &str) -> IpAddr {
+    banned.parse::<IpNetwork>().expect("an address of ours").network()
 }
 
 /// The beginning of a line, and its address where that lies further on.
@@ -542,54 +537,6 @@ fn patiently(mut is_so: impl FnMut() -> bool) -> bool {
             return false;
         }
         std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// What the kernel tells about changes of this namespace's ruleset, by whomever (NFNLGRP_NFTABLES).
-struct Commits {
-    socket: OwnedFd,
-}
-
-impl Commits {
-    fn listen() -> io::Result<Commits> {
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let socket = nix::sys::socket::socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkNetFilter)?;
-        nix::sys::socket::bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 1 << (libc::NFNLGRP_NFTABLES - 1)))?;
-        Ok(Commits { socket })
-    }
-
-    /// Waits for a message that names `set` and holds `key`; how long after `since` it came.
-    fn wait(&self, set: &str, key: Vec<u8>, since: Instant) -> Option<Duration> {
-        let name = format!("{set}\0");
-        loop {
-            let left = Duration::from_secs(5).checked_sub(since.elapsed())?;
-            let timeout = PollTimeout::try_from(left).ok()?;
-            nix::poll::poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], timeout).ok()?;
-            let seen = since.elapsed();
-            while let Some(message) = self.next() {
-                let holds = |needle: &[u8]| memchr::memmem::find(&message, needle).is_some();
-                if holds(name.as_bytes()) && holds(&key) {
-                    return Some(seen);
-                }
-            }
-        }
-    }
-
-    /// Drops what came so far.
-    fn forget(&self) {
-        while self.next().is_some() {}
-    }
-
-    /// How many datagrams came since.
-    fn heard(&self) -> usize {
-        std::iter::from_fn(|| self.next()).count()
-    }
-
-    fn next(&self) -> Option<Vec<u8>> {
-        let mut bytes = vec![0; 65536];
-        let n = nix::sys::socket::recv(self.socket.as_raw_fd(), &mut bytes, MsgFlags::empty()).ok()?;
-        bytes.truncate(n);
-        Some(bytes)
     }
 }
 

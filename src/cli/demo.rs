@@ -207,7 +207,9 @@ impl Demo {
         self.packets(&attacks);
         self.short_ban()?;
         if args.shell {
-            println!("\n   A shell inside; `nft list ruleset` and `banset -c {DIR}/banset.toml status` are two things to try.");
+            let own = std::env::current_exe()?;
+            println!("\n   A shell inside; leave it with `exit`. Two things to try:");
+            println!("   nft list ruleset\n   {} -c {DIR}/banset.toml status", own.display());
             Command::new(std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into())).status()?;
         }
         self.end(&attacks[0])
@@ -225,7 +227,8 @@ impl Demo {
                 let jails = status["jails"].as_array().map_or(&[][..], Vec::as_slice);
                 if !jails.is_empty() && jails.iter().all(|jail| jail["state"] == "running") {
                     let names: Vec<&str> = jails.iter().filter_map(|jail| jail["name"].as_str()).collect();
-                    self.claims.check(names.len() == attacks().len() + 1, &format!("watching: {}", names.join(", ")));
+                    let all = attacks().iter().all(|attack| names.contains(&attack.jail)) && names.contains(&"smtp-auth");
+                    self.claims.check(all, &format!("watching: {}", names.join(", ")));
                     return Ok(());
                 }
             }

@@ -33,9 +33,9 @@ const VETH_INFO_PEER: u16 = 1;
 /// The number of the next veth link's far end.
 static FAR_END: AtomicI32 = AtomicI32::new(1000);
 
-/// Arranges that `command` starts in user, network and mount namespaces of its own, as root there, with an empty `/run`, and
-/// dies with the thread that started it. Needs no privilege where user namespaces are allowed; where they are not,
-/// spawning fails with the kernel's reason (ENOSPC, EPERM, EACCES).
+/// Arranges that `command` starts in network and mount namespaces of its own (in a user namespace too, unless the caller is
+/// root), as root there, with an empty `/run`, and dies with the thread that started it. Needs no privilege where user
+/// namespaces are allowed; where they are not, spawning fails with the kernel's reason (ENOSPC, EPERM, EACCES).
 pub fn isolate(command: &mut Command) {
     crate::sys::unshare_before_exec(command);
 }

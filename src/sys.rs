@@ -1,4 +1,4 @@
-//! The one room with unsafe code: what the kernel offers and no safe wrapper does.
+//! The one file with unsafe code: system calls that no safe crate wraps.
 
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -10,8 +10,10 @@ use nix::sched::CloneFlags;
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 
-/// Starts `command` in user, network and mount namespaces of its own, as root there, with an empty `/run`; it dies with
-/// the thread that starts it. Where user namespaces are refused but the caller is root, it goes without one.
+/// Starts `command` in network and mount namespaces of its own, with an empty `/run`; it dies with the thread that starts it.
+/// Who is not root, or root without CAP_SYS_ADMIN, gets a user namespace around them and is root there. Root proper goes
+/// without: some options (SO_RCVBUFFORCE) ask for privileges in the machine's own user namespace, and a daemon under test
+/// shall have there what it has in service.
 ///
 /// The work is done between fork and exec because unshare(2) refuses CLONE_NEWUSER to a process with several threads
 /// (EINVAL), which every test binary is. A refusal comes back from `spawn` as the error of the step that failed.
@@ -21,14 +23,11 @@ pub fn unshare_before_exec(command: &mut Command) {
     let (uid_map, gid_map) = (format!("0 {uid} 1\n"), format!("0 {gid} 1\n"));
     let step = move || -> io::Result<()> {
         let private = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS;
-        match nix::sched::unshare(private | CloneFlags::CLONE_NEWUSER) {
-            Ok(()) => {
-                write_proc("/proc/self/setgroups", "deny")?;
-                write_proc("/proc/self/uid_map", &uid_map)?;
-                write_proc("/proc/self/gid_map", &gid_map)?;
-            }
-            Err(_) if uid.is_root() => nix::sched::unshare(private)?,
-            Err(refused) => return Err(refused.into()),
+        if !uid.is_root() || nix::sched::unshare(private).is_err() {
+            nix::sched::unshare(private | CloneFlags::CLONE_NEWUSER)?;
+            write_proc("/proc/self/setgroups", "deny")?;
+            write_proc("/proc/self/uid_map", &uid_map)?;
+            write_proc("/proc/self/gid_map", &gid_map)?;
         }
         let none = None::<&str>;
         nix::mount::mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;

@@ -31,9 +31,9 @@ use std::time::{Duration, Instant};
 /// Set in the process that runs inside the namespaces.
 const INSIDE: &str = "BANSET_TEST_INSIDE";
 
-/// Runs the body of the test called `name` (its path inside the crate: `module::name` within a module) in user, network and
-/// mount namespaces of its own, where it is root, `/run` is empty and loopback is up. The test binary starts itself again
-/// for exactly this test.
+/// Runs the body of the test called `name` (its path inside the crate: `module::name` within a module) in network and mount
+/// namespaces of its own (and a user namespace, unless started by root), where it is root, `/run` is empty and loopback is
+/// up. The test binary starts itself again for exactly this test.
 ///
 /// # Panics
 /// If the body fails, with everything it printed; if no test has that name; and, with `BANSET_REQUIRE=1`, where the

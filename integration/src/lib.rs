@@ -1,1 +1,120 @@
-//! Test kit.
+//! The test kit: a network of its own for each test, a daemon in it, attackers, log writers, and what they can observe.
+//!
+//! A test reads
+//! ```no_run
+//! # use banset_integration::{in_netns, Daemon, Lab};
+//! # fn main() {}
+//! #[test]
+//! fn an_attacker_is_kept_out() {
+//!     in_netns("an_attacker_is_kept_out", || {
+//!         let lab = Lab::new();
+//!         let daemon = Daemon::start(&lab, "[jail.sshd]\nenabled = true");
+//!         // …
+//!     });
+//! }
+//! ```
+//! and runs in parallel with all others, without root where the machine allows user namespaces. Where it does not, the test
+//! prints SKIPPED; with `BANSET_REQUIRE=1` (CI) it fails instead.
+
+mod daemon;
+mod lab;
+mod logs;
+
+pub use daemon::{Answer, Daemon, Tracing, binary};
+pub use lab::{Echo, Lab, Monitor, elements, expires, nft, nft_json, nft_try};
+pub use logs::{Log, Stamp};
+
+use std::fmt::Write as _;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Set in the process that runs inside the namespaces.
+const INSIDE: &str = "BANSET_TEST_INSIDE";
+
+/// Runs the body of the test called `name` (its path inside the crate: `module::name` within a module) in network and mount
+/// namespaces of its own (and a user namespace, unless started by root), where it is root, `/run` is empty and loopback is
+/// up. The test binary starts itself again for exactly this test.
+///
+/// # Panics
+/// If the body fails, with everything it printed; if no test has that name; and, with `BANSET_REQUIRE=1`, where the
+/// machine refuses namespaces.
+pub fn in_netns(name: &str, body: impl FnOnce()) {
+    if std::env::var_os(INSIDE).is_some() {
+        banset::netns::settle().expect("a fresh namespace can be set up");
+        body();
+        return;
+    }
+    let mut command = Command::new(std::env::current_exe().expect("a test knows its own file"));
+    command.args(["--exact", name, "--nocapture", "--include-ignored", "--test-threads=1"]).env(INSIDE, "1").stdin(Stdio::null());
+    banset::netns::isolate(&mut command);
+    match command.output() {
+        Err(refused) => skip(name, &format!("no namespaces here: {refused}")),
+        Ok(output) => {
+            let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+            assert!(output.status.success(), "in its namespace, {name}: {}\n{out}{err}", output.status);
+            assert!(out.contains("1 passed"), "no test is called {name}: in_netns runs nothing\n{out}");
+            // A test that skipped itself inside says so outside, too.
+            out.lines().chain(err.lines()).filter(|line| line.starts_with("SKIPPED")).for_each(|line| eprintln!("{line}"));
+        }
+    }
+}
+
+/// Says loudly that a test could not run here, and why; fails where CI demands that it runs (`BANSET_REQUIRE=1`).
+pub fn skip(name: &str, why: &str) {
+    eprintln!("SKIPPED {name}: {why}");
+    assert!(std::env::var_os("BANSET_REQUIRE").is_none(), "{name} must run here (BANSET_REQUIRE is set), but: {why}");
+}
+
+/// Whether `program` is installed; else the test called `name` is [skipped](skip).
+pub fn have(name: &str, program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).any(|dir| dir.join(program).is_file());
+    if !found {
+        skip(name, &format!("{program} is not installed"));
+    }
+    found
+}
+
+/// Waits until `is_so`, asking every 10 ms; returns how long it took.
+///
+/// # Panics
+/// After 10 s, naming `what`.
+#[track_caller]
+pub fn wait_until(what: &str, is_so: impl FnMut() -> bool) -> Duration {
+    wait_for(Duration::from_secs(10), what, is_so)
+}
+
+/// As [`wait_until`], with another limit.
+#[track_caller]
+pub fn wait_for(limit: Duration, what: &str, mut is_so: impl FnMut() -> bool) -> Duration {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < limit, "waited {limit:?} in vain: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    start.elapsed()
+}
+
+/// Both texts, and the lines in which they differ, when they do.
+///
+/// # Panics
+/// If they differ.
+#[track_caller]
+pub fn assert_same_text(what: &str, left: &str, right: &str) {
+    if left.trim_end() == right.trim_end() {
+        return;
+    }
+    let mut report = format!("{what}: not the same\n");
+    let (mut l, mut r) = (left.trim_end().lines(), right.trim_end().lines());
+    loop {
+        match (l.next(), r.next()) {
+            (None, None) => break,
+            (a, b) if a == b => writeln!(report, "    {}", a.unwrap_or_default()).expect("a string takes any text"),
+            (a, b) => {
+                a.iter().for_each(|a| writeln!(report, "  - {a}").expect("a string takes any text"));
+                b.iter().for_each(|b| writeln!(report, "  + {b}").expect("a string takes any text"));
+            }
+        }
+    }
+    panic!("{report}");
+}

@@ -1,0 +1,55 @@
+# What a newcomer runs first is `make demo`; what a change must pass is `make test lint`.
+
+CARGO ?= cargo
+# What the tests need besides Rust and gcc, as Debian calls it: the kernel's own tools, the libraries of the oracles in
+# integration/, a tracer, and the programs that write and rotate logs.
+PACKAGES = nftables iproute2 libmnl-dev libclang-dev pkg-config strace util-linux daemontools logrotate rsyslog
+# Kernel tests mostly wait for the kernel's clock: more of them than cores at a time.
+THREADS ?= 6
+
+.PHONY: demo test packages bench soak lint install
+
+# The whole way from a log line to a dropped packet, in a throwaway network; no root where user namespaces are allowed.
+demo:
+	$(CARGO) build
+	@$(CARGO) run --quiet -- demo
+
+test: packages
+	$(CARGO) build --workspace
+	$(CARGO) test --workspace --exclude banset-integration
+	RUST_TEST_THREADS=$(THREADS) $(CARGO) test --package banset-integration
+
+# Installs what is missing where that is allowed, else names it and goes on: a test that misses something says so.
+packages:
+	@missing=; for p in $(PACKAGES); do \
+	    dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q '^install ok installed' || missing="$$missing $$p"; done; \
+	test -n "$$missing" || exit 0; \
+	command -v apt-get >/dev/null || { echo "the tests would like, in Debian's names:$$missing"; exit 0; }; \
+	if test "$$(id -u)" = 0; then as=; elif sudo -n true 2>/dev/null; then as="sudo -n"; \
+	else echo "the tests need: apt-get install$$missing"; exit 0; fi; \
+	echo "installing$$missing"; \
+	$$as apt-get update -qq </dev/null || true; \
+	$$as env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing </dev/null
+
+bench:
+	$(CARGO) build --release
+	$(CARGO) bench --workspace
+
+# Hours, not minutes: tests that are ignored otherwise.
+soak:
+	$(CARGO) build --release --workspace
+	$(CARGO) test --release --package banset-integration -- --ignored --nocapture
+
+# Every jail we ship is enabled once, so `banset check` reads them all and runs the samples of their filters.
+lint:
+	$(CARGO) fmt --all -- --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	@mkdir -p target/lint
+	@for jail in jails/*.toml; do printf '[jail.%s]\nenabled = true\n\n' "$$(basename "$$jail" .toml)"; done > target/lint/banset.toml
+	$(CARGO) run --quiet -- check -c target/lint/banset.toml
+
+DESTDIR ?=
+PREFIX ?= /usr/local
+install:
+	$(CARGO) build --release
+	install -D -m 0755 target/release/banset $(DESTDIR)$(PREFIX)/sbin/banset

@@ -1,0 +1,92 @@
+//! The test kit itself: what it reports must be so, else no other test means anything.
+
+use std::time::Duration;
+
+use banset::netns::{Netns, Route, connect_from, sysctl};
+use banset_integration::{Echo, Lab, Monitor, elements, expires, in_netns, nft, wait_until};
+
+#[test]
+fn attackers_reach_the_server_and_a_drop_shows() {
+    in_netns("attackers_reach_the_server_and_a_drop_shows", || {
+        let lab = Lab::new();
+        let _tcp = Echo::tcp(&[25, 143]);
+        let _udp = Echo::udp(&[514]);
+        for from in ["198.51.100.7", "203.0.113.250", "2001:db8:1000:1::7", "2001:db8:1fff::1"] {
+            assert!(lab.connects(from, 25), "{from}");
+            assert!(lab.echoes(from, 514), "{from}");
+        }
+        assert!(!lab.connects("198.51.100.7", 26), "nobody listens");
+        nft(&["add table inet t; add chain inet t c { type filter hook input priority 0; }"]);
+        nft(&["add rule inet t c ip saddr 198.51.100.7 tcp dport 25 drop"]);
+        assert!(!lab.connects("198.51.100.7", 25), "dropped");
+        assert!(lab.connects("198.51.100.7", 143), "another port");
+        assert!(lab.connects("198.51.100.8", 25), "another address");
+    });
+}
+
+#[test]
+fn an_address_that_is_no_attackers_is_a_slip() {
+    in_netns("an_address_that_is_no_attackers_is_a_slip", || {
+        let lab = Lab::new();
+        for from in ["192.0.2.77", "2001:db8::77"] {
+            let slip = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| lab.connects(from, 25)));
+            assert!(slip.is_err(), "{from}");
+        }
+    });
+}
+
+#[test]
+fn a_bridge_passes_frames_between_namespaces() {
+    in_netns("a_bridge_passes_frames_between_namespaces", || {
+        let (left, right) = (Netns::new().expect("a namespace"), Netns::new().expect("a namespace"));
+        let mut here = Route::open().expect("a netlink socket");
+        here.bridge("br0").and_then(|()| here.up("br0")).expect("a bridge");
+        for (port, there, address) in [("lan", &left, "10.9.0.2/24"), ("dmz", &right, "10.9.0.3/24")] {
+            here.veth(port, "eth0", there).and_then(|()| here.enslave(port, "br0")).and_then(|()| here.up(port)).expect("a port");
+            there.run(|| {
+                let mut route = Route::open().expect("a netlink socket");
+                route.address("eth0", address.parse().expect("an address")).expect("an address");
+                route.up("eth0").and_then(|()| route.running("eth0")).expect("the link comes up");
+            });
+        }
+        sysctl("net.bridge.bridge-nf-call-iptables", "0").unwrap_or_default();
+        let _server = right.run(|| Echo::tcp(&[25]));
+        let (from, to) = ("10.9.0.2".parse().expect("an address"), "10.9.0.3:25".parse().expect("an address"));
+        let connects = || left.run(|| connect_from(from, to, Duration::from_millis(700))).is_ok();
+        wait_until("the bridge forwards", connects);
+        nft(&["add table bridge t; add chain bridge t c { type filter hook forward priority -200; }"]);
+        nft(&["add rule bridge t c ip saddr 10.9.0.2 drop"]);
+        assert!(!connects(), "the bridge's own filter sees the frame");
+    });
+}
+
+#[test]
+fn elements_and_their_ends_are_read() {
+    in_netns("elements_and_their_ends_are_read", || {
+        nft(&["add table inet banset; add set inet banset a-v4 { type ipv4_addr; flags timeout; }"]);
+        nft(&["add set inet banset a-net4 { type ipv4_addr; flags interval,timeout; }"]);
+        assert!(elements("a-v4").is_empty() && elements("none").is_empty());
+        nft(&["add element inet banset a-v4 { 192.0.2.9 timeout 1h expires 30m, 192.0.2.7 }"]);
+        nft(&["add element inet banset a-net4 { 198.51.100.0/24 timeout 1h }"]);
+        assert_eq!(elements("a-v4"), ["192.0.2.7", "192.0.2.9"]);
+        assert_eq!(elements("a-net4"), ["198.51.100.0/24"]);
+        let (left, given) = expires("a-v4", "192.0.2.9").expect("a ban with an end");
+        assert!((1790..=1800).contains(&left) && given == 3600, "{left} {given}");
+        assert_eq!(expires("a-v4", "192.0.2.7"), None);
+    });
+}
+
+#[test]
+fn the_monitor_hears_changes_and_no_expiry() {
+    in_netns("the_monitor_hears_changes_and_no_expiry", || {
+        let lab = Lab::new();
+        nft(&["add table inet banset; add set inet banset a-v4 { type ipv4_addr; flags timeout; }"]);
+        nft(&["add element inet banset a-v4 { 192.0.2.9 timeout 300ms }"]);
+        let monitor = Monitor::start(&lab);
+        wait_until("the element ends", || elements("a-v4").is_empty());
+        std::thread::sleep(Duration::from_millis(1200));
+        assert_eq!(monitor.text(), "");
+        nft(&["add element inet banset a-v4 { 192.0.2.10 timeout 5m }"]);
+        wait_until("the monitor hears", || monitor.text().contains("192.0.2.10"));
+    });
+}

@@ -1,6 +1,10 @@
 //! The command line: one file per group of commands; this one holds the words and sends each to its place.
 
 pub mod change;
+pub mod check;
+pub mod daemon;
+pub mod demo;
+pub mod load;
 pub mod log;
 pub mod show;
 
@@ -123,7 +127,7 @@ enum Command {
         shown: Shown,
     },
     /// Play the whole way in a throwaway network namespace
-    Demo,
+    Demo(demo::Args),
 }
 
 #[derive(Debug, Subcommand)]
@@ -141,6 +145,10 @@ enum ConfigCommand {
 pub fn run() -> ExitCode {
     let Banset { global, command } = Banset::parse();
     let code = match command {
+        Command::Daemon => daemon::daemon(&global),
+        Command::Check { shown } => check::check(&global, shown),
+        Command::Ruleset => check::ruleset(&global),
+        Command::Demo(args) => return demo::run(&args),
         Command::Status { jail, shown } => show::status(&global, jail, shown),
         Command::Stats { shown } => show::stats(&global, shown),
         Command::Banned { addr, shown } => show::banned(&global, addr, shown),
@@ -149,7 +157,7 @@ pub fn run() -> ExitCode {
         }
         Command::Unban { what, all, forget, shown } => change::unban(&global, what, all, forget, shown),
         Command::Reload { shown } => change::reload(&global, shown),
-        _ => USAGE,
+        Command::Config { .. } => USAGE,
     };
     ExitCode::from(code)
 }

@@ -118,5 +118,10 @@ fn read(sources: &Sources, shipped: Shipped<'_>, findings: &mut Findings) -> (Ve
     (files, layers)
 }
 
+/// Reads a length of time as a configuration does; the error says what to write instead.
+pub fn duration(text: &str) -> Result<crate::terms::Lasting, String> {
+    values::duration(text).map_err(|fault| format!("{}\n  help: {}", fault.what, fault.help))
+}
+
 #[cfg(test)]
 mod tests;

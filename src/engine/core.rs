@@ -456,7 +456,10 @@ impl Core {
 
     /// Whether nothing waits for the kernel.
     pub fn is_quiet(&self) -> bool {
-        self.pending.changes.is_empty() && self.flying.is_none() && self.reloading.is_none() && matches!(self.rebuild, Rebuild::No)
+        self.pending.changes.is_empty()
+            && self.flying.is_none()
+            && self.reloading.is_none()
+            && matches!(self.rebuild, Rebuild::No)
     }
 
     fn largest(&self) -> usize {
@@ -697,7 +700,10 @@ impl Core {
                 Reply::done(json!({ "changed": said }))
             }
             Err(why) if cause == Cause::Machine => {
-                self.log(Level::Error, format!("{why}\n  help: our addresses changed and the ignore sets do not know; trying again"));
+                self.log(
+                    Level::Error,
+                    format!("{why}\n  help: our addresses changed and the ignore sets do not know; trying again"),
+                );
                 self.rebuild = Rebuild::Wanted { why, not_before: now.mono + Span::from_secs(1), failed: 1 };
                 return;
             }

@@ -143,9 +143,13 @@ impl Writer {
             }
             first.delete_table();
         }
-        let Establishment { first: rest_of_first, rest } = Transaction::establish(&ruleset, found.as_ref(), held).map_err(|newer| {
-            format!("table {} {}: {newer}\n  help: use the newer program, or delete the table first", specs.family, specs.table)
-        })?;
+        let Establishment { first: rest_of_first, rest } =
+            Transaction::establish(&ruleset, found.as_ref(), held).map_err(|newer| {
+                format!(
+                    "table {} {}: {newer}\n  help: use the newer program, or delete the table first",
+                    specs.family, specs.table
+                )
+            })?;
         rest_of_first.statements().iter().for_each(|statement| first.push(statement.clone()));
         self.socket.commit(&first).map_err(|refused| refused.to_string())?;
         for (set, elements) in &rest {

@@ -1,9 +1,14 @@
-//! The engine: the one loop. Events in, actions out ([`core`], pure), and a thin performer around it.
+//! The engine: the one loop. Events in, actions out ([`core`], pure), and a thin performer around it ([`run`]).
 
+pub mod clerk;
+pub mod clock;
 pub mod core;
+pub mod kernel;
 pub mod lock;
 pub mod machine;
 pub mod pace;
+pub mod reader;
+pub mod run;
 pub mod spec;
 
 pub use self::core::{Core, Event};

@@ -60,7 +60,8 @@ impl Reading {
         }
         let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
         routes.version += 1;
-        let mut old: HashMap<(JailId, String), u32> = routes.by_tag.iter().map(|(tag, r)| ((r.jail, r.pattern.clone()), *tag)).collect();
+        let mut old: HashMap<(JailId, String), u32> =
+            routes.by_tag.iter().map(|(tag, r)| ((r.jail, r.pattern.clone()), *tag)).collect();
         let mut added = Vec::new();
         for route in wanted {
             match old.remove(&(route.jail, route.pattern.clone())) {
@@ -112,6 +113,8 @@ struct Watched {
     /// For each filter of the scanner: the jails that use it, and how far back they look.
     jails: Vec<Vec<(JailId, Span)>>,
     batch: Batch,
+    /// Lines of the scanner that batches have told.
+    lines: u64,
 }
 
 /// A reader and the engine's hold on it.
@@ -147,7 +150,9 @@ impl Reader {
             drop(routes);
             match self.files.get_mut(path) {
                 Some(known) => {
-                    known.scanner = known.scanner.with_filters(filters);
+                    let mut scanner = Scanner::new(filters);
+                    scanner.restore(known.scanner.state());
+                    (known.scanner, known.lines) = (scanner, 0);
                     (known.version, known.tags, known.jails) = (version, tags.to_vec(), jails);
                 }
                 None => {
@@ -156,7 +161,10 @@ impl Reader {
                     self.next_place = self.next_place.wrapping_add(1);
                     let batch = Batch { path: name.clone(), ..Batch::default() };
                     let scanner = Scanner::new(filters);
-                    self.files.insert(path.to_owned(), Watched { name, place, version, tags: tags.to_vec(), scanner, jails, batch });
+                    self.files.insert(
+                        path.to_owned(),
+                        Watched { name, place, version, tags: tags.to_vec(), scanner, jails, batch, lines: 0 },
+                    );
                 }
             }
         }
@@ -203,9 +211,15 @@ impl Judge for Reader {
         }
         let (state, note) = match &event.what {
             Happening::Appeared => (SourceState::CatchingUp, None),
-            Happening::Missing { waiting_at, .. } => (SourceState::Waiting, Some(format!("watching {} for it", waiting_at.display()))),
-            Happening::Unreadable(errno) | Happening::ReadFailed(errno) => (SourceState::Unreadable, Some(errno.desc().to_lowercase())),
-            Happening::Polled(Polled::FileSystem) => (SourceState::Live, Some("polled: its file system tells of no changes".to_owned())),
+            Happening::Missing { waiting_at, .. } => {
+                (SourceState::Waiting, Some(format!("watching {} for it", waiting_at.display())))
+            }
+            Happening::Unreadable(errno) | Happening::ReadFailed(errno) => {
+                (SourceState::Unreadable, Some(errno.desc().to_lowercase()))
+            }
+            Happening::Polled(Polled::FileSystem) => {
+                (SourceState::Live, Some("polled: its file system tells of no changes".to_owned()))
+            }
             Happening::Polled(Polled::Refused(errno)) => (SourceState::Live, Some(format!("polled: inotify says {errno:?}"))),
             Happening::Truncated { lost } => (SourceState::Live, Some(format!("truncated, {lost} bytes lost unread"))),
             Happening::CaughtUp => (SourceState::Live, None),
@@ -236,9 +250,16 @@ impl Judge for Reader {
 
 impl Watched {
     fn take(&mut self) -> Batch {
-        let fresh = Batch { path: self.name.clone(), offset: self.batch.offset, size: self.batch.size, live: self.batch.live, ..Batch::default() };
+        let fresh = Batch {
+            path: self.name.clone(),
+            offset: self.batch.offset,
+            size: self.batch.size,
+            live: self.batch.live,
+            ..Batch::default()
+        };
         let mut batch = std::mem::replace(&mut self.batch, fresh);
-        batch.lines = self.scanner.take_lines();
+        batch.lines = self.scanner.lines() - self.lines;
+        self.lines = self.scanner.lines();
         batch
     }
 }

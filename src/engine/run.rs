@@ -68,7 +68,8 @@ async fn drive(ready: Ready) -> Result<(), String> {
 
     // Signals first, so that none is lost from here on.
     let (signals, mut signalled) = mpsc::channel(8);
-    let mut caught = signal_hook::iterator::Signals::new([libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR1]).map_err(failed("signals"))?;
+    let mut caught = signal_hook::iterator::Signals::new([libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR1])
+        .map_err(failed("signals"))?;
     let catching = caught.handle();
     thread("signals")
         .spawn(move || caught.forever().for_each(|signal| drop(signals.blocking_send(signal))))

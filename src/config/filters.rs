@@ -47,15 +47,15 @@ pub fn read(reader: &mut Reader<'_>, name: &str, at: &Range<usize>, table: &Tabl
     definition.journalmatch = texts(&section, "journalmatch");
     definition.maxlines = number(&section, "maxlines").unwrap_or(1);
     note(&mut filter.places, "", &section);
-    if let Some(field) = section.get("variables") {
+    if let Some(field) = section.get("variable") {
         filter.definition.variables = variables(reader, field, &mut filter.places, &concern);
     }
     if let Some(field) = section.get("once") {
         filter.definition.once = once(reader, field, &concern);
         filter.places.insert(("once".to_owned(), 0), field.node.span.clone());
     }
-    for (name, at, table) in named(reader, section.get("params"), "params", &concern) {
-        filter.places.insert((format!("params.{name}"), 0), at.clone());
+    for (name, at, table) in named(reader, section.get("param"), "param", &concern) {
+        filter.places.insert((format!("param.{name}"), 0), at.clone());
         if let Some(param) = param(reader, name, at, table, &concern) {
             filter.definition.params.insert(name.clone(), param);
         }
@@ -197,7 +197,7 @@ fn named<'t>(
         match &entry.node.value {
             Raw::Table(table) => out.push((name, &entry.key, table)),
             other => {
-                let help = if what == "params" {
+                let help = if what == "param" {
                     format!("write {} = {{ words = [] }}, {{ nets = [] }} or {{ text = \"\" }}", shown(name))
                 } else {
                     format!("write [{what}.NAME]")
@@ -223,7 +223,7 @@ fn param(reader: &mut Reader<'_>, name: &str, at: &Range<usize>, table: &Table, 
     let known = ["words", "nets", "text"].iter().filter(|kind| table.contains_key(**kind)).count();
     if known != 1 {
         let help = format!("write {} = {{ words = [] }}, {{ nets = [] }} or {{ text = \"\" }}", shown(name));
-        reader.mistake(concern, at, format!("params.{}: needs exactly one of words, nets and text", shown(name)), help);
+        reader.mistake(concern, at, format!("param.{}: needs exactly one of words, nets and text", shown(name)), help);
         return None;
     }
     let (_, field) = section.into_iter().next()?;
@@ -232,7 +232,7 @@ fn param(reader: &mut Reader<'_>, name: &str, at: &Range<usize>, table: &Table, 
         Meaning::Text(text) => Some(Param::Text(text)),
         Meaning::Ignore(list) if list.names.is_empty() => Some(Param::Nets(list.nets)),
         Meaning::Ignore(list) => {
-            let what = format!("params.{}: {} is no address", shown(name), quoted(&list.names[0]));
+            let what = format!("param.{}: {} is no address", shown(name), quoted(&list.names[0]));
             reader.mistake(concern, &field.node.span, what, "write addresses and subnets".to_owned());
             None
         }

@@ -28,7 +28,7 @@ pub enum Place {
     Mode,
     /// `once` of a filter.
     Once,
-    /// `[filter.NAME.params.PARAM]`
+    /// `[filter.NAME.param.PARAM]`
     Param,
     /// `[[filter.NAME.sample]]`
     Sample,
@@ -374,8 +374,8 @@ pub const KEYS: &[Key] = &[
     key(InFilter, "datepattern", Now, Texts, "", "", "how stamps look"),
     key(InFilter, "maxlines", Now, Number(1, 100), "1", "1", "lines a pattern may span"),
     key(InFilter, "journalmatch", Now, Texts, "", "\"_COMM=exampled\"", "journal entries this filter is for"),
-    key(InFilter, "variables", Now, Variables, "", "", "texts that patterns pull in as <NAME>"),
-    key(InFilter, "params", Now, Named(Param), "", "", "what a jail may set"),
+    key(InFilter, "variable", Now, Variables, "", "", "texts that patterns pull in as <NAME>"),
+    key(InFilter, "param", Now, Named(Param), "", "", "what a jail may set"),
     key(InFilter, "once", Now, Table(Once), "", "", "a try that is reported several times counts once"),
     key(InFilter, "mode", Now, Named(Mode), "", "", "variants a jail chooses with mode"),
     key(InFilter, "sample", Now, Tables(Sample), "", "", "a line and what must be found in it"),

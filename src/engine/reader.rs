@@ -39,7 +39,7 @@ struct Route {
 }
 
 /// The engine's hold on the reader: tells it what to watch.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Reading {
     routes: Arc<Mutex<Routes>>,
     watch: WatchHandle,

@@ -19,7 +19,7 @@ use super::reader::{self, Reading};
 use super::{clock, machine};
 use crate::control::Reply;
 use crate::control::server::{self, Access, Incoming};
-use crate::watch::Watch;
+use crate::watch::{Habits, Watch};
 
 /// Events that may wait; a full queue makes the reader wait, and the log file is the queue.
 const EVENTS: usize = 256;
@@ -62,7 +62,7 @@ struct Performer {
 
 async fn drive(ready: Ready) -> Result<(), String> {
     let Ready { mut core, writer, listener, access, load, reopen } = ready;
-    let failed = |what: &str| move |e: std::io::Error| format!("cannot start the {what}: {e}");
+    let failed = |what: &'static str| move |e: std::io::Error| format!("cannot start the {what}: {e}");
     let (events, mut happened) = mpsc::channel(EVENTS);
     let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
 
@@ -84,9 +84,9 @@ async fn drive(ready: Ready) -> Result<(), String> {
     let moved = events.clone();
     machine::follow(move |machine| moved.blocking_send(Event::Machine(machine)).is_ok()).map_err(failed("address follower"))?;
 
-    let watch = Watch::new().map_err(failed("file watch"))?;
-    let (reader, reading) = reader::new(events, watch.handle());
-    let reader = thread("reader").spawn(move || watch.run(reader)).map_err(failed("reader"))?;
+    let (watch, handle) = Watch::new(Habits::default()).map_err(failed("file watch"))?;
+    let (mut reader, reading) = reader::new(events, handle);
+    let reader = thread("reader").spawn(move || watch.run(&mut reader)).map_err(failed("reader"))?;
 
     let (incoming, mut asked) = mpsc::channel(64);
     let listener = UnixListener::from_std(listener).map_err(failed("control socket"))?;

@@ -269,3 +269,132 @@ const fn bits(b: u8) -> u8 {
         _ => 75,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::filter::{Filter, Options, Scanner, When, definition, shipped};
+    use crate::terms::Time;
+
+    /// The lines of all samples, the raw material for mutation.
+    fn sample_lines() -> Vec<Vec<u8>> {
+        let lines = |(name, text): &(&str, &str)| {
+            let samples = definition::parse(name, text).unwrap().samples;
+            samples.into_iter().flat_map(|s| s.line.lines().map(|l| l.as_bytes().to_vec()).collect::<Vec<_>>())
+        };
+        shipped().iter().flat_map(lines).filter(|l| !l.is_empty()).collect()
+    }
+
+    fn filters(mode: &str) -> Vec<Arc<Filter>> {
+        let compile = |(name, text): &(&str, &str)| {
+            let definition = definition::parse(name, text).unwrap();
+            let mode = if definition.modes.contains_key(mode) { mode } else { "normal" };
+            let mut params = BTreeMap::from([("mode".to_owned(), vec![mode.to_owned()])]);
+            if *name == "roundcube" {
+                params.insert("proxy".to_owned(), vec!["10.0.0.0/8".to_owned()]);
+            }
+            Arc::new(Filter::compile(&definition, &params, &Options::default()).unwrap())
+        };
+        shipped().iter().map(compile).collect()
+    }
+
+    /// Sample lines cut, joined and changed at random places.
+    fn mutated() -> impl Strategy<Value = Vec<u8>> {
+        let lines = sample_lines();
+        let pick = || proptest::sample::select(lines.clone());
+        let place = || 0.0..1.0_f64;
+        let cut = (pick(), pick(), place(), place()).prop_map(|(a, b, x, y)| {
+            let at = |line: &[u8], x: f64| (line.len() as f64 * x) as usize;
+            [&a[..at(&a, x)], &b[at(&b, y)..]].concat()
+        });
+        let edit = (pick(), place(), proptest::collection::vec(any::<u8>(), 0..4)).prop_map(|(mut line, x, bytes)| {
+            let at = (line.len() as f64 * x) as usize;
+            let end = (at + bytes.len()).min(line.len());
+            line.splice(at..end, bytes);
+            line
+        });
+        prop_oneof![pick(), cut, edit, proptest::collection::vec(any::<u8>(), 0..80)]
+            .prop_map(|line| line.into_iter().filter(|b| *b != b'\n').collect())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(debug_assertions) { 300 } else { 20_000 }))]
+
+        #[test]
+        fn it_never_hides_a_line_that_matches(lines in proptest::collection::vec(mutated(), 1..20)) {
+            thread_local! {
+                static FILTERS: Vec<Arc<Filter>> = filters("aggressive");
+            }
+            let chunk: Vec<u8> = lines.iter().flat_map(|line| line.iter().copied().chain([b'\n'])).collect();
+            let when = When { now: Time::from_secs(1_768_478_400), live: true };
+            let filters = FILTERS.with(Clone::clone);
+            let (mut filtered, mut plain) = (Scanner::new(filters.clone()), Scanner::new(filters));
+            plain.try_everything();
+            let (mut a, mut b) = (Vec::new(), Vec::new());
+            filtered.scan(&chunk, when, &mut a);
+            plain.scan(&chunk, when, &mut b);
+            prop_assert_eq!(a, b);
+        }
+    }
+
+    fn set(literals: &[&str]) -> Vec<Vec<u8>> {
+        literals.iter().map(|l| l.as_bytes().to_vec()).collect()
+    }
+
+    fn walk(prefilter: &Prefilter, slots: usize, chunk: &str) -> Vec<String> {
+        let mut candidates = prefilter.candidates(chunk.as_bytes());
+        let mut hit = Slots::none(slots);
+        let mut out = Vec::new();
+        while let Some((start, end)) = candidates.next(&mut hit) {
+            let mut all = Vec::new();
+            let mut from = 0;
+            while let Some(slot) = hit.next(from) {
+                all.push(slot.to_string());
+                from = slot + 1;
+            }
+            out.push(format!("{}: {}", &chunk[start..end], all.join(" ")));
+        }
+        out
+    }
+
+    #[test]
+    fn lines_come_with_the_patterns_whose_literals_they_hold() {
+        let needs =
+            [Some(vec![set(&["alpha"])]), Some(vec![set(&["beta"]), set(&["gamma"])]), None, Some(vec![set(&["alphabeta"])])];
+        let prefilter = Prefilter::new(&needs);
+        assert!(!prefilter.sees_every_line());
+        let lines = "x\nan alphabetagamma\n\nalpha\nbet\n";
+        assert_eq!(walk(&prefilter, 4, lines), ["an alphabetagamma: 0 1 3", "alpha: 0"]);
+        assert_eq!(walk(&prefilter, 4, "alpha"), ["alpha: 0"]);
+        assert_eq!(walk(&prefilter, 4, ""), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_pattern_without_literals_is_tried_on_every_line() {
+        let prefilter = Prefilter::new(&[Some(vec![]), Some(vec![set(&["alpha"])])]);
+        assert!(prefilter.sees_every_line());
+        assert_eq!(walk(&prefilter, 2, "x\nalpha\n"), ["x: 0", "alpha: 0 1"]);
+    }
+
+    #[test]
+    fn many_literals_take_several_passes() {
+        let needs: Vec<_> = (0..200).map(|i| Some(vec![set(&[&format!("word{i:03}x")])])).collect();
+        let prefilter = Prefilter::new(&needs);
+        assert_eq!(prefilter.passes.len(), 5);
+        let lines: String = (0..200).map(|i| format!("a line with word{i:03}x\nand one without\n")).collect();
+        assert_eq!(walk(&prefilter, 200, &lines).len(), 200);
+    }
+
+    #[test]
+    fn shipped_filters_need_no_more_than_one_pass_and_always_a_literal() {
+        let scanner = Scanner::new(filters("normal"));
+        let prefilter = scanner.prefilter();
+        assert!(!prefilter.sees_every_line());
+        assert_eq!(prefilter.passes.len(), 1);
+    }
+}

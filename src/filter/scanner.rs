@@ -284,6 +284,18 @@ impl Scanner {
     }
 }
 
+#[cfg(test)]
+impl Scanner {
+    /// Tries every pattern on every line, as if there were no literals.
+    pub(crate) fn try_everything(&mut self) {
+        self.prefilter = Prefilter::new(&vec![Some(Vec::new()); self.judge_of.len()]);
+    }
+
+    pub(crate) fn prefilter(&self) -> &Prefilter {
+        &self.prefilter
+    }
+}
+
 /// A line and where it stands.
 struct Place<'a> {
     chunk: &'a [u8],
@@ -578,5 +590,166 @@ impl Clock {
             Some(date) => self.dated(date, when),
             None => self.last.unwrap_or(when.now).min(when.now),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::filter::{Options, definition, shipped};
+
+    /// 2026-01-15T12:00:00Z
+    const NOW: Time = Time::from_secs(1_768_478_400);
+
+    fn filter(text: &str) -> Arc<Filter> {
+        let definition = definition::parse("x", text).unwrap();
+        Arc::new(Filter::compile(&definition, &BTreeMap::new(), &Options::default()).unwrap())
+    }
+
+    fn of(text: &str) -> Scanner {
+        Scanner::new(vec![filter(text)])
+    }
+
+    fn all_shipped() -> Vec<Arc<Filter>> {
+        let compile = |(name, text): &(&str, &str)| {
+            let definition = definition::parse(name, text).unwrap();
+            Arc::new(Filter::compile(&definition, &BTreeMap::new(), &Options::default()).unwrap())
+        };
+        shipped().iter().map(compile).collect()
+    }
+
+    fn scan(scanner: &mut Scanner, text: &str, live: bool) -> Vec<Found> {
+        let mut found = Vec::new();
+        scanner.scan(text.as_bytes(), When { now: NOW, live }, &mut found);
+        found
+    }
+
+    /// What each line gives, as seconds before `NOW`.
+    fn ages(scanner: &mut Scanner, text: &str, live: bool) -> Vec<i64> {
+        scan(scanner, text, live).iter().map(|f| NOW.secs() - f.time.secs()).collect()
+    }
+
+    #[test]
+    fn the_clock_decides_as_fail2ban_does() {
+        let failed = "failregex = 'bad <HOST>'";
+        let table: [(bool, &str, &[i64]); 10] = [
+            // live: near dates count, far ones mean now, none is in the future
+            (true, "Jan 15 11:59:30 bad 1.2.3.4\n", &[30]),
+            (true, "Jan 15 11:58:30 bad 1.2.3.4\n", &[0]),
+            (true, "Jan 15 12:00:30 bad 1.2.3.4\n", &[0]),
+            (true, "Jan 15 14:00:00 bad 1.2.3.4\n", &[0]),
+            (true, "Jan 15 11:59:30 bad 1.2.3.4\nbad 1.2.3.4\n", &[30, 30]),
+            (true, "bad 1.2.3.4\n", &[0]),
+            // catching up: the log's own time, or that of the line before
+            (false, "Jan 15 11:00:00 bad 1.2.3.4\n", &[3600]),
+            (false, "Jan 15 11:00:00 x\nJan 15 11:30:00 y\nbad 1.2.3.4\n", &[1800]),
+            (false, "bad 1.2.3.4\n", &[0]),
+            (false, "Jan 16 11:00:00 bad 1.2.3.4\n", &[0]),
+        ];
+        for (live, lines, expected) in table {
+            assert_eq!(ages(&mut of(failed), lines, live), expected, "{live} {lines}");
+        }
+    }
+
+    #[test]
+    fn a_clock_that_is_off_is_remembered_with_the_position() {
+        let mut scanner = of("failregex = 'bad <HOST>'");
+        assert_eq!(ages(&mut scanner, "Jan 15 13:00:00 bad 1.2.3.4\n", true), [0]);
+        assert_eq!(scanner.clock_offset(), Some(3_600_000_000));
+        let saved = serde_json::to_string(&scanner.state()).unwrap();
+        let mut again = of("failregex = 'bad <HOST>'");
+        again.restore(serde_json::from_str(&saved).unwrap());
+        assert_eq!(again.state(), scanner.state());
+        // Read again after a restart, the hour ahead is still known.
+        assert_eq!(ages(&mut again, "Jan 15 12:50:00 bad 1.2.3.4\n", false), [600]);
+        assert_eq!(ages(&mut again, "Jan 15 12:00:00 bad 1.2.3.4\n", true), [0]);
+        assert_eq!(again.clock_offset(), None);
+    }
+
+    #[test]
+    fn passwords_are_marked_in_the_line() {
+        let mut scanner = of("failregex = \"^: bad '<F-SECRET>.*</F-SECRET>' of <F-USER>\\\\S*</F-USER> <HOST>$\"");
+        for line in ["Jan 15 12:00:00: bad 'hunter2' of bob 1.2.3.4", ": bad 'hunter2' of bob 1.2.3.4"] {
+            let found = scan(&mut scanner, &format!("x\n{line}\n"), true);
+            let secret = &found[0].secrets[0];
+            assert_eq!(&line[secret.start as usize..secret.end as usize], "hunter2");
+            assert_eq!((found[0].offset, found[0].len as usize), (2, line.len()));
+            assert_eq!(found[0].user.as_deref(), Some(&b"bob"[..]));
+        }
+        let mut scanner = of("failregex = '^\\[\\] (?:<F-SECRET>s\\w+</F-SECRET>) <HOST>$'");
+        let line = "[15/Jan/2026:12:00:00 +0000] s3cret 1.2.3.4\r\n";
+        let secret = &scan(&mut scanner, line, true)[0].secrets[0];
+        assert_eq!(&line[secret.start as usize..secret.end as usize], "s3cret");
+    }
+
+    #[test]
+    fn prefregex_hands_on_content_and_lends_what_it_found() {
+        let mut scanner = of(r#"
+            prefregex = '^ d\[<F-MLFID>\d+</F-MLFID>\]: <F-CONTENT>.+</F-CONTENT>$'
+            failregex = ['^bad <F-USER>\S+</F-USER>$', '^<F-NOFAIL>peer</F-NOFAIL> <HOST>$', '^worse <HOST>$']
+            ignoreregex = ['worse 1.2.3.5']
+        "#);
+        let lines = "Jan 15 12:00:00 d[7]: peer 1.2.3.4\nJan 15 12:00:01 d[7]: bad bob\nJan 15 12:00:02 d[8]: bad rob\n\
+            Jan 15 12:00:03 d[9]: worse 1.2.3.5\nJan 15 12:00:03 d: worse 1.2.3.4\n";
+        let found = scan(&mut scanner, lines, true);
+        assert_eq!(found.len(), 1);
+        assert_eq!((found[0].addr.to_string().as_str(), found[0].user.as_deref()), ("1.2.3.4", Some(&b"bob"[..])));
+        let counters = scanner.counters(0);
+        assert_eq!((counters.matched, counters.ignored, counters.missed), (3, 1, 1));
+        assert_eq!(scanner.near_misses(0).collect::<Vec<_>>(), [b"Jan 15 12:00:03 d: worse 1.2.3.4"]);
+        assert_eq!(scanner.lines(), 5);
+    }
+
+    #[test]
+    fn the_next_pattern_may_match_where_an_address_is_none() {
+        let mut scanner = of("failregex = ['bad <HOST>', 'bad \\S+ of <HOST>']");
+        let found = scan(&mut scanner, "bad 999.1.1.1 of 1.2.3.4\n", true);
+        assert_eq!((found.len(), found[0].pattern), (1, 1));
+    }
+
+    #[test]
+    fn a_try_that_spans_a_restart_counts_once() {
+        let dovecot = all_shipped().remove(0);
+        let first = "Jan 15 11:59:29 auth-worker(27283): Info: sql(bob:1.2.3.4): Password mismatch\n";
+        let second = "Jan 15 11:59:31 imap-login: Info: Disconnected (auth failed, 1 attempts in 2 secs): user=<bob>, \
+            method=PLAIN, rip=1.2.3.4, lip=5.6.7.8, session=<k2t5>\n";
+        let mut scanner = Scanner::new(vec![Arc::clone(&dovecot)]);
+        assert_eq!(scan(&mut scanner, first, true).len(), 1);
+        let saved = serde_json::to_vec(&scanner.state()).unwrap();
+        let mut scanner = Scanner::new(vec![dovecot]);
+        scanner.restore(serde_json::from_slice(&saved).unwrap());
+        assert_eq!(scan(&mut scanner, second, false).len(), 0);
+        assert_eq!(scanner.counters(0).repeated, 1);
+    }
+
+    #[test]
+    fn no_line_takes_long() {
+        let filters = all_shipped();
+        let mut heads = Vec::new();
+        for (name, text) in shipped() {
+            let samples = definition::parse(name, text).unwrap().samples;
+            heads.extend(samples.into_iter().map(|s| s.line.lines().last().unwrap_or_default().to_owned()));
+        }
+        let mut slowest = std::time::Duration::ZERO;
+        for head in heads {
+            for filler in ["x", " from 1.2.3.4 port 22", "x, rip=1.2.3.4", ":1:2::", "((", "=<", "2026-01-01 00:00:0"] {
+                // The filler at the end, and in the middle, where a client's text stands.
+                let long = filler.repeat(100_000 / filler.len());
+                let half = head.char_indices().nth(head.chars().count() / 3 * 2).map_or(0, |(i, _)| i);
+                for line in [format!("{head}{long}\n"), format!("{}{long}{}\n", &head[..half], &head[half..])] {
+                    let mut scanner = Scanner::new(filters.clone());
+                    let mut found = Vec::new();
+                    let start = std::time::Instant::now();
+                    scanner.scan(line.as_bytes(), When { now: NOW, live: true }, &mut found);
+                    slowest = slowest.max(start.elapsed());
+                }
+            }
+        }
+        // Unoptimized builds are some twenty times slower than what is shipped.
+        let bound = if cfg!(debug_assertions) { 1000 } else { 100 };
+        println!("slowest line of 100 kB: {slowest:?}");
+        assert!(slowest.as_millis() < bound, "{slowest:?}");
     }
 }

@@ -52,6 +52,7 @@ fn thin_out<K: Clone + Eq + std::hash::Hash, V>(
 /// The connections a filter's lines belong to.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Sessions {
+    #[serde(with = "pairs")]
     known: HashMap<Name, Session>,
     /// Connections forgotten for want of room.
     pub evicted: u64,
@@ -151,8 +152,11 @@ impl Sessions {
 /// key does. So a line with an id joins an entry without one, and two connections keep apart.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Tries {
+    #[serde(with = "pairs")]
     entries: HashMap<u64, Entry>,
+    #[serde(with = "pairs")]
     by_session: HashMap<Name, u64>,
+    #[serde(with = "pairs")]
     by_rest: HashMap<Name, u64>,
     next: u64,
     /// Entries forgotten for want of room.
@@ -219,6 +223,25 @@ impl Tries {
         let new = sum.saturating_sub(entry.counted);
         entry.counted += new;
         new
+    }
+}
+
+/// A map as a list of pairs: its keys are bytes, which not every format takes for keys.
+mod pairs {
+    use super::HashMap;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<K: Serialize, V: Serialize, S: Serializer>(map: &HashMap<K, V>, out: S) -> Result<S::Ok, S::Error> {
+        out.collect_seq(map)
+    }
+
+    pub fn deserialize<'de, K, V, D>(from: D) -> Result<HashMap<K, V>, D::Error>
+    where
+        K: Deserialize<'de> + Eq + std::hash::Hash,
+        V: Deserialize<'de>,
+        D: Deserializer<'de>,
+    {
+        Ok(Vec::<(K, V)>::deserialize(from)?.into_iter().collect())
     }
 }
 

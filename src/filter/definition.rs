@@ -2,6 +2,39 @@
 //!
 //! The configuration reads these from `filters/*.toml` and `/etc/banset/filter.d/*.toml` and keeps the spans; the
 //! importer of fail2ban's files makes them from INI. [`super::Filter::compile`] turns one into something that judges lines.
+//!
+//! # The file
+//! ```toml
+//! description = "one sentence"          # optional
+//! tested = ["dovecot 2.3.19"]           # optional
+//! prefregex = '...'                     # optional
+//! failregex = ['...']                   # these three: a string or a list of strings
+//! ignoreregex = []
+//! okregex = []
+//! datepattern = []                      # a string or a list
+//! maxlines = 1
+//! journalmatch = []                     # a string or a list
+//! once = { key = ["addr", "user", "session"], within = "2m" }
+//!
+//! [param]                               # what a jail may set, each with its default
+//! reasons = { words = [] }              # words, each taken literally; none: any run of non-blank characters
+//! proxy = { nets = [] }                 # addresses and subnets; none: patterns that use it never match
+//! tail = { text = '(?: \[preauth\])?' } # a piece of pattern
+//!
+//! [variable]                            # texts that patterns pull in as <NAME>; they may use tags and each other
+//! head = '^\s*(?:\S+ )?mydaemon\[\d+\]: '
+//!
+//! [mode.aggressive]                     # chosen by the jail with mode = "aggressive"
+//! include = ["other-mode"]              # optional; then prefregex, failregex, ignoreregex, okregex as above:
+//! failregex = ['...']                   # lists extend the common ones, a prefregex replaces the common one
+//!
+//! [[sample]]
+//! line = 'one line'                     # or several, separated by newlines
+//! addr = "192.0.2.1"                    # a failure of this address; or `addr = false`: none;
+//! # ok = "192.0.2.1"                    # or instead: a login that succeeded, and no failure
+//! # user = "bob"; attempts = 2; time = "2026-01-14T21:59:59Z"; params = { mode = "aggressive", proxy = ["10.0.0.2"] }
+//! ```
+//! Unknown keys are mistakes. Names of parameters, variables and modes are `[a-z][a-z0-9_-]*`.
 
 use std::collections::BTreeMap;
 
@@ -120,4 +153,210 @@ pub struct Mistake {
     pub what: String,
     /// What to write instead.
     pub help: Option<String>,
+}
+
+/// Reads a filter's file; `name` is the file's name without `.toml`. Good enough for what is shipped and for tests: it
+/// stops at the first mistake, where the configuration's own reader cites them all.
+///
+/// # Errors
+/// The first thing that is not as the grammar at the head of this file wants it, with its place in the text.
+pub fn parse(name: &str, text: &str) -> Result<Definition, String> {
+    let file: written::File = toml::from_str(text).map_err(|e| format!("{name}: {e}"))?;
+    file.mean(name).map_err(|what| format!("{name}: {what}"))
+}
+
+/// A span such as `5s`, `2m`, `1h`, `500ms` or a bare number of seconds.
+fn span(text: &str) -> Option<Span> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..digits].parse().ok()?;
+    let micros = match text[digits..].trim() {
+        "" | "s" => 1_000_000,
+        "ms" => 1_000,
+        "m" => 60_000_000,
+        "h" => 3_600_000_000,
+        "d" => 86_400_000_000,
+        _ => return None,
+    };
+    Some(Span(number.checked_mul(micros)?))
+}
+
+/// The file as serde sees it.
+mod written {
+    use super::{BTreeMap, Definition, Expect, Mode, Once, Param, Patterns, Sample};
+    use serde::Deserialize;
+
+    #[derive(Deserialize, Default)]
+    #[serde(untagged)]
+    pub enum Texts {
+        One(String),
+        Many(Vec<String>),
+        #[default]
+        #[serde(skip)]
+        None,
+    }
+
+    impl Texts {
+        fn list(self) -> Vec<String> {
+            match self {
+                Texts::One(one) => vec![one],
+                Texts::Many(many) => many,
+                Texts::None => Vec::new(),
+            }
+        }
+    }
+
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub struct File {
+        description: Option<String>,
+        #[serde(default)]
+        tested: Texts,
+        prefregex: Option<String>,
+        #[serde(default)]
+        failregex: Texts,
+        #[serde(default)]
+        ignoreregex: Texts,
+        #[serde(default)]
+        okregex: Texts,
+        #[serde(default)]
+        datepattern: Texts,
+        #[serde(default)]
+        journalmatch: Texts,
+        maxlines: Option<u32>,
+        once: Option<OnceTable>,
+        #[serde(default)]
+        param: BTreeMap<String, ParamTable>,
+        #[serde(default)]
+        variable: BTreeMap<String, String>,
+        #[serde(default)]
+        mode: BTreeMap<String, ModeTable>,
+        #[serde(default)]
+        sample: Vec<SampleTable>,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct OnceTable {
+        key: Texts,
+        within: String,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(rename_all = "lowercase", deny_unknown_fields)]
+    enum ParamTable {
+        Words(Texts),
+        Nets(Texts),
+        Text(String),
+    }
+
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct ModeTable {
+        #[serde(default)]
+        include: Texts,
+        prefregex: Option<String>,
+        #[serde(default)]
+        failregex: Texts,
+        #[serde(default)]
+        ignoreregex: Texts,
+        #[serde(default)]
+        okregex: Texts,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Addr {
+        Is(std::net::IpAddr),
+        None(bool),
+    }
+
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct SampleTable {
+        line: String,
+        addr: Option<Addr>,
+        ok: Option<std::net::IpAddr>,
+        user: Option<String>,
+        attempts: Option<u32>,
+        time: Option<String>,
+        #[serde(default)]
+        params: BTreeMap<String, Texts>,
+    }
+
+    impl File {
+        pub fn mean(self, name: &str) -> Result<Definition, String> {
+            let once = self.once.map(|once| -> Result<Once, String> {
+                let within = super::span(&once.within).ok_or(format!("once.within: not a span: {:?}", once.within))?;
+                Ok(Once { key: once.key.list(), within })
+            });
+            let params = self.param.into_iter().map(|(name, table)| Ok((name.clone(), table.mean(&name)?)));
+            let modes = self.mode.into_iter().map(|(name, mode)| (name, mode.mean()));
+            let samples = self.sample.into_iter().enumerate();
+            Ok(Definition {
+                name: name.to_owned(),
+                description: self.description,
+                tested: self.tested.list(),
+                params: params.collect::<Result<_, String>>()?,
+                variables: self.variable,
+                patterns: Patterns {
+                    prefregex: self.prefregex,
+                    failregex: self.failregex.list(),
+                    ignoreregex: self.ignoreregex.list(),
+                    okregex: self.okregex.list(),
+                },
+                modes: modes.collect(),
+                datepattern: self.datepattern.list(),
+                maxlines: self.maxlines.unwrap_or(1),
+                once: once.transpose()?,
+                journalmatch: self.journalmatch.list(),
+                samples: samples.map(|(i, s)| s.mean(i)).collect::<Result<_, String>>()?,
+            })
+        }
+    }
+
+    impl ParamTable {
+        fn mean(self, name: &str) -> Result<Param, String> {
+            Ok(match self {
+                ParamTable::Words(words) => Param::Words(words.list()),
+                ParamTable::Text(text) => Param::Text(text),
+                ParamTable::Nets(nets) => {
+                    let parse = |net: &String| net.parse().map_err(|e| format!("param.{name}: {net:?}: {e}"));
+                    Param::Nets(nets.list().iter().map(parse).collect::<Result<_, String>>()?)
+                }
+            })
+        }
+    }
+
+    impl ModeTable {
+        fn mean(self) -> Mode {
+            let patterns = Patterns {
+                prefregex: self.prefregex,
+                failregex: self.failregex.list(),
+                ignoreregex: self.ignoreregex.list(),
+                okregex: self.okregex.list(),
+            };
+            Mode { include: self.include.list(), patterns }
+        }
+    }
+
+    impl SampleTable {
+        fn mean(self, index: usize) -> Result<Sample, String> {
+            let expect = match (self.addr, self.ok) {
+                (Some(Addr::Is(addr)), None) => Expect::Addr(addr),
+                (Some(Addr::None(false)), None) => Expect::Nothing,
+                (None, Some(addr)) => Expect::Ok(addr),
+                (Some(Addr::None(true)), _) => return Err(format!("sample {index}: addr is an address or false")),
+                (None, None) => return Err(format!("sample {index}: needs `addr` or `ok`")),
+                (Some(_), Some(_)) => return Err(format!("sample {index}: has both `addr` and `ok`")),
+            };
+            Ok(Sample {
+                line: self.line,
+                expect,
+                params: self.params.into_iter().map(|(k, v)| (k, v.list())).collect(),
+                time: self.time,
+                user: self.user,
+                attempts: self.attempts,
+            })
+        }
+    }
 }

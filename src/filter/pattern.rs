@@ -1,0 +1,235 @@
+//! One compiled pattern: a linear-time regular expression on bytes, what its groups mean, and the literals without
+//! which it can not match.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Range;
+
+use ipnetwork::IpNetwork;
+use regex::bytes::{CaptureLocations, Regex, RegexBuilder};
+
+use super::definition::{Mistake, Param};
+use super::literals::{self, Needs};
+use super::tags::{self, Role, Scope};
+use crate::terms::fold;
+
+/// A pattern may compile to this many bytes.
+const SIZE_LIMIT: usize = 4 << 20;
+
+/// A pattern ready to be tried.
+#[derive(Debug)]
+pub(crate) struct Pattern {
+    pub regex: Regex,
+    /// As it was written.
+    pub written: Box<str>,
+    /// What a line must hold for it to match.
+    pub needs: Needs,
+    roles: Vec<(usize, Role)>,
+    nets: Vec<(usize, Vec<IpNetwork>)>,
+    never: bool,
+}
+
+/// What a pattern found. Ranges are offsets into the text it was tried on.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Hit {
+    pub addr: Option<IpAddr>,
+    pub user: Option<Range<usize>>,
+    pub reason: Option<Range<usize>>,
+    pub content: Option<Range<usize>>,
+    pub mlfid: Option<Range<usize>>,
+    pub session: Option<Range<usize>>,
+    pub secrets: Vec<Range<usize>>,
+    pub attempts: Option<u32>,
+    pub nofail: bool,
+    pub forget: bool,
+    pub gained: bool,
+}
+
+impl Pattern {
+    /// Compiles `written`, the `index`th entry of `key`.
+    pub fn compile(written: &str, key: &str, index: usize, scope: Scope<'_>) -> Result<Pattern, Vec<Mistake>> {
+        let mistake =
+            |at: Option<Range<usize>>, what: String, help: Option<String>| Mistake { key: key.to_owned(), index, at, what, help };
+        let expanded = tags::expand(written, scope)
+            .map_err(|wrongs| wrongs.into_iter().map(|w| mistake(Some(w.at), w.what, w.help)).collect::<Vec<_>>())?;
+        let one = |at, what, help| Err(vec![mistake(at, what, help)]);
+        let parser = regex_syntax::ParserBuilder::new().utf8(false).unicode(false).build().parse(&expanded.text);
+        let hir = match parser {
+            Ok(hir) => hir,
+            Err(regex_syntax::Error::Parse(e)) => {
+                let at = expanded.written(e.span().start.offset..e.span().end.offset);
+                return one(Some(at), e.kind().to_string(), help_for(&e.kind().to_string()));
+            }
+            Err(regex_syntax::Error::Translate(e)) => {
+                let at = expanded.written(e.span().start.offset..e.span().end.offset);
+                return one(Some(at), e.kind().to_string(), None);
+            }
+            Err(e) => return one(None, e.to_string(), None),
+        };
+        let regex = match RegexBuilder::new(&expanded.text).unicode(false).size_limit(SIZE_LIMIT).build() {
+            Ok(regex) => regex,
+            Err(regex::Error::CompiledTooBig(limit)) => {
+                let what = format!("compiles to more than {} MiB", limit >> 20);
+                return one(None, what, Some("lower the counts of repetitions such as x{1000}".to_owned()));
+            }
+            Err(e) => return one(None, e.to_string(), None),
+        };
+        let place = |name: &str| regex.capture_names().position(|n| n == Some(name));
+        let roles: Vec<_> = expanded.roles.iter().filter_map(|(name, role)| Some((place(name)?, role.clone()))).collect();
+        let nets = roles.iter().filter_map(|(group, role)| match role {
+            Role::Within(param) => Some((*group, tags::nets(scope.params, param).to_vec())),
+            _ => None,
+        });
+        let nets = nets.collect();
+        Ok(Pattern { needs: literals::needs(&hir), regex, written: written.into(), roles, nets, never: expanded.never })
+    }
+
+    /// Whether a group of this role is in the pattern.
+    pub fn has(&self, wanted: &Role) -> bool {
+        self.roles.iter().any(|(_, role)| role == wanted)
+    }
+
+    /// Whether it can never match, since it needs an address out of an empty list.
+    pub fn never(&self) -> bool {
+        self.never
+    }
+
+    /// Tries the pattern. A text in an address's place that is no address, or one outside the nets it must lie in, is no match.
+    pub fn find(&self, text: &[u8], places: &mut CaptureLocations) -> Option<Hit> {
+        if self.never {
+            return None;
+        }
+        self.regex.captures_read(places, text)?;
+        let mut hit = Hit::default();
+        let mut user: Option<(u8, Range<usize>)> = None;
+        for (group, role) in &self.roles {
+            let Some((start, end)) = places.get(*group) else { continue };
+            let range = start..end;
+            match role {
+                Role::Addr if hit.addr.is_none() => hit.addr = Some(address(&text[range])?),
+                Role::Within(_) => {
+                    let addr = address(&text[range])?;
+                    let nets = self.nets.iter().find(|(g, _)| g == group)?;
+                    if !nets.1.iter().any(|net| net.contains(addr)) {
+                        return None;
+                    }
+                }
+                Role::User(rank) => {
+                    let better = user.as_ref().is_none_or(|(r, u)| start < end && (u.is_empty() || rank < r));
+                    if better {
+                        user = Some((*rank, range));
+                    }
+                }
+                Role::Secret => hit.secrets.push(range),
+                Role::Reason => hit.reason = Some(range),
+                Role::Content => hit.content = Some(range),
+                Role::Mlfid => hit.mlfid = Some(range),
+                Role::Session => hit.session = Some(range),
+                Role::Attempts => hit.attempts = number(&text[range]),
+                Role::Nofail => hit.nofail = true,
+                Role::Forget => hit.forget = true,
+                Role::Gained => hit.gained = true,
+                Role::Addr | Role::Other(_) => {}
+            }
+        }
+        hit.user = user.map(|(_, range)| range);
+        Some(hit)
+    }
+}
+
+/// What to write instead of something only fail2ban's regex engine knows.
+fn help_for(what: &str) -> Option<String> {
+    let help = if what.contains("look-around") || what.contains("backreference") {
+        "patterns take linear time: say what must stand there instead of what must not"
+    } else if what.contains("repetition") {
+        r"write \{ where a brace is meant"
+    } else {
+        return None;
+    };
+    Some(help.to_owned())
+}
+
+/// The parameters a filter is compiled with.
+pub(crate) type Params = BTreeMap<String, Param>;
+
+/// A decimal number of at most nine digits.
+fn number(text: &[u8]) -> Option<u32> {
+    std::str::from_utf8(text).ok().filter(|t| t.len() <= 9)?.parse().ok()
+}
+
+/// Reads an address strictly; IPv4-mapped ones are folded.
+pub(crate) fn address(text: &[u8]) -> Option<IpAddr> {
+    if !text.contains(&b':') {
+        return quad(text).map(IpAddr::V4);
+    }
+    let text = std::str::from_utf8(text).ok()?;
+    Some(fold(IpAddr::V6(text.parse::<Ipv6Addr>().ok()?)))
+}
+
+/// Four decimal numbers up to 255 without leading zeros.
+fn quad(text: &[u8]) -> Option<Ipv4Addr> {
+    let mut octets = [0_u8; 4];
+    let mut parts = text.split(|b| *b == b'.');
+    for octet in &mut octets {
+        let part = parts.next()?;
+        if part.is_empty() || part.len() > 3 || (part.len() > 1 && part[0] == b'0') {
+            return None;
+        }
+        let mut value = 0_u16;
+        for digit in part {
+            value = value * 10 + u16::from(digit.wrapping_sub(b'0'));
+        }
+        *octet = u8::try_from(value).ok()?;
+    }
+    parts.next().is_none().then(|| Ipv4Addr::from(octets))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(written: &str, line: &str) -> Option<IpAddr> {
+        let params = Params::from([("proxy".to_owned(), Param::Nets(vec!["10.0.0.0/30".parse().unwrap()]))]);
+        let scope = Scope { params: &params, variables: &BTreeMap::new() };
+        let pattern = Pattern::compile(written, "failregex", 0, scope).unwrap();
+        pattern.find(line.as_bytes(), &mut pattern.regex.capture_locations())?.addr
+    }
+
+    #[test]
+    fn addresses_are_read_strictly_and_folded() {
+        let table = [
+            ("from <HOST>", "from 192.0.2.7", "192.0.2.7"),
+            ("from <HOST>", "from [192.0.2.7]:25", "192.0.2.7"),
+            ("from <HOST>", "from ::ffff:192.0.2.7", "192.0.2.7"),
+            ("from <HOST>", "from ::ffff:c000:207", "192.0.2.7"),
+            ("from <HOST>", "from 2001:db8::1: gone", "2001:db8::1"),
+            ("from <HOST>", "from [2001:DB8::1]", "2001:db8::1"),
+            ("from <HOST>", "from fe80::1%eth0 port", "fe80::1"),
+            ("from <HOST>", "from ::1", "::1"),
+            ("from <HOST>", "from 2001:db8::", "2001:db8::"),
+            ("from <HOST>", "from 1:2:3:4:5:6:7:8", "1:2:3:4:5:6:7:8"),
+            (r"\[<IP4>\]", "[192.0.2.7]", "192.0.2.7"),
+            (r"\S*:<ADDR>$", "u:192.0.2.7", "192.0.2.7"),
+            ("<F-ID>.*</F-ID>$", "192.0.2.7", "192.0.2.7"),
+            ("<proxy> for <ADDR>", "10.0.0.2 for 192.0.2.7", "192.0.2.7"),
+        ];
+        for (written, line, addr) in table {
+            assert_eq!(found(written, line), Some(addr.parse().unwrap()), "{written} on {line}");
+        }
+        let nothing = [
+            ("from <HOST>", "from 999.1.1.1"),
+            ("from <HOST>", "from 010.1.1.1"),
+            ("from <HOST>", "from 1.2.3.1999"),
+            ("from <HOST>", "from 1.2.3"),
+            ("from <HOST>$", "from 1:2:3:4:5:6:7:8:9"),
+            ("from <HOST>", "from 2001:::1"),
+            ("from <HOST>", "from mail.example.org"),
+            ("<IP6>", "192.0.2.7"),
+            ("<IP4>", "2001:db8::1"),
+            ("<proxy> for <ADDR>", "10.0.0.9 for 192.0.2.7"),
+        ];
+        for (written, line) in nothing {
+            assert_eq!(found(written, line), None, "{written} on {line}");
+        }
+    }
+}

@@ -1,0 +1,755 @@
+//! Lines in, failures out: the filters of one source and what they remember of its lines.
+//!
+//! A chunk of whole lines is searched for the literals of all filters at once; only lines that hold one are looked at, only
+//! against the patterns it belongs to. Lines are judged in order. What is remembered (where dates stand, how far the
+//! source's clock is off, connections, tries) is [`State`] and belongs to the position in the source.
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::ops::Range;
+use std::sync::Arc;
+
+use regex::bytes::CaptureLocations;
+use serde::{Deserialize, Serialize};
+
+use super::Filter;
+use super::dates::{Date, Detector, Memory, Template};
+use super::pattern::{Hit, Pattern};
+use super::prefilter::{Prefilter, Slots};
+use super::session::{Piece, Sessions, Tries};
+use crate::terms::Time;
+
+/// A live line whose date is farther off than this counts as now; a date older than this is not lent to a line without one.
+const NEAR: i64 = 60_000_000;
+/// Near misses kept per filter, and of each this many bytes.
+const MISSES: usize = 8;
+const MISS_BYTES: usize = 512;
+/// How many lines back a line without a date looks for one while catching up.
+const LOOK_BACK: usize = 64;
+
+/// What the clock says while a chunk is judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct When {
+    /// The wall clock.
+    pub now: Time,
+    /// The lines were just written; otherwise the source is being caught up with, and the log's own times count.
+    pub live: bool,
+}
+
+/// What a line says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Somebody failed to log in, or misbehaved.
+    Failure,
+    /// Somebody logged in.
+    Ok,
+}
+
+/// A line that says something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Which of the scanner's filters.
+    pub filter: usize,
+    /// Where the line begins in the chunk.
+    pub offset: u32,
+    /// Its length without the newline.
+    pub len: u32,
+    /// What it says.
+    pub kind: Kind,
+    /// Of whom; never an IPv4-mapped address.
+    pub addr: IpAddr,
+    /// When; never later than `now`.
+    pub time: Time,
+    /// How many tries it tells that no earlier line told; 1 for a login.
+    pub attempts: u32,
+    /// Which failregex (or okregex) of the filter, from 0.
+    pub pattern: u16,
+    /// The account, as bytes from the line.
+    pub user: Option<Box<[u8]>>,
+    /// What the pattern marked as the reason.
+    pub reason: Option<Box<[u8]>>,
+    /// Bytes of the line that are a password: cut them out wherever the line is shown or kept.
+    pub secrets: Vec<Range<u32>>,
+}
+
+/// What a filter did with the lines of its source so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Lines that held one of its literals.
+    pub candidates: u64,
+    /// Lines that matched a failregex, repeated reports and context included.
+    pub matched: u64,
+    /// Of these, lines that told no new try.
+    pub repeated: u64,
+    /// Lines that an ignoreregex excused.
+    pub ignored: u64,
+    /// Lines that matched an okregex.
+    pub ok: u64,
+    /// Near misses: lines that held a failregex's literal and matched nothing.
+    pub missed: u64,
+    /// Lines that matched and bore no date.
+    pub undated: u64,
+    /// Connections and tries forgotten for want of room.
+    pub evicted: u64,
+}
+
+/// What a scanner remembers: a saved position is worth nothing without it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    clock_offset: Option<i64>,
+    last_date: Option<i64>,
+    dates: Vec<Memory>,
+    filters: Vec<Remembered>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Remembered {
+    name: Box<str>,
+    sessions: Sessions,
+    tries: Tries,
+}
+
+/// The filters of one source, judging its lines.
+#[derive(Debug)]
+pub struct Scanner {
+    prefilter: Prefilter,
+    judges: Vec<Judge>,
+    /// Which judge a slot belongs to.
+    judge_of: Vec<u32>,
+    dates: Vec<Dated>,
+    clock: Clock,
+    lines: u64,
+    slots: Slots,
+    scratch: Vec<u8>,
+}
+
+/// One filter at work.
+#[derive(Debug)]
+struct Judge {
+    filter: Arc<Filter>,
+    /// Its slots: first those of failregex, from `okregex` on those of okregex.
+    first: usize,
+    okregex: usize,
+    end: usize,
+    dates: usize,
+    places: Places,
+    sessions: Sessions,
+    tries: Tries,
+    counters: Counters,
+    misses: VecDeque<Box<[u8]>>,
+    key: Vec<u8>,
+}
+
+/// Where the regex engine writes its groups, one for each pattern.
+#[derive(Debug)]
+struct Places {
+    prefregex: Option<CaptureLocations>,
+    failregex: Vec<CaptureLocations>,
+    okregex: Vec<CaptureLocations>,
+}
+
+/// A date detector, shared by the filters that want the same dates, and the current line without its date.
+#[derive(Debug)]
+struct Dated {
+    detector: Detector,
+    /// The offset of the line the rest is about.
+    line: usize,
+    date: Option<Date>,
+    /// The line without its date, where it does not stand at the head.
+    rest: Vec<u8>,
+}
+
+/// The source's clock.
+#[derive(Clone, Copy, Debug, Default)]
+struct Clock {
+    /// How far the log's dates are ahead of ours, in microseconds, if more than a minute.
+    offset: Option<i64>,
+    /// The last line's instant.
+    last: Option<Time>,
+}
+
+impl Scanner {
+    /// A scanner for the lines of one source.
+    pub fn new(filters: Vec<Arc<Filter>>) -> Scanner {
+        let mut needs = Vec::new();
+        let mut judge_of = Vec::new();
+        let mut dates: Vec<Dated> = Vec::new();
+        let mut kinds = Vec::new();
+        let mut judges = Vec::new();
+        for (index, filter) in filters.into_iter().enumerate() {
+            let first = needs.len();
+            needs.extend(filter.failregex.iter().map(|pattern| filter.needs(pattern)));
+            let okregex = needs.len();
+            needs.extend(filter.okregex.iter().map(|pattern| filter.needs(pattern)));
+            judge_of.resize(needs.len(), index as u32);
+            let kind = (filter.dates.clone(), filter.zone.clone());
+            let shared = kinds.iter().position(|known| *known == kind).unwrap_or_else(|| {
+                kinds.push(kind);
+                let detector = Detector::new(filter.dates.clone(), filter.zone.clone());
+                dates.push(Dated { detector, line: usize::MAX, date: None, rest: Vec::new() });
+                dates.len() - 1
+            });
+            judges.push(Judge::new(filter, first, okregex, needs.len(), shared));
+        }
+        let prefilter = Prefilter::new(&needs);
+        let slots = Slots::none(needs.len());
+        Scanner { prefilter, judges, judge_of, dates, clock: Clock::default(), lines: 0, slots, scratch: Vec::new() }
+    }
+
+    /// Judges a chunk of whole lines, each ending in a newline (the last one's may be missing). What is found is appended.
+    pub fn scan(&mut self, chunk: &[u8], when: When, found: &mut Vec<Found>) {
+        let newlines = memchr::memchr_iter(b'\n', chunk).count() as u64;
+        self.lines += newlines + u64::from(chunk.last().is_some_and(|b| *b != b'\n'));
+        for dated in &mut self.dates {
+            dated.line = usize::MAX;
+        }
+        let mut slots = std::mem::take(&mut self.slots);
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let mut candidates = self.prefilter.candidates(chunk);
+        while let Some((start, end)) = candidates.next(&mut slots) {
+            let line = &chunk[start..end];
+            let line = line.strip_suffix(b"\r").unwrap_or(line);
+            let mut slot = 0;
+            while let Some(next) = slots.next(slot) {
+                let index = self.judge_of[next] as usize;
+                let judge = &mut self.judges[index];
+                let dated = &mut self.dates[judge.dates];
+                if dated.line != start {
+                    dated.cut(line, start, when.now);
+                }
+                let place = Place { chunk, line, start, filter: index };
+                judge.line(&place, &slots, when, dated, &mut self.clock, &mut scratch, found);
+                slot = judge.end;
+            }
+        }
+        self.slots = slots;
+        self.scratch = scratch;
+    }
+
+    /// The filters, in the order of [`Found::filter`].
+    pub fn filters(&self) -> impl Iterator<Item = &Arc<Filter>> {
+        self.judges.iter().map(|judge| &judge.filter)
+    }
+
+    /// Lines seen so far.
+    pub fn lines(&self) -> u64 {
+        self.lines
+    }
+
+    /// What a filter did so far.
+    pub fn counters(&self, filter: usize) -> Counters {
+        let judge = &self.judges[filter];
+        Counters { evicted: judge.sessions.evicted + judge.tries.evicted, ..judge.counters }
+    }
+
+    /// The last few near misses of a filter, oldest first, cut to 512 bytes. Bytes from strangers: escape them.
+    pub fn near_misses(&self, filter: usize) -> impl Iterator<Item = &[u8]> {
+        self.judges[filter].misses.iter().map(|line| &**line)
+    }
+
+    /// Dates found, by template, in candidate lines.
+    pub fn date_hits(&self, filter: usize) -> impl Iterator<Item = (Template, u64)> + '_ {
+        self.dates[self.judges[filter].dates].detector.hits()
+    }
+
+    /// How far the source's dates are ahead of our clock, in microseconds, where that is more than a minute.
+    pub fn clock_offset(&self) -> Option<i64> {
+        self.clock.offset
+    }
+
+    /// What to save with the position up to which lines were scanned.
+    pub fn state(&self) -> State {
+        let remembered =
+            |j: &Judge| Remembered { name: j.filter.name.clone(), sessions: j.sessions.clone(), tries: j.tries.clone() };
+        State {
+            clock_offset: self.clock.offset,
+            last_date: self.clock.last.map(|t| t.0),
+            dates: self.dates.iter().map(|d| d.detector.memory()).collect(),
+            filters: self.judges.iter().map(remembered).collect(),
+        }
+    }
+
+    /// Takes up what was saved. Filters are known by their names; what concerns none of these is dropped.
+    pub fn restore(&mut self, state: State) {
+        self.clock = Clock { offset: state.clock_offset, last: state.last_date.map(Time) };
+        for (dated, memory) in self.dates.iter_mut().zip(state.dates) {
+            dated.detector.restore(memory);
+        }
+        for remembered in state.filters {
+            let mut named = self.judges.iter_mut().filter(|j| j.filter.name == remembered.name);
+            if let Some(judge) = named.next() {
+                (judge.sessions, judge.tries) = (remembered.sessions, remembered.tries);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+impl Scanner {
+    /// Tries every pattern on every line, as if there were no literals.
+    pub(crate) fn try_everything(&mut self) {
+        self.prefilter = Prefilter::new(&vec![Some(Vec::new()); self.judge_of.len()]);
+    }
+
+    pub(crate) fn prefilter(&self) -> &Prefilter {
+        &self.prefilter
+    }
+}
+
+/// A line and where it stands.
+struct Place<'a> {
+    chunk: &'a [u8],
+    line: &'a [u8],
+    start: usize,
+    filter: usize,
+}
+
+impl Dated {
+    fn cut(&mut self, line: &[u8], start: usize, now: Time) {
+        self.line = start;
+        self.date = self.detector.find(line, now);
+        if let Some(date) = &self.date
+            && date.at.start > 0
+        {
+            self.rest.clear();
+            self.rest.extend_from_slice(&line[..date.at.start]);
+            self.rest.extend_from_slice(&line[date.at.end..]);
+        }
+    }
+
+    /// What patterns see of the line.
+    fn text<'a>(&'a self, line: &'a [u8]) -> &'a [u8] {
+        match &self.date {
+            None => line,
+            Some(date) if date.at.start == 0 => &line[date.at.end..],
+            Some(_) => &self.rest,
+        }
+    }
+
+    /// Bytes of the text as bytes of the line.
+    fn in_line(&self, text: &Range<usize>) -> Range<u32> {
+        let shift = |offset: usize| match &self.date {
+            Some(date) if offset >= date.at.start => offset + date.at.len(),
+            _ => offset,
+        };
+        let end = if text.end > text.start { shift(text.end - 1) + 1 } else { shift(text.end) };
+        shift(text.start) as u32..end as u32
+    }
+}
+
+impl Filter {
+    /// What a line must hold for this failregex or okregex of ours to matter; `None` if it can not.
+    fn needs(&self, pattern: &Pattern) -> Option<super::literals::Needs> {
+        let before = self.prefregex.as_ref();
+        if pattern.never() || before.is_some_and(Pattern::never) {
+            return None;
+        }
+        Some(pattern.needs.iter().chain(before.map_or(&[][..], |p| &p.needs)).cloned().collect())
+    }
+}
+
+impl Judge {
+    fn new(filter: Arc<Filter>, first: usize, okregex: usize, end: usize, dates: usize) -> Judge {
+        let all = |patterns: &[Pattern]| patterns.iter().map(|p| p.regex.capture_locations()).collect();
+        let places = Places {
+            prefregex: filter.prefregex.as_ref().map(|p| p.regex.capture_locations()),
+            failregex: all(&filter.failregex),
+            okregex: all(&filter.okregex),
+        };
+        Judge {
+            filter,
+            first,
+            okregex,
+            end,
+            dates,
+            places,
+            sessions: Sessions::default(),
+            tries: Tries::default(),
+            counters: Counters::default(),
+            misses: VecDeque::new(),
+            key: Vec::new(),
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the scanner's parts, borrowed one by one")]
+    fn line(
+        &mut self,
+        place: &Place<'_>,
+        slots: &Slots,
+        when: When,
+        dated: &mut Dated,
+        clock: &mut Clock,
+        scratch: &mut Vec<u8>,
+        found: &mut Vec<Found>,
+    ) {
+        self.counters.candidates += 1;
+        let text = dated.text(place.line);
+        let filter = Arc::clone(&self.filter);
+        let mut before = None;
+        if let (Some(prefregex), Some(places)) = (&filter.prefregex, &mut self.places.prefregex) {
+            before = prefregex.find(text, places);
+            if before.is_none() {
+                return self.miss(place, slots);
+            }
+        }
+        let content = before.as_ref().and_then(|hit| hit.content.clone()).unwrap_or(0..text.len());
+        let subject = &text[content.clone()];
+        let tried = |from: usize, to: usize, patterns: &[Pattern], places: &mut [CaptureLocations]| {
+            let mut slot = slots.next(from).filter(|slot| *slot < to);
+            while let Some(at) = slot {
+                if let Some(hit) = patterns[at - from].find(subject, &mut places[at - from]) {
+                    return Some((at - from, hit));
+                }
+                slot = slots.next(at + 1).filter(|slot| *slot < to);
+            }
+            None
+        };
+        if let Some((pattern, hit)) = tried(self.first, self.okregex, &filter.failregex, &mut self.places.failregex) {
+            let excuses = |p: &Pattern| p.regex.is_match(subject) || (filter.ignores_lines && p.regex.is_match(text));
+            if filter.ignoreregex.iter().any(excuses) {
+                self.counters.ignored += 1;
+                return;
+            }
+            self.counters.matched += 1;
+            let hit = whole(hit, before, content.start);
+            let time = self.time(place, when, dated, clock);
+            self.failure(place, dated, &hit, pattern as u16, time, scratch, found);
+        } else if let Some((pattern, hit)) = tried(self.okregex, self.end, &filter.okregex, &mut self.places.okregex) {
+            self.counters.ok += 1;
+            let hit = whole(hit, before, content.start);
+            let time = self.time(place, when, dated, clock);
+            if let Some(addr) = hit.addr {
+                let user = hit.user.clone().map(|r| dated.text(place.line)[r].into());
+                found.push(place.found(dated, &hit, Kind::Ok, addr, time, 1, pattern as u16, user));
+            }
+        } else {
+            self.miss(place, slots);
+        }
+    }
+
+    /// A failregex matched: the connection's memory and the tries already told decide what it counts.
+    #[expect(clippy::too_many_arguments, reason = "the scanner's parts, borrowed one by one")]
+    fn failure(
+        &mut self,
+        place: &Place<'_>,
+        dated: &Dated,
+        hit: &Hit,
+        pattern: u16,
+        time: Time,
+        scratch: &mut Vec<u8>,
+        found: &mut Vec<Found>,
+    ) {
+        let text = dated.text(place.line);
+        let (mut addr, mut user) = (hit.addr, hit.user.clone().map(|r| Box::<[u8]>::from(&text[r])));
+        let mut attempts = hit.attempts.unwrap_or(1).max(1);
+        if let (true, Some(id)) = (self.filter.sessions, &hit.mlfid) {
+            let piece = Piece { addr, user: user.as_deref(), nofail: hit.nofail, forget: hit.forget, gained: hit.gained };
+            let Some(merged) = self.sessions.merge(&text[id.clone()], &piece, time) else { return };
+            addr = Some(merged.addr);
+            user = merged.user;
+            attempts = attempts.max(merged.attempts);
+        } else if hit.nofail || hit.gained {
+            return;
+        }
+        let Some(addr) = addr else { return };
+        if let Some(once) = &self.filter.once {
+            let mut session = None;
+            self.key.clear();
+            scratch.clear();
+            for part in &once.key {
+                match part.as_str() {
+                    "addr" => match addr {
+                        IpAddr::V4(v4) => self.key.extend_from_slice(&v4.octets()),
+                        IpAddr::V6(v6) => self.key.extend_from_slice(&v6.octets()),
+                    },
+                    "session" => session = hit.session.clone().or(hit.mlfid.clone()),
+                    "reason" => self.key.extend_from_slice(hit.reason.clone().map_or(&[][..], |r| &text[r])),
+                    _ => self.key.extend_from_slice(user.as_deref().unwrap_or_default()),
+                }
+                self.key.push(b'\n');
+            }
+            let session = session.filter(|range| !range.is_empty()).map(|range| {
+                match addr {
+                    IpAddr::V4(v4) => scratch.extend_from_slice(&v4.octets()),
+                    IpAddr::V6(v6) => scratch.extend_from_slice(&v6.octets()),
+                }
+                scratch.extend_from_slice(&text[range]);
+                scratch.truncate(256);
+                &scratch[..]
+            });
+            self.key.truncate(256);
+            attempts = self.tries.count(session, &self.key, pattern, attempts, once.within, time);
+            if attempts == 0 {
+                self.counters.repeated += 1;
+                return;
+            }
+        }
+        found.push(place.found(dated, hit, Kind::Failure, addr, time, attempts, pattern, user));
+    }
+
+    /// The instant of the current line.
+    fn time(&mut self, place: &Place<'_>, when: When, dated: &mut Dated, clock: &mut Clock) -> Time {
+        let date = dated.date.as_ref().and_then(|d| d.time);
+        if date.is_none() {
+            self.counters.undated += 1;
+            if !when.live {
+                // The detector remembers where the date of the line before stands, as it should.
+                let before = place.chunk[..place.start].rsplit(|b| *b == b'\n').skip(1).take(LOOK_BACK);
+                let near = before.filter_map(|line| dated.detector.find(line, when.now)?.time).next();
+                return clock.undated(near, when);
+            }
+        }
+        match date {
+            Some(date) => clock.dated(date, when),
+            None => clock.undated(None, when),
+        }
+    }
+
+    fn miss(&mut self, place: &Place<'_>, slots: &Slots) {
+        if slots.next(self.first).is_some_and(|slot| slot < self.okregex) {
+            self.counters.missed += 1;
+            if self.misses.len() == MISSES {
+                self.misses.pop_front();
+            }
+            self.misses.push_back(place.line[..place.line.len().min(MISS_BYTES)].into());
+        }
+    }
+}
+
+impl Place<'_> {
+    #[expect(clippy::too_many_arguments, reason = "a record's fields")]
+    fn found(
+        &self,
+        dated: &Dated,
+        hit: &Hit,
+        kind: Kind,
+        addr: IpAddr,
+        time: Time,
+        attempts: u32,
+        pattern: u16,
+        user: Option<Box<[u8]>>,
+    ) -> Found {
+        let text = dated.text(self.line);
+        Found {
+            filter: self.filter,
+            offset: self.start as u32,
+            len: self.line.len() as u32,
+            kind,
+            addr,
+            time,
+            attempts,
+            pattern,
+            user,
+            reason: hit.reason.clone().map(|r| text[r].into()),
+            secrets: hit.secrets.iter().map(|range| dated.in_line(range)).collect(),
+        }
+    }
+}
+
+/// A hit on the content, as one on the whole text, with what `prefregex` found in addition.
+fn whole(mut hit: Hit, before: Option<Hit>, shift: usize) -> Hit {
+    let Some(before) = before else { return hit };
+    let moved = |range: Range<usize>| range.start + shift..range.end + shift;
+    hit.addr = hit.addr.or(before.addr);
+    hit.user = hit.user.map(moved).or(before.user);
+    hit.reason = hit.reason.map(moved).or(before.reason);
+    hit.mlfid = hit.mlfid.map(moved).or(before.mlfid);
+    hit.session = hit.session.map(moved).or(before.session);
+    hit.secrets = hit.secrets.into_iter().map(moved).chain(before.secrets).collect();
+    hit.attempts = hit.attempts.or(before.attempts);
+    hit.nofail |= before.nofail;
+    hit.forget |= before.forget;
+    hit.gained |= before.gained;
+    hit
+}
+
+impl Clock {
+    fn dated(&mut self, date: Time, when: When) -> Time {
+        let time = if when.live {
+            let ahead = date.0 - when.now.0;
+            if ahead.abs() > NEAR {
+                self.offset = Some(ahead);
+                when.now
+            } else {
+                self.offset = None;
+                date
+            }
+        } else {
+            Time(date.0 - self.offset.unwrap_or(0))
+        };
+        let time = time.min(when.now);
+        self.last = Some(time);
+        time
+    }
+
+    fn undated(&mut self, near: Option<Time>, when: When) -> Time {
+        if when.live {
+            return self.last.filter(|last| (when.now.0 - last.0).abs() < NEAR).unwrap_or(when.now).min(when.now);
+        }
+        match near {
+            Some(date) => self.dated(date, when),
+            None => self.last.unwrap_or(when.now).min(when.now),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::filter::{Options, definition, shipped};
+
+    /// 2026-01-15T12:00:00Z
+    const NOW: Time = Time::from_secs(1_768_478_400);
+
+    fn filter(text: &str) -> Arc<Filter> {
+        let definition = definition::parse("x", text).unwrap();
+        Arc::new(Filter::compile(&definition, &BTreeMap::new(), &Options::default()).unwrap())
+    }
+
+    fn of(text: &str) -> Scanner {
+        Scanner::new(vec![filter(text)])
+    }
+
+    fn all_shipped() -> Vec<Arc<Filter>> {
+        let compile = |(name, text): &(&str, &str)| {
+            let definition = definition::parse(name, text).unwrap();
+            Arc::new(Filter::compile(&definition, &BTreeMap::new(), &Options::default()).unwrap())
+        };
+        shipped().iter().map(compile).collect()
+    }
+
+    fn scan(scanner: &mut Scanner, text: &str, live: bool) -> Vec<Found> {
+        let mut found = Vec::new();
+        scanner.scan(text.as_bytes(), When { now: NOW, live }, &mut found);
+        found
+    }
+
+    /// What each line gives, as seconds before `NOW`.
+    fn ages(scanner: &mut Scanner, text: &str, live: bool) -> Vec<i64> {
+        scan(scanner, text, live).iter().map(|f| NOW.secs() - f.time.secs()).collect()
+    }
+
+    #[test]
+    fn the_clock_decides_as_fail2ban_does() {
+        let failed = "failregex = 'bad <HOST>'";
+        let table: [(bool, &str, &[i64]); 10] = [
+            // live: near dates count, far ones mean now, none is in the future
+            (true, "Jan 15 11:59:30 bad 1.2.3.4\n", &[30]),
+            (true, "Jan 15 11:58:30 bad 1.2.3.4\n", &[0]),
+            (true, "Jan 15 12:00:30 bad 1.2.3.4\n", &[0]),
+            (true, "Jan 15 14:00:00 bad 1.2.3.4\n", &[0]),
+            (true, "Jan 15 11:59:30 bad 1.2.3.4\nbad 1.2.3.4\n", &[30, 30]),
+            (true, "bad 1.2.3.4\n", &[0]),
+            // catching up: the log's own time, or that of the line before
+            (false, "Jan 15 11:00:00 bad 1.2.3.4\n", &[3600]),
+            (false, "Jan 15 11:00:00 x\nJan 15 11:30:00 y\nbad 1.2.3.4\n", &[1800]),
+            (false, "bad 1.2.3.4\n", &[0]),
+            (false, "Jan 16 11:00:00 bad 1.2.3.4\n", &[0]),
+        ];
+        for (live, lines, expected) in table {
+            assert_eq!(ages(&mut of(failed), lines, live), expected, "{live} {lines}");
+        }
+    }
+
+    #[test]
+    fn a_clock_that_is_off_is_remembered_with_the_position() {
+        let mut scanner = of("failregex = 'bad <HOST>'");
+        assert_eq!(ages(&mut scanner, "Jan 15 13:00:00 bad 1.2.3.4\n", true), [0]);
+        assert_eq!(scanner.clock_offset(), Some(3_600_000_000));
+        let saved = serde_json::to_string(&scanner.state()).unwrap();
+        let mut again = of("failregex = 'bad <HOST>'");
+        again.restore(serde_json::from_str(&saved).unwrap());
+        assert_eq!(again.state(), scanner.state());
+        // Read again after a restart, the hour ahead is still known.
+        assert_eq!(ages(&mut again, "Jan 15 12:50:00 bad 1.2.3.4\n", false), [600]);
+        assert_eq!(ages(&mut again, "Jan 15 12:00:00 bad 1.2.3.4\n", true), [0]);
+        assert_eq!(again.clock_offset(), None);
+    }
+
+    #[test]
+    fn passwords_are_marked_in_the_line() {
+        let mut scanner = of("failregex = \"^: bad '<F-SECRET>.*</F-SECRET>' of <F-USER>\\\\S*</F-USER> <HOST>$\"");
+        for line in ["Jan 15 12:00:00: bad 'hunter2' of bob 1.2.3.4", ": bad 'hunter2' of bob 1.2.3.4"] {
+            let found = scan(&mut scanner, &format!("x\n{line}\n"), true);
+            let secret = &found[0].secrets[0];
+            assert_eq!(&line[secret.start as usize..secret.end as usize], "hunter2");
+            assert_eq!((found[0].offset, found[0].len as usize), (2, line.len()));
+            assert_eq!(found[0].user.as_deref(), Some(&b"bob"[..]));
+        }
+        let mut scanner = of("failregex = '^\\[\\] (?:<F-SECRET>s\\w+</F-SECRET>) <HOST>$'");
+        let line = "[15/Jan/2026:12:00:00 +0000] s3cret 1.2.3.4\r\n";
+        let secret = &scan(&mut scanner, line, true)[0].secrets[0];
+        assert_eq!(&line[secret.start as usize..secret.end as usize], "s3cret");
+    }
+
+    #[test]
+    fn prefregex_hands_on_content_and_lends_what_it_found() {
+        let mut scanner = of(r#"
+            prefregex = '^ d\[<F-MLFID>\d+</F-MLFID>\]: <F-CONTENT>.+</F-CONTENT>$'
+            failregex = ['^bad <F-USER>\S+</F-USER>$', '^<F-NOFAIL>peer</F-NOFAIL> <HOST>$', '^worse <HOST>$']
+            ignoreregex = ['worse 1.2.3.5']
+        "#);
+        let lines = "Jan 15 12:00:00 d[7]: peer 1.2.3.4\nJan 15 12:00:01 d[7]: bad bob\nJan 15 12:00:02 d[8]: bad rob\n\
+            Jan 15 12:00:03 d[9]: worse 1.2.3.5\nJan 15 12:00:03 d: worse 1.2.3.4\n";
+        let found = scan(&mut scanner, lines, true);
+        assert_eq!(found.len(), 1);
+        assert_eq!((found[0].addr.to_string().as_str(), found[0].user.as_deref()), ("1.2.3.4", Some(&b"bob"[..])));
+        let counters = scanner.counters(0);
+        assert_eq!((counters.matched, counters.ignored, counters.missed), (3, 1, 1));
+        assert_eq!(scanner.near_misses(0).collect::<Vec<_>>(), [b"Jan 15 12:00:03 d: worse 1.2.3.4"]);
+        assert_eq!(scanner.lines(), 5);
+    }
+
+    #[test]
+    fn the_next_pattern_may_match_where_an_address_is_none() {
+        let mut scanner = of("failregex = ['bad <HOST>', 'bad \\S+ of <HOST>']");
+        let found = scan(&mut scanner, "bad 999.1.1.1 of 1.2.3.4\n", true);
+        assert_eq!((found.len(), found[0].pattern), (1, 1));
+    }
+
+    #[test]
+    fn a_try_that_spans_a_restart_counts_once() {
+        let dovecot = all_shipped().remove(0);
+        let first = "Jan 15 11:59:29 auth-worker(27283): Info: sql(bob:1.2.3.4): Password mismatch\n";
+        let second = "Jan 15 11:59:31 imap-login: Info: Disconnected (auth failed, 1 attempts in 2 secs): user=<bob>, \
+            method=PLAIN, rip=1.2.3.4, lip=5.6.7.8, session=<k2t5>\n";
+        let mut scanner = Scanner::new(vec![Arc::clone(&dovecot)]);
+        assert_eq!(scan(&mut scanner, first, true).len(), 1);
+        let saved = serde_json::to_vec(&scanner.state()).unwrap();
+        let mut scanner = Scanner::new(vec![dovecot]);
+        scanner.restore(serde_json::from_slice(&saved).unwrap());
+        assert_eq!(scan(&mut scanner, second, false).len(), 0);
+        assert_eq!(scanner.counters(0).repeated, 1);
+    }
+
+    #[test]
+    fn no_line_takes_long() {
+        let filters = all_shipped();
+        let mut heads = Vec::new();
+        for (name, text) in shipped() {
+            let samples = definition::parse(name, text).unwrap().samples;
+            heads.extend(samples.into_iter().map(|s| s.line.lines().last().unwrap_or_default().to_owned()));
+        }
+        let mut slowest = std::time::Duration::ZERO;
+        for head in heads {
+            for filler in ["x", " from 1.2.3.4 port 22", "x, rip=1.2.3.4", ":1:2::", "((", "=<", "2026-01-01 00:00:0"] {
+                // The filler at the end, and in the middle, where a client's text stands.
+                let long = filler.repeat(100_000 / filler.len());
+                let half = head.char_indices().nth(head.chars().count() / 3 * 2).map_or(0, |(i, _)| i);
+                for line in [format!("{head}{long}\n"), format!("{}{long}{}\n", &head[..half], &head[half..])] {
+                    let mut scanner = Scanner::new(filters.clone());
+                    let mut found = Vec::new();
+                    let start = std::time::Instant::now();
+                    scanner.scan(line.as_bytes(), When { now: NOW, live: true }, &mut found);
+                    slowest = slowest.max(start.elapsed());
+                }
+            }
+        }
+        // Unoptimized builds are some twenty times slower than what is shipped.
+        let bound = if cfg!(debug_assertions) { 1000 } else { 100 };
+        println!("slowest line of 100 kB: {slowest:?}");
+        assert!(slowest.as_millis() < bound, "{slowest:?}");
+    }
+}

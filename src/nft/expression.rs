@@ -330,12 +330,19 @@ fn lookup(b: &mut Batch, set: &str, id: Option<u32>, inverted: bool) {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Expression {
     Meta(u32),
-    Payload { base: u32, offset: u32, length: u32 },
+    Payload {
+        base: u32,
+        offset: u32,
+        length: u32,
+    },
     Compare(u32, Vec<u8>),
     /// The lowest and highest value of a `range` expression, which newer nft writes for a range of ports.
     Range(Vec<u8>, Vec<u8>),
     Mask(Vec<u8>),
-    Lookup { set: String, inverted: bool },
+    Lookup {
+        set: String,
+        inverted: bool,
+    },
     Counter(Counter),
     Drop,
     Reject(u32, u8),
@@ -576,13 +583,8 @@ mod tests {
 
     #[test]
     fn a_rule_is_read_back_as_it_was_written() {
-        let address = |key, destination, prefix, inverted| Statement::Address {
-            key,
-            destination,
-            prefix,
-            inverted,
-            set: "a".to_owned(),
-        };
+        let address =
+            |key, destination, prefix, inverted| Statement::Address { key, destination, prefix, inverted, set: "a".to_owned() };
         let table = [
             vec![Statement::L4proto(vec![Protocol::Tcp]), Statement::Dport(vec![(25, 25)]), Statement::Drop],
             vec![Statement::L4proto(vec![Protocol::Tcp, Protocol::Sctp]), Statement::Dport(vec![(25, 40)]), Statement::Counter],

@@ -162,16 +162,24 @@ impl Kernel {
         Err(Unreadable { what: what(), errno: Errno::EINTR })
     }
 
-    /// Every element of a set, in no particular order.
+    /// Every element of a set, in ascending order.
     pub fn elements(&mut self, family: Family, table: &str, set: &Set) -> Result<Vec<Element>, Unreadable> {
-        let mut read = Err(Errno::EINTR);
+        let what = || format!("list set {family} {table} {}", set.name);
         for _ in 0..ATTEMPTS {
-            read = self.read_elements(family, table, set);
-            if read != Err(Errno::EINTR) {
-                break;
+            match self.read_elements(family, table, set) {
+                Err(Errno::EINTR) => continue,
+                Err(errno) => return Err(unreadable(what)(errno)),
+                Ok(mut elements) => {
+                    elements.sort_unstable_by_key(|element| element.interval);
+                    // A hash set that was just filled is still being spread over more buckets, and a dump goes on by counting: it then
+                    // shows some elements twice, and as many not at all, without any sign of it.
+                    if elements.windows(2).all(|pair| pair[0].interval.first() != pair[1].interval.first()) {
+                        return Ok(elements);
+                    }
+                }
             }
         }
-        read.map_err(unreadable(|| format!("list set {family} {table} {}", set.name)))
+        Err(unreadable(what)(Errno::EINTR))
     }
 
     /// Those of `keys` that are elements of a set without intervals, found by key: no matter how large the set is, about 3 microseconds
@@ -179,12 +187,14 @@ impl Kernel {
     pub fn find(&mut self, family: Family, table: &str, set: &Set, keys: &[IpAddr]) -> Result<Vec<Element>, Unreadable> {
         let mut found = Vec::new();
         let mut rest = keys;
+        let mut together = KEYS;
         while !rest.is_empty() {
-            let asked = &rest[..rest.len().min(KEYS)];
+            let asked = &rest[..rest.len().min(together)];
             let (answered, missing) = self
                 .read_keys(family, table, set, asked, &mut found)
                 .map_err(unreadable(|| format!("get element {family} {table} {} {{ {} }}", set.name, asked[0])))?;
-            // The kernel stops at the first that is not there.
+            // The kernel stops at the first that is not there: the more gaps, the fewer are asked for together.
+            together = (2 * (answered + 1)).min(KEYS);
             rest = &rest[answered + usize::from(missing)..];
         }
         Ok(found)
@@ -234,19 +244,24 @@ impl Kernel {
         }
         let Some(mut table) = table else { return Err(Errno::ENOMSG) };
         let mut anonymous = Vec::new();
-        self.dump(kind::GETSET, family, |b| b.text(attr::SET_TABLE, name), |attributes| {
-            // Kernels before 5.14 or so ignore the table asked for.
-            if attributes.text(attr::SET_TABLE) != Some(name) {
-                return;
-            }
-            let flags = attributes.u32(attr::SET_FLAGS).unwrap_or(0);
-            let set = read_set(attributes);
-            if flags & number::SET_ANONYMOUS != 0 {
-                anonymous.push((set.name, attributes.u32(attr::SET_KEY_TYPE).unwrap_or(0), flags));
-            } else {
-                table.sets.push(set);
-            }
-        })?;
+        self.dump(
+            kind::GETSET,
+            family,
+            |b| b.text(attr::SET_TABLE, name),
+            |attributes| {
+                // Kernels before 5.14 or so ignore the table asked for.
+                if attributes.text(attr::SET_TABLE) != Some(name) {
+                    return;
+                }
+                let flags = attributes.u32(attr::SET_FLAGS).unwrap_or(0);
+                let set = read_set(attributes);
+                if flags & number::SET_ANONYMOUS != 0 {
+                    anonymous.push((set.name, attributes.u32(attr::SET_KEY_TYPE).unwrap_or(0), flags));
+                } else {
+                    table.sets.push(set);
+                }
+            },
+        )?;
         for kernel_set in &mut table.sets {
             if let Some(set) = &mut kernel_set.set
                 && set.interval
@@ -263,33 +278,48 @@ impl Kernel {
             let points = self.read_points(family, name, &set)?;
             braces.extend(read_braces(key_type, flags, points).map(|content| (set, content)));
         }
-        self.dump(kind::GETCHAIN, family, |b| b.text(attr::CHAIN_TABLE, name), |attributes| {
-            if attributes.text(attr::CHAIN_TABLE) == Some(name) {
-                table.chains.push(read_chain(attributes));
-            }
-        })?;
-        self.dump(kind::GETRULE, family, |b| b.text(attr::RULE_TABLE, name), |attributes| {
-            if attributes.text(attr::RULE_TABLE) != Some(name) {
-                return;
-            }
-            let chain = attributes.text(attr::RULE_CHAIN).unwrap_or_default();
-            let Some(chain) = table.chains.iter_mut().find(|known| known.name == chain) else { return };
-            let expressions = attributes.nested(attr::RULE_EXPRESSIONS).unwrap_or(Attributes(&[]));
-            let (rule, counter) = read_rule(family, expressions, &braces);
-            chain.rules.push(KernelRule { handle: attributes.u64(attr::RULE_HANDLE).unwrap_or(0), rule, counter });
-        })?;
+        self.dump(
+            kind::GETCHAIN,
+            family,
+            |b| b.text(attr::CHAIN_TABLE, name),
+            |attributes| {
+                if attributes.text(attr::CHAIN_TABLE) == Some(name) {
+                    table.chains.push(read_chain(attributes));
+                }
+            },
+        )?;
+        self.dump(
+            kind::GETRULE,
+            family,
+            |b| b.text(attr::RULE_TABLE, name),
+            |attributes| {
+                if attributes.text(attr::RULE_TABLE) != Some(name) {
+                    return;
+                }
+                let chain = attributes.text(attr::RULE_CHAIN).unwrap_or_default();
+                let Some(chain) = table.chains.iter_mut().find(|known| known.name == chain) else { return };
+                let expressions = attributes.nested(attr::RULE_EXPRESSIONS).unwrap_or(Attributes(&[]));
+                let (rule, counter) = read_rule(family, expressions, &braces);
+                chain.rules.push(KernelRule { handle: attributes.u64(attr::RULE_HANDLE).unwrap_or(0), rule, counter });
+            },
+        )?;
         Ok(Some(table))
     }
 
     fn read_elements(&mut self, family: Family, table: &str, set: &Set) -> Result<Vec<Element>, Errno> {
         let mut elements = Vec::new();
         let mut points = Vec::new();
-        self.dump(kind::GETSETELEM, family, |b| write_set_name(b, table, &set.name), |attributes| {
-            let list = attributes.nested(attr::ELEMS_LIST).unwrap_or(Attributes(&[]));
-            for (element, end) in list.filter_map(|(_, element)| read_element(set.key, Attributes(element))) {
-                if set.interval { points.push((element, end)) } else { elements.push(element) }
-            }
-        })?;
+        self.dump(
+            kind::GETSETELEM,
+            family,
+            |b| write_set_name(b, table, &set.name),
+            |attributes| {
+                let list = attributes.nested(attr::ELEMS_LIST).unwrap_or(Attributes(&[]));
+                for (element, end) in list.filter_map(|(_, element)| read_element(set.key, Attributes(element))) {
+                    if set.interval { points.push((element, end)) } else { elements.push(element) }
+                }
+            },
+        )?;
         if set.interval {
             elements = join_points(points);
         }
@@ -299,14 +329,19 @@ impl Kernel {
     /// The `(key, is an end)` of an anonymous set.
     fn read_points(&mut self, family: Family, table: &str, set: &str) -> Result<Vec<(Vec<u8>, bool)>, Errno> {
         let mut points = Vec::new();
-        self.dump(kind::GETSETELEM, family, |b| write_set_name(b, table, set), |attributes| {
-            let list = attributes.nested(attr::ELEMS_LIST).unwrap_or(Attributes(&[]));
-            points.extend(list.filter_map(|(_, element)| {
-                let element = Attributes(element);
-                let key = element.nested(attr::ELEM_KEY)?.find(attr::DATA_VALUE)?.to_vec();
-                Some((key, is_end(element)))
-            }));
-        })?;
+        self.dump(
+            kind::GETSETELEM,
+            family,
+            |b| write_set_name(b, table, set),
+            |attributes| {
+                let list = attributes.nested(attr::ELEMS_LIST).unwrap_or(Attributes(&[]));
+                points.extend(list.filter_map(|(_, element)| {
+                    let element = Attributes(element);
+                    let key = element.nested(attr::ELEM_KEY)?.find(attr::DATA_VALUE)?.to_vec();
+                    Some((key, is_end(element)))
+                }));
+            },
+        )?;
         Ok(points)
     }
 
@@ -484,18 +519,13 @@ fn read_set(attributes: Attributes<'_>) -> KernelSet {
         }),
         _ => None,
     };
-    KernelSet {
-        name,
-        handle: attributes.u64(attr::SET_HANDLE).unwrap_or(0),
-        set,
-        count: attributes.u32(attr::SET_COUNT),
-    }
+    KernelSet { name, handle: attributes.u64(attr::SET_HANDLE).unwrap_or(0), set, count: attributes.u32(attr::SET_COUNT) }
 }
 
 fn read_chain(attributes: Attributes<'_>) -> KernelChain {
     let hooked = attributes.nested(attr::CHAIN_HOOK);
-    let plain = attributes.text(attr::CHAIN_TYPE) == Some("filter")
-        && attributes.u32(attr::CHAIN_POLICY) == Some(number::NF_ACCEPT);
+    let plain =
+        attributes.text(attr::CHAIN_TYPE) == Some("filter") && attributes.u32(attr::CHAIN_POLICY) == Some(number::NF_ACCEPT);
     let base = hooked.filter(|_| plain).and_then(|hooked| {
         let wanted = hooked.u32(attr::HOOK_NUM)?;
         let hook = Hook::ALL.into_iter().find(|hook| hook_number(*hook) == wanted)?;

@@ -23,8 +23,7 @@ pub(crate) struct Link {
 impl Link {
     /// A socket that hears `groups` (a mask; 0: only answers), its buffers `send` and `receive` bytes large if the kernel lets us.
     pub(crate) fn open(groups: u32, send: usize, receive: usize) -> Result<Link, Errno> {
-        let fd =
-            socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter)?;
+        let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter)?;
         bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &NetlinkAddr::new(0, groups))?;
         let port = getsockname::<NetlinkAddr>(std::os::fd::AsRawFd::as_raw_fd(&fd))?.pid();
         // The forced sizes need CAP_NET_ADMIN in the first user namespace; without it the system's maximum has to do.

@@ -650,18 +650,9 @@ mod tests {
         let tcp = Protocols::List(vec![Protocol::Tcp]);
         let ssh = Ports::List(vec![(22, 22)]);
         let end = "ip saddr @sshd-v4 ip saddr != @ignore-v4 counter";
-        assert_eq!(
-            rules(|_| {}),
-            format!("meta l4proto {{ tcp, udp, sctp, udplite }} th dport {{ 25, 465, 587 }} {end} drop")
-        );
-        assert_eq!(
-            rules(|j| (j.protocols, j.ports) = (tcp.clone(), ssh.clone())),
-            format!("tcp dport 22 {end} drop")
-        );
-        assert_eq!(
-            rules(|j| (j.protocols, j.ports) = (tcp.clone(), Ports::All)),
-            format!("meta l4proto tcp {end} drop")
-        );
+        assert_eq!(rules(|_| {}), format!("meta l4proto {{ tcp, udp, sctp, udplite }} th dport {{ 25, 465, 587 }} {end} drop"));
+        assert_eq!(rules(|j| (j.protocols, j.ports) = (tcp.clone(), ssh.clone())), format!("tcp dport 22 {end} drop"));
+        assert_eq!(rules(|j| (j.protocols, j.ports) = (tcp.clone(), Ports::All)), format!("meta l4proto tcp {end} drop"));
         assert_eq!(rules(|j| (j.protocols, j.ports) = (Protocols::All, Ports::All)), format!("{end} drop"));
         assert_eq!(
             rules(|j| (j.protocols, j.ports) = (Protocols::All, Ports::List(vec![(1, 1024)]))),

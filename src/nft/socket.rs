@@ -170,8 +170,7 @@ impl Socket {
     /// Opens nf_tables and finds out what it can do. Changes nothing.
     pub fn open() -> Result<Socket, CannotOpen> {
         let link = Link::open(0, SEND_BUFFER, RECEIVE_BUFFER).map_err(CannotOpen)?;
-        let mut socket =
-            Socket { link, batch: Batch::default(), answer: Vec::new(), sequence: 1, features: Features::NONE };
+        let mut socket = Socket { link, batch: Batch::default(), answer: Vec::new(), sequence: 1, features: Features::NONE };
         socket.features = socket.probe().map_err(CannotOpen)?;
         Ok(socket)
     }
@@ -337,9 +336,8 @@ impl Socket {
         });
         self.batch.end(false);
         let answers = self.ask()?;
-        let accepted = |message: u32| {
-            answers.iter().any(|(sequence, error)| *sequence == base.wrapping_add(message) && *error == 0)
-        };
+        let accepted =
+            |message: u32| answers.iter().any(|(sequence, error)| *sequence == base.wrapping_add(message) && *error == 0);
         let release = nix::sys::utsname::uname().ok().and_then(|name| features::version(name.release().to_str()?));
         Ok(Features {
             owner: accepted(1),

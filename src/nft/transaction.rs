@@ -229,13 +229,7 @@ impl Transaction {
     }
 
     /// Takes out what is not wanted or has to be made anew: first rules, then the sets they look into, then chains.
-    fn take_out(
-        &mut self,
-        ruleset: &Ruleset,
-        found: &KernelTable,
-        renewed: &[&Set],
-        removed: &mut Vec<(String, Counted)>,
-    ) {
+    fn take_out(&mut self, ruleset: &Ruleset, found: &KernelTable, renewed: &[&Set], removed: &mut Vec<(String, Counted)>) {
         let mut dropped = Vec::new();
         for chain in &found.chains {
             let wanted = ruleset.chains.iter().find(|wanted| wanted.name == chain.name && is_kept_chain(wanted, chain));
@@ -395,8 +389,7 @@ fn difference(chain: &KernelChain, wanted: &[Rule], renewed: &[&Set]) -> Steps {
     for i in (head..n).rev() {
         for j in (head..m).rev() {
             let (a, b) = (i - head, j - head);
-            longest[a][b] =
-                if same(i, j) { longest[a + 1][b + 1] + 1 } else { longest[a + 1][b].max(longest[a][b + 1]) };
+            longest[a][b] = if same(i, j) { longest[a + 1][b + 1] + 1 } else { longest[a + 1][b].max(longest[a][b + 1]) };
         }
     }
     let mut steps = Steps { removed: Vec::new(), added: Vec::new() };
@@ -430,10 +423,7 @@ fn inherit(removed: &mut Vec<(String, Counted)>, chain: &str, rule: &Rule) -> Co
 }
 
 /// Splits what sets are to hold: the newest `limit` bans (permanent ones count as newest), and the others.
-pub fn split_newest(
-    mut fill: Vec<(Set, Vec<Element>)>,
-    limit: usize,
-) -> (Vec<(Set, Vec<Element>)>, Vec<(Set, Vec<Element>)>) {
+pub fn split_newest(mut fill: Vec<(Set, Vec<Element>)>, limit: usize) -> (Vec<(Set, Vec<Element>)>, Vec<(Set, Vec<Element>)>) {
     fill.retain(|(_, elements)| !elements.is_empty());
     let total: usize = fill.iter().map(|(_, elements)| elements.len()).sum();
     if total <= limit {
@@ -551,8 +541,7 @@ fn userdata_text(kind: u8, text: &str) -> Vec<u8> {
 
 fn write_set(batch: &mut Batch, table: &str, set: &Set) {
     let id = batch.set_id();
-    let flags =
-        if set.interval { number::SET_INTERVAL } else { 0 } | if set.timeout { number::SET_TIMEOUT } else { 0 };
+    let flags = if set.interval { number::SET_INTERVAL } else { 0 } | if set.timeout { number::SET_TIMEOUT } else { 0 };
     batch.message(kind::NEWSET, number::F_CREATE, |b| {
         b.text(attr::SET_TABLE, table);
         b.text(attr::SET_NAME, &set.name);

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use banset::nft::kernel::Kernel;
 use banset::nft::socket::BATCH;
 use banset::nft::transaction::{AT_ONCE, split_newest};
-use banset::nft::{Change, Element, Features, Interval, JailPlan, Kind, Plan, Ruleset, Set, Socket, Transaction};
+use banset::nft::{
+    Change, Element, Features, Heard, Interval, JailPlan, Kind, Monitor, Plan, Ruleset, Set, Socket, Touch, Transaction,
+};
 use banset::terms::{Blocktype, Family, Hook, Ports, Protocol, Protocols, Span};
 use nft_support::{in_netns, listing, load, nft, try_nft};
 
@@ -831,5 +833,95 @@ fn a_table_named_by_a_keyword_is_refused_as_nft_does() {
             }
         }
         assert_eq!(wrong, Vec::<&str>::new());
+    });
+}
+
+#[test]
+fn the_monitor_hears_others_and_not_us() {
+    in_netns("the_monitor_hears_others_and_not_us", || {
+        let (mut socket, mut kernel) = sockets();
+        let mut monitor = Monitor::open(Family::Inet, TABLE, socket.port()).unwrap();
+        let ruleset = Ruleset::of(&goldens().pop().unwrap().plan).unwrap();
+        establish(&mut socket, &mut kernel, &ruleset);
+        let set = ruleset.set("sshd-v4").unwrap();
+        for n in 0..50 {
+            let mut transaction = Transaction::about(&ruleset);
+            transaction.add(set, [Element::permanent(std::net::IpAddr::from([192, 0, 2, n]))]);
+            socket.commit(&transaction).unwrap();
+        }
+        assert_eq!(monitor.hear(), Ok(None));
+
+        let mut heard = |script: &str| {
+            load(script);
+            let mut all = Vec::new();
+            while let Some(heard) = monitor.hear().unwrap() {
+                let Heard::Foreign(foreign) = heard else { panic!("{heard:?}") };
+                assert_eq!(foreign.program, "nft");
+                all.push(foreign);
+            }
+            assert_eq!(all.last().map(|foreign| foreign.generation), Some(kernel.generation().unwrap()));
+            all.into_iter()
+                .flat_map(|foreign| foreign.touches)
+                .map(|touch| match touch {
+                    Touch::Added { set, elements } => format!("+{set} {}", joined(&elements)),
+                    Touch::Removed { set, elements } => format!("-{set} {}", joined(&elements)),
+                    Touch::Structure { what, deleted, name } => {
+                        format!("{} {what} {name}", if deleted { "delete" } else { "add" })
+                    }
+                })
+                .collect::<Vec<_>>()
+                .join("; ")
+        };
+        fn joined(elements: &[Element]) -> String {
+            let mut list: Vec<String> = elements
+                .iter()
+                .map(|e| {
+                    Element { timeout: e.timeout.map(|t| banset::nft::Timeout { expiration: t.timeout, ..t }), ..*e }.to_string()
+                })
+                .collect();
+            list.sort();
+            list.join(",")
+        }
+        assert_eq!(
+            heard("add element inet banset sshd-v4 { 198.51.100.1 timeout 1h, 198.51.100.2 }"),
+            "+sshd-v4 198.51.100.1 timeout 1h,198.51.100.2"
+        );
+        assert_eq!(
+            heard("delete element inet banset sshd-v4 { 198.51.100.1 }\nadd element inet banset sshd-v6 { 2001:db8:: }"),
+            "-sshd-v4 198.51.100.1 timeout 1h; +sshd-v6 2001:db8::"
+        );
+        assert_eq!(
+            heard("add element inet banset sshd-net4 { 203.0.113.0/24 timeout 1d, 198.18.0.0/15 }"),
+            "+sshd-net4 198.18.0.0/15,203.0.113.0/24 timeout 1d"
+        );
+        assert_eq!(heard("delete element inet banset sshd-net4 { 198.18.0.0/15 }"), "-sshd-net4 198.18.0.0/15");
+        assert_eq!(heard("add rule inet banset input ip saddr 192.0.2.1 accept"), "add rule input");
+        assert_eq!(heard("add set inet banset odd { type inet_service; elements = { 25 } }"), "add set odd; +odd ");
+        let flushed = heard("flush ruleset");
+        assert!(flushed.ends_with("; delete table banset") && flushed.starts_with("delete rule input; "), "{flushed}");
+        // Other tables are none of our business.
+        load("add table inet other; add set inet other s { type ipv4_addr; elements = { 192.0.2.1 } }");
+        assert_eq!(monitor.hear(), Ok(None));
+    });
+}
+
+#[test]
+fn a_monitor_that_falls_behind_says_so() {
+    in_netns("a_monitor_that_falls_behind_says_so", || {
+        let (mut socket, mut kernel) = sockets();
+        let mut other = Socket::open().unwrap();
+        let ruleset = Ruleset::of(&goldens().remove(1).plan).unwrap();
+        establish(&mut socket, &mut kernel, &ruleset);
+        let mut monitor = Monitor::open(Family::Inet, TABLE, socket.port()).unwrap();
+        let set = ruleset.set("smtp-auth-v4").unwrap();
+        let element = |n: u32| Element::permanent(std::net::IpAddr::from((0x0b00_0000 + n).to_be_bytes()));
+        other.load(Family::Inet, TABLE, set, (0..600_000).map(element)).unwrap();
+        let mut lost = false;
+        while let Some(heard) = monitor.hear().unwrap() {
+            lost |= heard == Heard::Lost;
+        }
+        assert!(lost);
+        load("delete element inet banset smtp-auth-v4 { 11.0.0.1 }");
+        assert!(matches!(monitor.hear(), Ok(Some(Heard::Foreign(foreign))) if foreign.only_elements()));
     });
 }

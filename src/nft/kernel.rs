@@ -136,7 +136,7 @@ impl KernelTable {
 impl Kernel {
     /// Opens nf_tables for reading.
     pub fn open() -> Result<Kernel, CannotOpen> {
-        let link = Link::open(0, 1 << 20, 4 << 20).map_err(CannotOpen)?;
+        let link = Link::open(1 << 20, 4 << 20).map_err(CannotOpen)?;
         Ok(Kernel { link, batch: Batch::default(), answer: Vec::new(), sequence: 1 })
     }
 
@@ -458,7 +458,7 @@ pub(crate) fn read_element(key: Key, element: Attributes<'_>) -> Option<(Element
 }
 
 /// Interval starts and ends into intervals.
-fn join_points(mut points: Vec<(Element, bool)>) -> Vec<Element> {
+pub(crate) fn join_points(mut points: Vec<(Element, bool)>) -> Vec<Element> {
     // Where one interval ends another may start: the end comes first.
     points.sort_by(|(a, a_end), (b, b_end)| a.interval.cmp(&b.interval).then(b_end.cmp(a_end)));
     let mut elements = Vec::new();

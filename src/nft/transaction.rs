@@ -98,13 +98,16 @@ impl Elements {
     }
 }
 
+/// Sets, and the elements each is to hold.
+pub type Fill = Vec<(Set, Vec<Element>)>;
+
 /// What makes the kernel equal to a ruleset.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Establishment {
     /// To be committed first and whole.
     pub first: Transaction,
     /// Older bans that would make it too long, set by set, to be loaded after it ([`super::Socket::load`]).
-    pub rest: Vec<(Set, Vec<Element>)>,
+    pub rest: Fill,
 }
 
 /// A table in the kernel that a newer banset made; it is left standing.
@@ -262,12 +265,7 @@ impl Transaction {
     }
 
     /// Adds the sets that are missing, fills them, and brings ignore lists up to date.
-    fn put_sets(
-        &mut self,
-        ruleset: &Ruleset,
-        kept: Option<&KernelTable>,
-        mut held: impl FnMut(&Set) -> Vec<Element>,
-    ) -> Vec<(Set, Vec<Element>)> {
+    fn put_sets(&mut self, ruleset: &Ruleset, kept: Option<&KernelTable>, mut held: impl FnMut(&Set) -> Vec<Element>) -> Fill {
         let renewed = renewed_sets(ruleset, kept);
         let mut fill = Vec::new();
         for set in &ruleset.sets {
@@ -423,7 +421,7 @@ fn inherit(removed: &mut Vec<(String, Counted)>, chain: &str, rule: &Rule) -> Co
 }
 
 /// Splits what sets are to hold: the newest `limit` bans (permanent ones count as newest), and the others.
-pub fn split_newest(mut fill: Vec<(Set, Vec<Element>)>, limit: usize) -> (Vec<(Set, Vec<Element>)>, Vec<(Set, Vec<Element>)>) {
+pub fn split_newest(mut fill: Fill, limit: usize) -> (Fill, Fill) {
     fill.retain(|(_, elements)| !elements.is_empty());
     let total: usize = fill.iter().map(|(_, elements)| elements.len()).sum();
     if total <= limit {
@@ -532,7 +530,9 @@ pub(crate) const fn hook_number(hook: Hook) -> u32 {
 
 /// A piece of user data: type, length, text with its NUL (libnftnl's `udata.h`). 255 bytes at most; longer text is cut.
 fn userdata_text(kind: u8, text: &str) -> Vec<u8> {
-    let text = &text.as_bytes()[..text.floor_char_boundary(254)];
+    // Comments are our own and short: nothing is cut in practice.
+    let text = text.as_bytes();
+    let text = &text[..text.len().min(254)];
     let mut data = vec![kind, text.len() as u8 + 1];
     data.extend_from_slice(text);
     data.push(0);

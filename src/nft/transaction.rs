@@ -4,6 +4,7 @@
 //! holds and lists the least statements that make them equal; none if they are. There is no moment in between for a packet to
 //! pass: a set with other flags, or a chain at another priority, is deleted, made and filled again in the same transaction.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use super::element::{Counter, Element, Interval};
@@ -95,6 +96,16 @@ pub struct Elements {
 impl Elements {
     fn new(set: &Set, list: Vec<Element>) -> Elements {
         Elements { set: set.name.clone(), interval: set.interval, timeout: set.timeout, counter: set.counter, list }
+    }
+}
+
+impl Elements {
+    /// Each element once, the last of equal ones: deleting one a second time would abort the batch.
+    fn once_each(&self) -> Elements {
+        let mut seen = HashSet::with_capacity(self.list.len());
+        let mut list: Vec<Element> = self.list.iter().rev().filter(|element| seen.insert(element.interval)).copied().collect();
+        list.reverse();
+        Elements { list, set: self.set.clone(), ..*self }
     }
 }
 
@@ -499,19 +510,22 @@ impl Change {
             Change::AddElements(elements) => {
                 // Before Linux 6.12 adding what is there changes nothing. Adding, deleting and adding again does, on every kernel and
                 // without knowing whether it was there.
-                if !features.timeout_update {
-                    write_elements(batch, table, kind::NEWSETELEM, elements, true);
-                    write_elements(batch, table, kind::DELSETELEM, elements, false);
+                if features.timeout_update {
+                    return write_elements(batch, table, kind::NEWSETELEM, elements, true);
                 }
-                write_elements(batch, table, kind::NEWSETELEM, elements, true);
+                let once = elements.once_each();
+                write_elements(batch, table, kind::NEWSETELEM, &once, true);
+                write_elements(batch, table, kind::DELSETELEM, &once, false);
+                write_elements(batch, table, kind::NEWSETELEM, &once, true);
             }
             Change::DestroyElements(elements) if features.destroy => {
                 write_elements(batch, table, kind::DESTROYSETELEM, elements, false);
             }
             // Before Linux 6.3 deleting what is not there aborts the batch: so it is there.
             Change::DestroyElements(elements) => {
-                write_elements(batch, table, kind::NEWSETELEM, elements, false);
-                write_elements(batch, table, kind::DELSETELEM, elements, false);
+                let once = elements.once_each();
+                write_elements(batch, table, kind::NEWSETELEM, &once, false);
+                write_elements(batch, table, kind::DELSETELEM, &once, false);
             }
         }
     }

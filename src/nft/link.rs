@@ -1,6 +1,6 @@
 //! A netlink socket of the netfilter family: datagrams out and in, nothing about their meaning.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -21,11 +21,11 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// A socket that hears `groups` (a mask; 0: only answers), its buffers `send` and `receive` bytes large if the kernel lets us.
-    pub(crate) fn open(groups: u32, send: usize, receive: usize) -> Result<Link, Errno> {
+    /// A socket that hears only answers, its buffers `send` and `receive` bytes large if the kernel lets us.
+    pub(crate) fn open(send: usize, receive: usize) -> Result<Link, Errno> {
         let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkNetFilter)?;
-        bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &NetlinkAddr::new(0, groups))?;
-        let port = getsockname::<NetlinkAddr>(std::os::fd::AsRawFd::as_raw_fd(&fd))?.pid();
+        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+        let port = getsockname::<NetlinkAddr>(fd.as_raw_fd())?.pid();
         // The forced sizes need CAP_NET_ADMIN in the first user namespace; without it the system's maximum has to do.
         if setsockopt(&fd, sockopt::SndBufForce, &send).is_err() {
             let _ = setsockopt(&fd, sockopt::SndBuf, &send);
@@ -39,6 +39,11 @@ impl Link {
         Ok(Link { fd, port })
     }
 
+    /// Hears these groups too, a mask: binding a bound netlink socket again only changes its groups.
+    pub(crate) fn join(&self, groups: u32) -> Result<(), Errno> {
+        bind(self.fd.as_raw_fd(), &NetlinkAddr::new(self.port, groups))
+    }
+
     /// Our address among netlink sockets, by which notifications name who caused them.
     pub(crate) fn port(&self) -> u32 {
         self.port
@@ -47,7 +52,7 @@ impl Link {
     /// Sends one datagram, which the kernel works through before this returns.
     pub(crate) fn send(&self, bytes: &[u8]) -> Result<(), Errno> {
         loop {
-            match send(std::os::fd::AsRawFd::as_raw_fd(&self.fd), bytes, MsgFlags::empty()) {
+            match send(self.fd.as_raw_fd(), bytes, MsgFlags::empty()) {
                 Err(Errno::EINTR) => {}
                 Ok(sent) if sent == bytes.len() => return Ok(()),
                 Ok(_) => return Err(Errno::EMSGSIZE),
@@ -60,7 +65,7 @@ impl Link {
     pub(crate) fn receive<'a>(&self, buffer: &'a mut Vec<u8>) -> Result<Option<&'a [u8]>, Errno> {
         buffer.resize(RECEIVE, 0);
         loop {
-            match recv(std::os::fd::AsRawFd::as_raw_fd(&self.fd), buffer, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC) {
+            match recv(self.fd.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC) {
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return Ok(None),
                 Err(errno) => return Err(errno),

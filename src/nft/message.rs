@@ -37,7 +37,6 @@ pub(crate) mod attr {
     pub const TABLE_FLAGS: u16 = 2;
     pub const TABLE_HANDLE: u16 = 4;
     pub const TABLE_USERDATA: u16 = 6;
-    pub const TABLE_OWNER: u16 = 7;
 
     pub const CHAIN_TABLE: u16 = 1;
     pub const CHAIN_NAME: u16 = 3;
@@ -144,7 +143,6 @@ pub(crate) mod number {
     pub const CMP_GTE: u32 = 5;
     pub const REJECT_ICMP: u32 = 0;
     pub const REJECT_TCP_RST: u32 = 1;
-    pub const REJECT_ICMPX: u32 = 2;
     pub const NF_DROP: u32 = 0;
     pub const NF_ACCEPT: u32 = 1;
     pub const TABLE_OWNER: u32 = 2;

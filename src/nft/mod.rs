@@ -28,7 +28,8 @@ pub mod transaction;
 pub use element::{Counter, Element, Interval, Key, Timeout, merge};
 pub use features::Features;
 pub use kernel::{Kernel, KernelTable};
+pub use monitor::{Foreign, Heard, Monitor, Touch};
 
-pub use ruleset::{JailPlan, Plan, Ruleset, Set};
+pub use ruleset::{JailPlan, Plan, Reject, Ruleset, Set};
 pub use socket::{Kind, Refused, Socket};
 pub use transaction::{Change, Establishment, Transaction};

@@ -169,7 +169,7 @@ fn read_answer(message: &Message<'_>) -> Option<Answer> {
 impl Socket {
     /// Opens nf_tables and finds out what it can do. Changes nothing.
     pub fn open() -> Result<Socket, CannotOpen> {
-        let link = Link::open(0, SEND_BUFFER, RECEIVE_BUFFER).map_err(CannotOpen)?;
+        let link = Link::open(SEND_BUFFER, RECEIVE_BUFFER).map_err(CannotOpen)?;
         let mut socket = Socket { link, batch: Batch::default(), answer: Vec::new(), sequence: 1, features: Features::NONE };
         socket.features = socket.probe().map_err(CannotOpen)?;
         Ok(socket)

@@ -4,6 +4,7 @@
 //! holds and lists the least statements that make them equal; none if they are. There is no moment in between for a packet to
 //! pass: a set with other flags, or a chain at another priority, is deleted, made and filled again in the same transaction.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use super::element::{Counter, Element, Interval};
@@ -98,13 +99,26 @@ impl Elements {
     }
 }
 
+impl Elements {
+    /// Each element once, the last of equal ones: deleting one a second time would abort the batch.
+    fn once_each(&self) -> Elements {
+        let mut seen = HashSet::with_capacity(self.list.len());
+        let mut list: Vec<Element> = self.list.iter().rev().filter(|element| seen.insert(element.interval)).copied().collect();
+        list.reverse();
+        Elements { list, set: self.set.clone(), ..*self }
+    }
+}
+
+/// Sets, and the elements each is to hold.
+pub type Fill = Vec<(Set, Vec<Element>)>;
+
 /// What makes the kernel equal to a ruleset.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Establishment {
     /// To be committed first and whole.
     pub first: Transaction,
     /// Older bans that would make it too long, set by set, to be loaded after it ([`super::Socket::load`]).
-    pub rest: Vec<(Set, Vec<Element>)>,
+    pub rest: Fill,
 }
 
 /// A table in the kernel that a newer banset made; it is left standing.
@@ -262,12 +276,7 @@ impl Transaction {
     }
 
     /// Adds the sets that are missing, fills them, and brings ignore lists up to date.
-    fn put_sets(
-        &mut self,
-        ruleset: &Ruleset,
-        kept: Option<&KernelTable>,
-        mut held: impl FnMut(&Set) -> Vec<Element>,
-    ) -> Vec<(Set, Vec<Element>)> {
+    fn put_sets(&mut self, ruleset: &Ruleset, kept: Option<&KernelTable>, mut held: impl FnMut(&Set) -> Vec<Element>) -> Fill {
         let renewed = renewed_sets(ruleset, kept);
         let mut fill = Vec::new();
         for set in &ruleset.sets {
@@ -423,7 +432,7 @@ fn inherit(removed: &mut Vec<(String, Counted)>, chain: &str, rule: &Rule) -> Co
 }
 
 /// Splits what sets are to hold: the newest `limit` bans (permanent ones count as newest), and the others.
-pub fn split_newest(mut fill: Vec<(Set, Vec<Element>)>, limit: usize) -> (Vec<(Set, Vec<Element>)>, Vec<(Set, Vec<Element>)>) {
+pub fn split_newest(mut fill: Fill, limit: usize) -> (Fill, Fill) {
     fill.retain(|(_, elements)| !elements.is_empty());
     let total: usize = fill.iter().map(|(_, elements)| elements.len()).sum();
     if total <= limit {
@@ -501,19 +510,22 @@ impl Change {
             Change::AddElements(elements) => {
                 // Before Linux 6.12 adding what is there changes nothing. Adding, deleting and adding again does, on every kernel and
                 // without knowing whether it was there.
-                if !features.timeout_update {
-                    write_elements(batch, table, kind::NEWSETELEM, elements, true);
-                    write_elements(batch, table, kind::DELSETELEM, elements, false);
+                if features.timeout_update {
+                    return write_elements(batch, table, kind::NEWSETELEM, elements, true);
                 }
-                write_elements(batch, table, kind::NEWSETELEM, elements, true);
+                let once = elements.once_each();
+                write_elements(batch, table, kind::NEWSETELEM, &once, true);
+                write_elements(batch, table, kind::DELSETELEM, &once, false);
+                write_elements(batch, table, kind::NEWSETELEM, &once, true);
             }
             Change::DestroyElements(elements) if features.destroy => {
                 write_elements(batch, table, kind::DESTROYSETELEM, elements, false);
             }
             // Before Linux 6.3 deleting what is not there aborts the batch: so it is there.
             Change::DestroyElements(elements) => {
-                write_elements(batch, table, kind::NEWSETELEM, elements, false);
-                write_elements(batch, table, kind::DELSETELEM, elements, false);
+                let once = elements.once_each();
+                write_elements(batch, table, kind::NEWSETELEM, &once, false);
+                write_elements(batch, table, kind::DELSETELEM, &once, false);
             }
         }
     }
@@ -532,7 +544,9 @@ pub(crate) const fn hook_number(hook: Hook) -> u32 {
 
 /// A piece of user data: type, length, text with its NUL (libnftnl's `udata.h`). 255 bytes at most; longer text is cut.
 fn userdata_text(kind: u8, text: &str) -> Vec<u8> {
-    let text = &text.as_bytes()[..text.floor_char_boundary(254)];
+    // Comments are our own and short: nothing is cut in practice.
+    let text = text.as_bytes();
+    let text = &text[..text.len().min(254)];
     let mut data = vec![kind, text.len() as u8 + 1];
     data.extend_from_slice(text);
     data.push(0);

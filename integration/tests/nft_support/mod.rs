@@ -1,5 +1,8 @@
 //! Kernel tests without harm: each runs in a network namespace that its own process made, and ends with it.
 
+// Each test program uses its part of it.
+#![allow(dead_code)]
+
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};

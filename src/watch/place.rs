@@ -1,5 +1,6 @@
 //! One concrete path and the files held for it: what it leads to now, and before that what was rotated away.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
@@ -21,6 +22,8 @@ pub(super) struct Place {
     pub held: Vec<Held>,
     /// A mark for each of `held`.
     pub position: Position,
+    /// Marks of the files last let go, so that a compressed copy of one is not taken for something new.
+    pub done: VecDeque<Mark>,
     /// The last of `held` is what the path leads to.
     pub current: bool,
     pub state: SourceState,
@@ -50,6 +53,7 @@ impl Place {
             trail: Trail::new(),
             held: Vec::new(),
             position: Position::default(),
+            done: VecDeque::new(),
             current: false,
             polled: None,
             fresh: true,
@@ -100,6 +104,11 @@ impl Place {
     /// Where among `held` this inode is.
     pub(super) fn index(&self, identity: Identity) -> Option<usize> {
         self.position.marks.iter().position(|mark| mark.identity() == identity)
+    }
+
+    /// Everything whose text was handed out, or will be without further ado.
+    pub(super) fn known(&self) -> Vec<Mark> {
+        self.position.marks.iter().chain(&self.done).copied().collect()
     }
 
     pub(super) fn status(&self) -> SourceStatus {

@@ -27,7 +27,7 @@ use super::held::{Held, Outlet, Turn};
 use super::notices::{Interest, Notice, Notices, Trail, Who, errno};
 use super::pattern::{Sought, Step, fits};
 use super::place::Place;
-use super::position::{Identity, Mark, modified};
+use super::position::{HEAD, Identity, Mark, modified};
 use super::siblings::{Sibling, siblings};
 use super::{Habits, Happening, Judge, Polled, Position, SourceEvent, SourceState, SourceStatus, Start};
 
@@ -41,6 +41,8 @@ const CATCH_UP_TURN: usize = 256 * 1024;
 const GATHERED: usize = 1024 * 1024;
 /// By how much the times of files may lag behind the clock: the kernel stamps them with the last timer tick.
 const TICK: Duration = Duration::from_millis(20);
+/// So many files that were let go are remembered.
+const DONE: usize = 8;
 /// Between two full looks at a polled path or glob there are this many glances.
 const GLANCES: u32 = 8;
 
@@ -638,6 +640,7 @@ impl Reader<'_> {
                     held.begin_again(&mut mark);
                 }
             }
+            held.first = !fresh && mark.offset == 0;
             self.attach(id, held, mark, &path, None);
             if let Some(place) = self.places.get_mut(&id) {
                 place.current = true;
@@ -699,7 +702,14 @@ impl Reader<'_> {
     /// Finds what became of the files that `before` marks, holds what is to be read of them and of files that came and went
     /// after them, oldest first. Returns where we were in what the path leads to now, if it is one of them.
     fn trace(&mut self, id: u32, before: &[Mark], now: Option<(Identity, &Held)>) -> Option<Left> {
-        let path = self.places.get(&id)?.path.clone();
+        let place = self.places.get(&id)?;
+        let path = place.path.clone();
+        // Of a file of which nothing was read the inode number alone is known, and that may be another file's by now. Nothing
+        // is lost without it: such a file is newer than those of which something was read.
+        let seen = before.iter().map(|old| old.modified).max().unwrap_or(i64::MAX);
+        let before: Vec<Mark> = before.iter().filter(|old| old.offset > 0 || self.holds(id, old)).copied().collect();
+        let before = &before[..];
+        let held = place.known();
         let file = now.and_then(|(_, held)| held.file());
         let now = now.map(|(identity, _)| identity);
         // What the path led to a moment ago may stand among its siblings by now.
@@ -710,7 +720,7 @@ impl Reader<'_> {
         let mut fate: Vec<Option<usize>> = vec![None; before.len()];
         let mut near = false;
         for (fate, old) in fate.iter_mut().zip(before) {
-            *fate = beside.iter().position(|s| s.identity() == old.identity() && (old.offset == 0 || s.continues(old)));
+            *fate = beside.iter().position(|s| s.identity() == old.identity() && (self.holds(id, old) || s.continues(old)));
             if now == Some(old.identity()) && file.is_some_and(|file| is_of(old, file).unwrap_or(false)) {
                 *fate = Some(last);
             }
@@ -740,13 +750,12 @@ impl Reader<'_> {
             }
         }
         let newest = fate.iter().zip(before).filter_map(|(fate, old)| fate.map(|at| (at, old))).max_by_key(|(at, _)| *at);
-        let seen = before.iter().map(|old| old.modified).max().unwrap_or(i64::MAX);
         for (at, sibling) in beside.iter().enumerate() {
             let known = fate.iter().position(|fate| *fate == Some(at)).map(|index| before[index]);
             let unseen = match newest {
                 Some((newest, _)) if newest == last => false,
                 Some((newest, old)) => at != newest && sibling.newer(&beside[newest], old),
-                None => modified(&sibling.meta) >= seen,
+                None => modified(&sibling.meta) >= seen && !held.iter().any(|mark| sibling.continues(mark)),
             };
             if known.is_some() || unseen {
                 self.hold_sibling(id, sibling, known, None);
@@ -767,26 +776,28 @@ impl Reader<'_> {
     }
 
     /// Holds a rotated file, from where `known` says or from its beginning, before what is at `index` or as the newest.
-    fn hold_sibling(&mut self, id: u32, sibling: &Sibling, known: Option<Mark>, index: Option<usize>) {
+    /// Returns how many files that made held.
+    fn hold_sibling(&mut self, id: u32, sibling: &Sibling, known: Option<Mark>, index: Option<usize>) -> usize {
         if self.holders.contains_key(&sibling.identity()) {
-            return;
+            return 0;
         }
-        let Ok(file) = open(&sibling.path) else { return };
-        let Ok(meta) = file.metadata() else { return };
+        let Ok(file) = open(&sibling.path) else { return 0 };
+        let Ok(meta) = file.metadata() else { return 0 };
         if (meta.dev(), meta.ino()) != sibling.identity() {
-            return;
+            return 0;
         }
         let new = if sibling.gz { Ok(Held::gz(file, &meta)) } else { Held::new(file, &meta) };
-        let Ok((mut held, mut mark)) = new else { return };
+        let Ok((mut held, mut mark)) = new else { return 0 };
         if !sibling.gz {
             held.until = meta.len();
         }
         if let Some(known) = known
             && held.seek(&mut mark, known.offset, known.inside).is_err()
         {
-            return;
+            return 0;
         }
         self.attach(id, held, mark, &sibling.path, index);
+        1
     }
 
     /// Follows one more file on behalf of a place: as the newest, or before what is at `index`.
@@ -823,6 +834,10 @@ impl Reader<'_> {
         let (held, mark) = (place.held.remove(index), place.position.marks.remove(index));
         if let Some(watch) = held.watch {
             self.notices.release_data(watch, id);
+        }
+        place.done.push_back(mark);
+        if place.done.len() > DONE {
+            place.done.pop_front();
         }
         if self.holders.get(&mark.identity()) == Some(&id) {
             self.holders.remove(&mark.identity());
@@ -868,7 +883,16 @@ impl Reader<'_> {
                 Turn::Rewritten => {
                     index = self.rewritten(id, index);
                 }
-                Turn::Finished => self.close(id, index),
+                Turn::First(bytes) => {
+                    if !self.came_before(id, index, bytes) {
+                        self.hand_out_first(id, index, bytes);
+                    }
+                }
+                // Its mark stays until something younger was read, or a restart would take it for something new.
+                Turn::Finished => {
+                    self.hand_out_rest(id, index);
+                    index += 1;
+                }
                 Turn::Failed(errno) => {
                     self.tell(id, Happening::ReadFailed(errno));
                     if errno == Errno::ESTALE {
@@ -945,13 +969,16 @@ impl Reader<'_> {
             .iter()
             .position(|sibling| !sibling.gz && sibling.continues(&old))
             .or_else(|| beside.iter().position(|s| s.gz && modified(&s.meta) >= old.modified && s.continues(&old)));
+        let others = self.places.get(&id).map_or(Vec::new(), Place::known);
         let mut at = index;
         for (number, sibling) in beside.iter().enumerate() {
             let is_copy = copy == Some(number);
-            if is_copy || copy.is_some_and(|copy| sibling.newer(&beside[copy], &old)) {
-                let count = self.places.get(&id).map_or(0, |place| place.held.len());
-                self.hold_sibling(id, sibling, is_copy.then_some(old), Some(at));
-                at += self.places.get(&id).map_or(0, |place| place.held.len()) - count;
+            let unseen = match copy {
+                Some(copy) => sibling.newer(&beside[copy], &old),
+                None => modified(&sibling.meta) >= old.modified && !others.iter().any(|mark| sibling.continues(mark)),
+            };
+            if is_copy || unseen {
+                at += self.hold_sibling(id, sibling, is_copy.then_some(old), Some(at));
             }
         }
         let lost = if copy.is_some() { 0 } else { lost };
@@ -962,25 +989,62 @@ impl Reader<'_> {
         index
     }
 
+    /// A file is read for the first time since it was empty, and the buffer holds its beginning. Whatever was written to it and
+    /// copied away before is nowhere known but among its siblings: those are held, to be read first. A copy that begins as the
+    /// buffer does is one of what we are about to read.
+    fn came_before(&mut self, id: u32, index: usize, bytes: usize) -> bool {
+        let Some(place) = self.places.get(&id) else { return false };
+        let Some(held) = place.held.get(index) else { return false };
+        let (path, since, known) = (place.path.clone(), held.since, place.known());
+        let mut at = index;
+        for sibling in siblings(&path) {
+            let fresh = sibling.meta.len() > 0 && modified(&sibling.meta) >= since;
+            if fresh
+                && !self.holders.contains_key(&sibling.identity())
+                && !self.is_place(&sibling.path, id)
+                && !sibling.begins_with(&self.buffer[..bytes.min(HEAD)])
+                && !known.iter().any(|mark| sibling.continues(mark))
+            {
+                at += self.hold_sibling(id, &sibling, None, Some(at));
+            }
+        }
+        at > index
+    }
+
+    fn hand_out_first(&mut self, id: u32, index: usize, bytes: usize) {
+        self.with(id, index, |held, out| held.hand_out_first(out, bytes));
+    }
+
+    fn hand_out_rest(&mut self, id: u32, index: usize) {
+        self.with(id, index, Held::hand_out_rest);
+    }
+
     /// Lets go of a file that is complete, its last line handed out even if it has no newline.
     fn close(&mut self, id: u32, index: usize) {
+        self.hand_out_rest(id, index);
+        self.detach(id, index);
+    }
+
+    fn with(&mut self, id: u32, index: usize, act: impl FnOnce(&mut Held, &mut Outlet<'_>)) {
+        let mut share = 0;
         if let Some(place) = self.places.get_mut(&id)
             && let Some(held) = place.held.get_mut(index)
         {
-            let mut share = 0;
-            held.hand_out_rest(&mut Outlet {
-                path: &place.path,
-                tags: &place.tags,
-                position: &mut place.position,
-                index,
-                lines_cut: &mut place.lines_cut,
-                buffer: &mut self.buffer,
-                judge: self.judge,
-                share: &mut share,
-            });
             self.gathered += 1;
+            act(
+                held,
+                &mut Outlet {
+                    path: &place.path,
+                    tags: &place.tags,
+                    position: &mut place.position,
+                    index,
+                    lines_cut: &mut place.lines_cut,
+                    buffer: &mut self.buffer,
+                    judge: self.judge,
+                    share: &mut share,
+                },
+            );
         }
-        self.detach(id, index);
     }
 
     /// After reading or looking: what has become of the place.
@@ -992,6 +1056,12 @@ impl Reader<'_> {
             .is_some_and(|place| place.rotated() > rotated && place.held.first().is_some_and(|held| !held.ready))
         {
             self.close(id, 0);
+        }
+        while let Some(index) = self.places.get(&id).and_then(|place| {
+            let younger = |index: usize| place.position.marks[index + 1..].iter().any(|mark| mark.offset > 0);
+            (0..place.held.len()).find(|index| place.held[*index].finished && younger(*index))
+        }) {
+            self.detach(id, index);
         }
         let Some(place) = self.places.get_mut(&id) else { return };
         let idle = place.held.iter().all(|held| !held.ready);
@@ -1035,10 +1105,7 @@ pub(super) fn open(path: &Path) -> io::Result<File> {
 /// File systems that others change without inotify knowing.
 fn blind(kind: FsType) -> bool {
     // CIFS, SMB2, 9P and Ceph have no name in libc; linux/magic.h and fs/smb have them.
-    const CIFS: i64 = 0xff53_4d42;
-    const SMB2: i64 = 0xfe53_4d42;
-    const V9FS: i64 = 0x0102_1997;
-    const CEPH: i64 = 0x00c3_6400;
+    let unnamed = [0xff53_4d42_u32, 0xfe53_4d42, 0x0102_1997, 0x00c3_6400].map(|magic| FsType(magic as _));
     let named = [NFS_SUPER_MAGIC, SMB_SUPER_MAGIC, FUSE_SUPER_MAGIC, AFS_SUPER_MAGIC, CODA_SUPER_MAGIC, NCP_SUPER_MAGIC];
-    named.contains(&kind) || [CIFS, SMB2, V9FS, CEPH].contains(&i64::from(kind.0))
+    named.contains(&kind) || unnamed.contains(&kind)
 }

@@ -68,6 +68,17 @@ impl Sibling {
     }
 }
 
+impl Sibling {
+    /// Whether its text begins with these bytes.
+    pub(super) fn begins_with(&self, bytes: &[u8]) -> bool {
+        let mut head = vec![0; bytes.len()];
+        let read = open(&self.path).and_then(|mut file| {
+            if self.gz { MultiGzDecoder::new(io::BufReader::new(file)).read_exact(&mut head) } else { file.read_exact(&mut head) }
+        });
+        read.is_ok() && head == bytes
+    }
+}
+
 fn plain_continues(path: &Path, mark: &Mark) -> io::Result<bool> {
     let file = open(path)?;
     let meta = file.metadata()?;

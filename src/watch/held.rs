@@ -33,6 +33,8 @@ pub(super) struct Held {
     pub first: bool,
     /// Modification time of the file before this generation of it, nanoseconds since the Unix epoch.
     pub since: i64,
+    /// Found beside the path, not through it.
+    pub sibling: bool,
     /// Nothing will ever be read from it again.
     pub finished: bool,
     /// Size when last looked at, to say how much a truncation destroyed.
@@ -113,6 +115,7 @@ impl Held {
             deleted: false,
             first: false,
             since: 0,
+            sibling: false,
             finished: false,
             size: 0,
         }
@@ -175,6 +178,14 @@ impl Held {
         mark.inside = inside;
         (mark.tail_len, mark.tail) = (self.tail.len() as u16, fingerprint(&self.tail));
         Ok(())
+    }
+
+    /// The first bytes of a regular file as they are now; none of others.
+    pub(super) fn head(&self) -> Vec<u8> {
+        let mut head = vec![0; HEAD];
+        let n = if let Body::Regular(file) = &self.body { read_at(file, &mut head, 0).unwrap_or(0) } else { 0 };
+        head.truncate(n);
+        head
     }
 
     /// Puts the offset at the end: what was there is not read, nor the rest of a line that was half written.

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use super::held::Held;
 use super::notices::Trail;
 use super::position::{Identity, Mark};
+use super::siblings::Sibling;
 use super::{Polled, Position, SourceState, SourceStatus, Start};
 
 /// A followed path.
@@ -106,9 +107,20 @@ impl Place {
         self.position.marks.iter().position(|mark| mark.identity() == identity)
     }
 
-    /// Everything whose text was handed out, or will be without further ado.
-    pub(super) fn known(&self) -> Vec<Mark> {
-        self.position.marks.iter().chain(&self.done).copied().collect()
+    /// What tells whether a sibling is something new.
+    pub(super) fn known(&self) -> Known {
+        let marks = self.position.marks.iter().chain(&self.done).copied().collect();
+        let heads = self.held.iter().map(Held::head).filter(|head| !head.is_empty()).collect();
+        Known { marks, heads }
+    }
+
+    /// Whether what is held at `index` holds another held file's text by now.
+    pub(super) fn copied_over(&self, index: usize) -> bool {
+        let Some(held) = self.held.get(index) else { return false };
+        let (Some(file), head) = (held.file(), held.head()) else { return false };
+        self.held.iter().zip(&self.position.marks).enumerate().any(|(at, (other, mark))| {
+            at != index && ((!head.is_empty() && other.head() == head) || (mark.offset > 0 && mark.is_of(file).unwrap_or(false)))
+        })
     }
 
     pub(super) fn status(&self) -> SourceStatus {
@@ -128,5 +140,18 @@ impl Place {
             lines_cut: self.lines_cut,
             lost_bytes: self.lost,
         }
+    }
+}
+
+/// The texts that were handed out, or are held and will be.
+pub(super) struct Known {
+    marks: Vec<Mark>,
+    heads: Vec<Vec<u8>>,
+}
+
+impl Known {
+    /// Whether the sibling is a copy of one of them, compressed or not.
+    pub(super) fn has(&self, sibling: &Sibling) -> bool {
+        self.marks.iter().any(|mark| sibling.continues(mark)) || self.heads.iter().any(|head| sibling.begins_with(head))
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -656,7 +656,7 @@ impl Reader<'_> {
     fn elsewhere(&self, identity: Identity, held: &Held) -> Option<Mark> {
         let file = held.file()?;
         let marks = self.saved.values().flat_map(|position| &position.marks);
-        marks.copied().find(|mark| mark.identity() == identity && mark.offset > 0 && is_of(mark, file).unwrap_or(false))
+        marks.copied().find(|mark| mark.identity() == identity && mark.offset > 0 && mark.is_of(file).unwrap_or(false))
     }
 
     /// Whether the inode is followed through another path for the same tags; then this one steps back. If that path no longer
@@ -706,10 +706,12 @@ impl Reader<'_> {
         let path = place.path.clone();
         // Of a file of which nothing was read the inode number alone is known, and that may be another file's by now. Nothing
         // is lost without it: such a file is newer than those of which something was read.
-        let seen = before.iter().map(|old| old.modified).max().unwrap_or(i64::MAX);
+        // If nothing of them exists any more, what was written to since the last of them was read is new.
+        let read = before.iter().filter(|old| old.offset > 0).map(|old| old.modified).max();
+        let seen = read.or_else(|| before.iter().map(|old| old.modified).min()).unwrap_or(i64::MAX);
         let before: Vec<Mark> = before.iter().filter(|old| old.offset > 0 || self.holds(id, old)).copied().collect();
         let before = &before[..];
-        let held = place.known();
+        let texts = place.known();
         let file = now.and_then(|(_, held)| held.file());
         let now = now.map(|(identity, _)| identity);
         // What the path led to a moment ago may stand among its siblings by now.
@@ -721,7 +723,7 @@ impl Reader<'_> {
         let mut near = false;
         for (fate, old) in fate.iter_mut().zip(before) {
             *fate = beside.iter().position(|s| s.identity() == old.identity() && (self.holds(id, old) || s.continues(old)));
-            if now == Some(old.identity()) && file.is_some_and(|file| is_of(old, file).unwrap_or(false)) {
+            if now == Some(old.identity()) && file.is_some_and(|file| old.is_of(file).unwrap_or(false)) {
                 *fate = Some(last);
             }
         }
@@ -735,7 +737,7 @@ impl Reader<'_> {
                         (0..last).filter(free).filter(|at| beside[*at].gz && modified(&beside[*at].meta) >= old.modified);
                     packed.into_iter().find(|at| beside[*at].continues(old))
                 });
-                let copied = || free(&last) && file.is_some_and(|file| is_of(old, file).unwrap_or(false));
+                let copied = || free(&last) && file.is_some_and(|file| old.is_of(file).unwrap_or(false));
                 fate[index] = found.or_else(|| copied().then_some(last));
             }
         }
@@ -755,9 +757,9 @@ impl Reader<'_> {
             let unseen = match newest {
                 Some((newest, _)) if newest == last => false,
                 Some((newest, old)) => at != newest && sibling.newer(&beside[newest], old),
-                None => modified(&sibling.meta) >= seen && !held.iter().any(|mark| sibling.continues(mark)),
+                None => modified(&sibling.meta) >= seen,
             };
-            if known.is_some() || unseen {
+            if known.is_some() || (unseen && !self.holders.contains_key(&sibling.identity()) && !texts.has(sibling)) {
                 self.hold_sibling(id, sibling, known, None);
             }
         }
@@ -781,13 +783,17 @@ impl Reader<'_> {
         if self.holders.contains_key(&sibling.identity()) {
             return 0;
         }
-        let Ok(file) = open(&sibling.path) else { return 0 };
+        // Opened again through the descriptor, for the decoder reads with the file offset.
+        let again = format!("/proc/self/fd/{}", sibling.file.as_raw_fd());
+        let file = if sibling.gz { open(Path::new(&again)).or_else(|_| open(&sibling.path)) } else { sibling.file.try_clone() };
+        let Ok(file) = file else { return 0 };
         let Ok(meta) = file.metadata() else { return 0 };
         if (meta.dev(), meta.ino()) != sibling.identity() {
             return 0;
         }
         let new = if sibling.gz { Ok(Held::gz(file, &meta)) } else { Held::new(file, &meta) };
         let Ok((mut held, mut mark)) = new else { return 0 };
+        held.sibling = true;
         if !sibling.gz {
             held.until = meta.len();
         }
@@ -883,6 +889,11 @@ impl Reader<'_> {
                 Turn::Rewritten => {
                     index = self.rewritten(id, index);
                 }
+                Turn::First(_)
+                    if self.places.get(&id).is_some_and(|place| index < place.rotated() && place.copied_over(index)) =>
+                {
+                    self.detach(id, index);
+                }
                 Turn::First(bytes) => {
                     if !self.came_before(id, index, bytes) {
                         self.hand_out_first(id, index, bytes);
@@ -940,14 +951,13 @@ impl Reader<'_> {
     /// What was before the offset is gone: the file was truncated, and maybe outgrew what it was. Returns where to read on.
     fn rewritten(&mut self, id: u32, index: usize) -> usize {
         let Some(place) = self.places.get_mut(&id) else { return index };
-        let rotated = place.rotated();
-        let (Some(held), Some(mark)) = (place.held.get_mut(index), place.position.marks.get_mut(index)) else { return index };
-        let old = *mark;
-        if index < rotated {
+        if index < place.rotated() && (place.held[index].sibling || place.copied_over(index)) {
             // `cp log log.1`: an old copy was overwritten by the next. What is new in it is found when the log is truncated.
             self.detach(id, index);
             return index;
         }
+        let (Some(held), Some(mark)) = (place.held.get_mut(index), place.position.marks.get_mut(index)) else { return index };
+        let old = *mark;
         let lost = held.size.saturating_sub(old.offset);
         if old.head_len > 0 && held.file().is_some_and(|file| old.head_is_of(file).unwrap_or(false)) {
             // Its beginning is still there: shortened at the end or edited, not written anew.
@@ -969,15 +979,15 @@ impl Reader<'_> {
             .iter()
             .position(|sibling| !sibling.gz && sibling.continues(&old))
             .or_else(|| beside.iter().position(|s| s.gz && modified(&s.meta) >= old.modified && s.continues(&old)));
-        let others = self.places.get(&id).map_or(Vec::new(), Place::known);
+        let Some(known) = self.places.get(&id).map(Place::known) else { return index };
         let mut at = index;
         for (number, sibling) in beside.iter().enumerate() {
             let is_copy = copy == Some(number);
             let unseen = match copy {
                 Some(copy) => sibling.newer(&beside[copy], &old),
-                None => modified(&sibling.meta) >= old.modified && !others.iter().any(|mark| sibling.continues(mark)),
+                None => modified(&sibling.meta) >= old.modified,
             };
-            if is_copy || unseen {
+            if is_copy || (unseen && !known.has(sibling)) {
                 at += self.hold_sibling(id, sibling, is_copy.then_some(old), Some(at));
             }
         }
@@ -1003,7 +1013,7 @@ impl Reader<'_> {
                 && !self.holders.contains_key(&sibling.identity())
                 && !self.is_place(&sibling.path, id)
                 && !sibling.begins_with(&self.buffer[..bytes.min(HEAD)])
-                && !known.iter().any(|mark| sibling.continues(mark))
+                && !known.has(&sibling)
             {
                 at += self.hold_sibling(id, &sibling, None, Some(at));
             }
@@ -1089,11 +1099,6 @@ enum Left {
     At(Mark),
     /// Here, but what was around it is no longer the same.
     Near(Mark),
-}
-
-/// Whether the file holds, before the mark's offset, what the mark saw there.
-fn is_of(mark: &Mark, file: &File) -> io::Result<bool> {
-    Ok(file.metadata()?.len() >= mark.offset && mark.head_is_of(file)? && mark.tail_is_of(file)?)
 }
 
 /// Opens for reading without waiting for a FIFO's writer and without making a terminal ours.

@@ -29,6 +29,14 @@ pub(super) struct Held {
     pub busy: Instant,
     /// The last name of the inode is gone.
     pub deleted: bool,
+    /// Nothing of this generation of the file was read yet.
+    pub first: bool,
+    /// Modification time of the file before this generation of it, nanoseconds since the Unix epoch.
+    pub since: i64,
+    /// Found beside the path, not through it.
+    pub sibling: bool,
+    /// Nothing will ever be read from it again.
+    pub finished: bool,
     /// Size when last looked at, to say how much a truncation destroyed.
     pub size: u64,
 }
@@ -49,6 +57,9 @@ pub(super) enum Turn {
     More,
     /// What was before the offset is no longer there.
     Rewritten,
+    /// So many bytes from the very beginning of the file are in the buffer and were not handed out: another generation of the
+    /// file may have come and gone before this one. See [`Held::hand_out_first`].
+    First(usize),
     /// Nothing more, ever.
     Finished,
     /// read(2) failed.
@@ -80,7 +91,9 @@ impl Held {
         } else {
             return Err(Errno::EINVAL);
         };
-        Ok((Held::with(body), Mark::beginning(meta)))
+        let mut held = Held::with(body);
+        held.since = modified(meta);
+        Ok((held, Mark::beginning(meta)))
     }
 
     /// Holds a compressed file, decompressed as it is read.
@@ -92,7 +105,20 @@ impl Held {
     }
 
     fn with(body: Body) -> Held {
-        Held { body, watch: None, tail: Vec::new(), until: 0, ready: true, busy: Instant::now(), deleted: false, size: 0 }
+        Held {
+            body,
+            watch: None,
+            tail: Vec::new(),
+            until: 0,
+            ready: true,
+            busy: Instant::now(),
+            deleted: false,
+            first: false,
+            since: 0,
+            sibling: false,
+            finished: false,
+            size: 0,
+        }
     }
 
     /// The file itself; a `.gz` has none to watch.
@@ -154,6 +180,14 @@ impl Held {
         Ok(())
     }
 
+    /// The first bytes of a regular file as they are now; none of others.
+    pub(super) fn head(&self) -> Vec<u8> {
+        let mut head = vec![0; HEAD];
+        let n = if let Body::Regular(file) = &self.body { read_at(file, &mut head, 0).unwrap_or(0) } else { 0 };
+        head.truncate(n);
+        head
+    }
+
     /// Puts the offset at the end: what was there is not read, nor the rest of a line that was half written.
     pub(super) fn skip_to_end(&mut self, mark: &mut Mark) -> io::Result<()> {
         let Body::Regular(file) = &self.body else { return Ok(()) };
@@ -184,6 +218,8 @@ impl Held {
         *mark =
             Mark { device, inode, modified: mark.modified, head: fingerprint(&[]), tail: fingerprint(&[]), ..Mark::default() };
         self.tail.clear();
+        self.first = true;
+        self.since = mark.modified;
         self.until = 0;
         self.size = 0;
         self.ready = true;
@@ -195,7 +231,8 @@ impl Held {
             Body::Regular(_) => self.read_regular(out),
             _ => self.read_stream(out),
         };
-        self.ready = turn == Turn::More;
+        self.ready = matches!(turn, Turn::More | Turn::First(_) | Turn::Rewritten);
+        self.finished = turn == Turn::Finished;
         turn
     }
 
@@ -206,8 +243,6 @@ impl Held {
             Err(error) => return Turn::Failed(errno(&error)),
         };
         self.deleted = meta.nlink() == 0;
-        let Some(mark) = out.position.marks.get_mut(out.index) else { return Turn::End };
-        mark.modified = modified(&meta);
         loop {
             let Some(mark) = out.position.marks.get(out.index) else { return Turn::End };
             let Body::Regular(file) = &self.body else { return Turn::End };
@@ -226,12 +261,18 @@ impl Held {
             if n < known || out.buffer[..known] != self.tail[..] {
                 return Turn::Rewritten;
             }
+            if let Some(mark) = out.position.marks.get_mut(out.index) {
+                mark.modified = modified(&meta);
+            }
             if from + n as u64 > self.size {
                 self.size = from + n as u64;
                 self.busy = Instant::now();
             }
             if n == known {
                 return Turn::End;
+            }
+            if self.first && known == 0 {
+                return Turn::First(n);
             }
             let done = self.hand_out(out, known, n);
             let end = from + n as u64;
@@ -248,6 +289,13 @@ impl Held {
                 return Turn::More;
             }
         }
+    }
+
+    /// Hands out what [`Turn::First`] left in the buffer, without reading it again: it may be gone by now.
+    pub(super) fn hand_out_first(&mut self, out: &mut Outlet<'_>, bytes: usize) {
+        self.first = false;
+        self.ready = true;
+        self.hand_out(out, 0, bytes);
     }
 
     fn read_stream(&mut self, out: &mut Outlet<'_>) -> Turn {

@@ -188,4 +188,6 @@ impl Default for Habits {
 }
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;

@@ -1,11 +1,13 @@
 //! One concrete path and the files held for it: what it leads to now, and before that what was rotated away.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
 use super::held::Held;
 use super::notices::Trail;
 use super::position::{Identity, Mark};
+use super::siblings::Sibling;
 use super::{Polled, Position, SourceState, SourceStatus, Start};
 
 /// A followed path.
@@ -21,6 +23,8 @@ pub(super) struct Place {
     pub held: Vec<Held>,
     /// A mark for each of `held`.
     pub position: Position,
+    /// Marks of the files last let go, so that a compressed copy of one is not taken for something new.
+    pub done: VecDeque<Mark>,
     /// The last of `held` is what the path leads to.
     pub current: bool,
     pub state: SourceState,
@@ -50,6 +54,7 @@ impl Place {
             trail: Trail::new(),
             held: Vec::new(),
             position: Position::default(),
+            done: VecDeque::new(),
             current: false,
             polled: None,
             fresh: true,
@@ -102,6 +107,22 @@ impl Place {
         self.position.marks.iter().position(|mark| mark.identity() == identity)
     }
 
+    /// What tells whether a sibling is something new.
+    pub(super) fn known(&self) -> Known {
+        let marks = self.position.marks.iter().chain(&self.done).copied().collect();
+        let heads = self.held.iter().map(Held::head).filter(|head| !head.is_empty()).collect();
+        Known { marks, heads }
+    }
+
+    /// Whether what is held at `index` holds another held file's text by now.
+    pub(super) fn copied_over(&self, index: usize) -> bool {
+        let Some(held) = self.held.get(index) else { return false };
+        let (Some(file), head) = (held.file(), held.head()) else { return false };
+        self.held.iter().zip(&self.position.marks).enumerate().any(|(at, (other, mark))| {
+            at != index && ((!head.is_empty() && other.head() == head) || (mark.offset > 0 && mark.is_of(file).unwrap_or(false)))
+        })
+    }
+
     pub(super) fn status(&self) -> SourceStatus {
         let lag = self.held.iter().zip(&self.position.marks).map(|(held, mark)| held.lag(mark)).sum();
         let state = match (&self.state, self.caught_up) {
@@ -119,5 +140,18 @@ impl Place {
             lines_cut: self.lines_cut,
             lost_bytes: self.lost,
         }
+    }
+}
+
+/// The texts that were handed out, or are held and will be.
+pub(super) struct Known {
+    marks: Vec<Mark>,
+    heads: Vec<Vec<u8>>,
+}
+
+impl Known {
+    /// Whether the sibling is a copy of one of them, compressed or not.
+    pub(super) fn has(&self, sibling: &Sibling) -> bool {
+        self.marks.iter().any(|mark| sibling.continues(mark)) || self.heads.iter().any(|head| sibling.begins_with(head))
     }
 }

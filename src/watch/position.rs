@@ -66,6 +66,11 @@ impl Mark {
         }
     }
 
+    /// Whether the file holds, before the offset, what this mark saw there.
+    pub(super) fn is_of(&self, file: &File) -> io::Result<bool> {
+        Ok(file.metadata()?.len() >= self.offset && self.head_is_of(file)? && self.tail_is_of(file)?)
+    }
+
     /// Whether `file` begins with the bytes that this mark saw.
     pub(super) fn head_is_of(&self, file: &File) -> io::Result<bool> {
         let mut bytes = [0; HEAD];

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use super::held::{Held, Outlet, Turn};
 use super::notices::{Interest, Notice, Notices, Trail, Who, errno};
 use super::pattern::{Sought, Step, fits};
 use super::place::Place;
-use super::position::{Identity, Mark, modified};
+use super::position::{HEAD, Identity, Mark, modified};
 use super::siblings::{Sibling, siblings};
 use super::{Habits, Happening, Judge, Polled, Position, SourceEvent, SourceState, SourceStatus, Start};
 
@@ -41,6 +41,8 @@ const CATCH_UP_TURN: usize = 256 * 1024;
 const GATHERED: usize = 1024 * 1024;
 /// By how much the times of files may lag behind the clock: the kernel stamps them with the last timer tick.
 const TICK: Duration = Duration::from_millis(20);
+/// So many files that were let go are remembered.
+const DONE: usize = 8;
 /// Between two full looks at a polled path or glob there are this many glances.
 const GLANCES: u32 = 8;
 
@@ -638,6 +640,7 @@ impl Reader<'_> {
                     held.begin_again(&mut mark);
                 }
             }
+            held.first = !fresh && mark.offset == 0;
             self.attach(id, held, mark, &path, None);
             if let Some(place) = self.places.get_mut(&id) {
                 place.current = true;
@@ -653,7 +656,7 @@ impl Reader<'_> {
     fn elsewhere(&self, identity: Identity, held: &Held) -> Option<Mark> {
         let file = held.file()?;
         let marks = self.saved.values().flat_map(|position| &position.marks);
-        marks.copied().find(|mark| mark.identity() == identity && mark.offset > 0 && is_of(mark, file).unwrap_or(false))
+        marks.copied().find(|mark| mark.identity() == identity && mark.offset > 0 && mark.is_of(file).unwrap_or(false))
     }
 
     /// Whether the inode is followed through another path for the same tags; then this one steps back. If that path no longer
@@ -699,7 +702,16 @@ impl Reader<'_> {
     /// Finds what became of the files that `before` marks, holds what is to be read of them and of files that came and went
     /// after them, oldest first. Returns where we were in what the path leads to now, if it is one of them.
     fn trace(&mut self, id: u32, before: &[Mark], now: Option<(Identity, &Held)>) -> Option<Left> {
-        let path = self.places.get(&id)?.path.clone();
+        let place = self.places.get(&id)?;
+        let path = place.path.clone();
+        // Of a file of which nothing was read the inode number alone is known, and that may be another file's by now. Nothing
+        // is lost without it: such a file is newer than those of which something was read.
+        // If nothing of them exists any more, what was written to since the last of them was read is new.
+        let read = before.iter().filter(|old| old.offset > 0).map(|old| old.modified).max();
+        let seen = read.or_else(|| before.iter().map(|old| old.modified).min()).unwrap_or(i64::MAX);
+        let before: Vec<Mark> = before.iter().filter(|old| old.offset > 0 || self.holds(id, old)).copied().collect();
+        let before = &before[..];
+        let texts = place.known();
         let file = now.and_then(|(_, held)| held.file());
         let now = now.map(|(identity, _)| identity);
         // What the path led to a moment ago may stand among its siblings by now.
@@ -710,8 +722,8 @@ impl Reader<'_> {
         let mut fate: Vec<Option<usize>> = vec![None; before.len()];
         let mut near = false;
         for (fate, old) in fate.iter_mut().zip(before) {
-            *fate = beside.iter().position(|s| s.identity() == old.identity() && (old.offset == 0 || s.continues(old)));
-            if now == Some(old.identity()) && file.is_some_and(|file| is_of(old, file).unwrap_or(false)) {
+            *fate = beside.iter().position(|s| s.identity() == old.identity() && (self.holds(id, old) || s.continues(old)));
+            if now == Some(old.identity()) && file.is_some_and(|file| old.is_of(file).unwrap_or(false)) {
                 *fate = Some(last);
             }
         }
@@ -725,7 +737,7 @@ impl Reader<'_> {
                         (0..last).filter(free).filter(|at| beside[*at].gz && modified(&beside[*at].meta) >= old.modified);
                     packed.into_iter().find(|at| beside[*at].continues(old))
                 });
-                let copied = || free(&last) && file.is_some_and(|file| is_of(old, file).unwrap_or(false));
+                let copied = || free(&last) && file.is_some_and(|file| old.is_of(file).unwrap_or(false));
                 fate[index] = found.or_else(|| copied().then_some(last));
             }
         }
@@ -740,7 +752,6 @@ impl Reader<'_> {
             }
         }
         let newest = fate.iter().zip(before).filter_map(|(fate, old)| fate.map(|at| (at, old))).max_by_key(|(at, _)| *at);
-        let seen = before.iter().map(|old| old.modified).max().unwrap_or(i64::MAX);
         for (at, sibling) in beside.iter().enumerate() {
             let known = fate.iter().position(|fate| *fate == Some(at)).map(|index| before[index]);
             let unseen = match newest {
@@ -748,7 +759,7 @@ impl Reader<'_> {
                 Some((newest, old)) => at != newest && sibling.newer(&beside[newest], old),
                 None => modified(&sibling.meta) >= seen,
             };
-            if known.is_some() || unseen {
+            if known.is_some() || (unseen && !self.holders.contains_key(&sibling.identity()) && !texts.has(sibling)) {
                 self.hold_sibling(id, sibling, known, None);
             }
         }
@@ -767,26 +778,32 @@ impl Reader<'_> {
     }
 
     /// Holds a rotated file, from where `known` says or from its beginning, before what is at `index` or as the newest.
-    fn hold_sibling(&mut self, id: u32, sibling: &Sibling, known: Option<Mark>, index: Option<usize>) {
+    /// Returns how many files that made held.
+    fn hold_sibling(&mut self, id: u32, sibling: &Sibling, known: Option<Mark>, index: Option<usize>) -> usize {
         if self.holders.contains_key(&sibling.identity()) {
-            return;
+            return 0;
         }
-        let Ok(file) = open(&sibling.path) else { return };
-        let Ok(meta) = file.metadata() else { return };
+        // Opened again through the descriptor, for the decoder reads with the file offset.
+        let again = format!("/proc/self/fd/{}", sibling.file.as_raw_fd());
+        let file = if sibling.gz { open(Path::new(&again)).or_else(|_| open(&sibling.path)) } else { sibling.file.try_clone() };
+        let Ok(file) = file else { return 0 };
+        let Ok(meta) = file.metadata() else { return 0 };
         if (meta.dev(), meta.ino()) != sibling.identity() {
-            return;
+            return 0;
         }
         let new = if sibling.gz { Ok(Held::gz(file, &meta)) } else { Held::new(file, &meta) };
-        let Ok((mut held, mut mark)) = new else { return };
+        let Ok((mut held, mut mark)) = new else { return 0 };
+        held.sibling = true;
         if !sibling.gz {
             held.until = meta.len();
         }
         if let Some(known) = known
             && held.seek(&mut mark, known.offset, known.inside).is_err()
         {
-            return;
+            return 0;
         }
         self.attach(id, held, mark, &sibling.path, index);
+        1
     }
 
     /// Follows one more file on behalf of a place: as the newest, or before what is at `index`.
@@ -823,6 +840,10 @@ impl Reader<'_> {
         let (held, mark) = (place.held.remove(index), place.position.marks.remove(index));
         if let Some(watch) = held.watch {
             self.notices.release_data(watch, id);
+        }
+        place.done.push_back(mark);
+        if place.done.len() > DONE {
+            place.done.pop_front();
         }
         if self.holders.get(&mark.identity()) == Some(&id) {
             self.holders.remove(&mark.identity());
@@ -868,7 +889,21 @@ impl Reader<'_> {
                 Turn::Rewritten => {
                     index = self.rewritten(id, index);
                 }
-                Turn::Finished => self.close(id, index),
+                Turn::First(_)
+                    if self.places.get(&id).is_some_and(|place| index < place.rotated() && place.copied_over(index)) =>
+                {
+                    self.detach(id, index);
+                }
+                Turn::First(bytes) => {
+                    if !self.came_before(id, index, bytes) {
+                        self.hand_out_first(id, index, bytes);
+                    }
+                }
+                // Its mark stays until something younger was read, or a restart would take it for something new.
+                Turn::Finished => {
+                    self.hand_out_rest(id, index);
+                    index += 1;
+                }
                 Turn::Failed(errno) => {
                     self.tell(id, Happening::ReadFailed(errno));
                     if errno == Errno::ESTALE {
@@ -916,14 +951,13 @@ impl Reader<'_> {
     /// What was before the offset is gone: the file was truncated, and maybe outgrew what it was. Returns where to read on.
     fn rewritten(&mut self, id: u32, index: usize) -> usize {
         let Some(place) = self.places.get_mut(&id) else { return index };
-        let rotated = place.rotated();
-        let (Some(held), Some(mark)) = (place.held.get_mut(index), place.position.marks.get_mut(index)) else { return index };
-        let old = *mark;
-        if index < rotated {
+        if index < place.rotated() && (place.held[index].sibling || place.copied_over(index)) {
             // `cp log log.1`: an old copy was overwritten by the next. What is new in it is found when the log is truncated.
             self.detach(id, index);
             return index;
         }
+        let (Some(held), Some(mark)) = (place.held.get_mut(index), place.position.marks.get_mut(index)) else { return index };
+        let old = *mark;
         let lost = held.size.saturating_sub(old.offset);
         if old.head_len > 0 && held.file().is_some_and(|file| old.head_is_of(file).unwrap_or(false)) {
             // Its beginning is still there: shortened at the end or edited, not written anew.
@@ -945,13 +979,16 @@ impl Reader<'_> {
             .iter()
             .position(|sibling| !sibling.gz && sibling.continues(&old))
             .or_else(|| beside.iter().position(|s| s.gz && modified(&s.meta) >= old.modified && s.continues(&old)));
+        let Some(known) = self.places.get(&id).map(Place::known) else { return index };
         let mut at = index;
         for (number, sibling) in beside.iter().enumerate() {
             let is_copy = copy == Some(number);
-            if is_copy || copy.is_some_and(|copy| sibling.newer(&beside[copy], &old)) {
-                let count = self.places.get(&id).map_or(0, |place| place.held.len());
-                self.hold_sibling(id, sibling, is_copy.then_some(old), Some(at));
-                at += self.places.get(&id).map_or(0, |place| place.held.len()) - count;
+            let unseen = match copy {
+                Some(copy) => sibling.newer(&beside[copy], &old),
+                None => modified(&sibling.meta) >= old.modified,
+            };
+            if is_copy || (unseen && !known.has(sibling)) {
+                at += self.hold_sibling(id, sibling, is_copy.then_some(old), Some(at));
             }
         }
         let lost = if copy.is_some() { 0 } else { lost };
@@ -962,25 +999,62 @@ impl Reader<'_> {
         index
     }
 
+    /// A file is read for the first time since it was empty, and the buffer holds its beginning. Whatever was written to it and
+    /// copied away before is nowhere known but among its siblings: those are held, to be read first. A copy that begins as the
+    /// buffer does is one of what we are about to read.
+    fn came_before(&mut self, id: u32, index: usize, bytes: usize) -> bool {
+        let Some(place) = self.places.get(&id) else { return false };
+        let Some(held) = place.held.get(index) else { return false };
+        let (path, since, known) = (place.path.clone(), held.since, place.known());
+        let mut at = index;
+        for sibling in siblings(&path) {
+            let fresh = sibling.meta.len() > 0 && modified(&sibling.meta) >= since;
+            if fresh
+                && !self.holders.contains_key(&sibling.identity())
+                && !self.is_place(&sibling.path, id)
+                && !sibling.begins_with(&self.buffer[..bytes.min(HEAD)])
+                && !known.has(&sibling)
+            {
+                at += self.hold_sibling(id, &sibling, None, Some(at));
+            }
+        }
+        at > index
+    }
+
+    fn hand_out_first(&mut self, id: u32, index: usize, bytes: usize) {
+        self.with(id, index, |held, out| held.hand_out_first(out, bytes));
+    }
+
+    fn hand_out_rest(&mut self, id: u32, index: usize) {
+        self.with(id, index, Held::hand_out_rest);
+    }
+
     /// Lets go of a file that is complete, its last line handed out even if it has no newline.
     fn close(&mut self, id: u32, index: usize) {
+        self.hand_out_rest(id, index);
+        self.detach(id, index);
+    }
+
+    fn with(&mut self, id: u32, index: usize, act: impl FnOnce(&mut Held, &mut Outlet<'_>)) {
+        let mut share = 0;
         if let Some(place) = self.places.get_mut(&id)
             && let Some(held) = place.held.get_mut(index)
         {
-            let mut share = 0;
-            held.hand_out_rest(&mut Outlet {
-                path: &place.path,
-                tags: &place.tags,
-                position: &mut place.position,
-                index,
-                lines_cut: &mut place.lines_cut,
-                buffer: &mut self.buffer,
-                judge: self.judge,
-                share: &mut share,
-            });
             self.gathered += 1;
+            act(
+                held,
+                &mut Outlet {
+                    path: &place.path,
+                    tags: &place.tags,
+                    position: &mut place.position,
+                    index,
+                    lines_cut: &mut place.lines_cut,
+                    buffer: &mut self.buffer,
+                    judge: self.judge,
+                    share: &mut share,
+                },
+            );
         }
-        self.detach(id, index);
     }
 
     /// After reading or looking: what has become of the place.
@@ -992,6 +1066,12 @@ impl Reader<'_> {
             .is_some_and(|place| place.rotated() > rotated && place.held.first().is_some_and(|held| !held.ready))
         {
             self.close(id, 0);
+        }
+        while let Some(index) = self.places.get(&id).and_then(|place| {
+            let younger = |index: usize| place.position.marks[index + 1..].iter().any(|mark| mark.offset > 0);
+            (0..place.held.len()).find(|index| place.held[*index].finished && younger(*index))
+        }) {
+            self.detach(id, index);
         }
         let Some(place) = self.places.get_mut(&id) else { return };
         let idle = place.held.iter().all(|held| !held.ready);
@@ -1021,11 +1101,6 @@ enum Left {
     Near(Mark),
 }
 
-/// Whether the file holds, before the mark's offset, what the mark saw there.
-fn is_of(mark: &Mark, file: &File) -> io::Result<bool> {
-    Ok(file.metadata()?.len() >= mark.offset && mark.head_is_of(file)? && mark.tail_is_of(file)?)
-}
-
 /// Opens for reading without waiting for a FIFO's writer and without making a terminal ours.
 pub(super) fn open(path: &Path) -> io::Result<File> {
     let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
@@ -1035,10 +1110,7 @@ pub(super) fn open(path: &Path) -> io::Result<File> {
 /// File systems that others change without inotify knowing.
 fn blind(kind: FsType) -> bool {
     // CIFS, SMB2, 9P and Ceph have no name in libc; linux/magic.h and fs/smb have them.
-    const CIFS: i64 = 0xff53_4d42;
-    const SMB2: i64 = 0xfe53_4d42;
-    const V9FS: i64 = 0x0102_1997;
-    const CEPH: i64 = 0x00c3_6400;
+    let unnamed = [0xff53_4d42_u32, 0xfe53_4d42, 0x0102_1997, 0x00c3_6400].map(|magic| FsType(magic as _));
     let named = [NFS_SUPER_MAGIC, SMB_SUPER_MAGIC, FUSE_SUPER_MAGIC, AFS_SUPER_MAGIC, CODA_SUPER_MAGIC, NCP_SUPER_MAGIC];
-    named.contains(&kind) || [CIFS, SMB2, V9FS, CEPH].contains(&i64::from(kind.0))
+    named.contains(&kind) || unnamed.contains(&kind)
 }

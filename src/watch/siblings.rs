@@ -2,9 +2,9 @@
 
 use std::cmp::Ordering;
 use std::ffi::OsStr;
-use std::fs::Metadata;
+use std::fs::{File, Metadata};
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirEntryExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
@@ -15,9 +15,11 @@ use super::reader::open;
 /// A file beside a followed path that its name says was rotated away from it.
 #[derive(Debug)]
 pub(super) struct Sibling {
-    /// Its full path.
+    /// Its full path when it was listed.
     pub path: PathBuf,
-    /// What stat(2) said.
+    /// Opened when it was listed: the path may be another file's by now.
+    pub file: File,
+    /// What fstat(2) said.
     pub meta: Metadata,
     /// Its text is compressed.
     pub gz: bool,
@@ -63,19 +65,36 @@ impl Sibling {
     /// Whether this file's text is that of which `mark` saw the beginning, with at least as much in it. A mark at the very
     /// beginning saw nothing and fits nothing.
     pub(super) fn continues(&self, mark: &Mark) -> bool {
-        mark.offset > 0
-            && if self.gz { gz_continues(&self.path, mark) } else { plain_continues(&self.path, mark) }.unwrap_or(false)
+        mark.offset > 0 && if self.gz { gz_continues(&self.file, mark) } else { mark.is_of(&self.file) }.unwrap_or(false)
     }
 }
 
-fn plain_continues(path: &Path, mark: &Mark) -> io::Result<bool> {
-    let file = open(path)?;
-    let meta = file.metadata()?;
-    Ok(meta.is_file() && meta.len() >= mark.offset && mark.head_is_of(&file)? && mark.tail_is_of(&file)?)
+impl Sibling {
+    /// Whether its text begins with these bytes.
+    pub(super) fn begins_with(&self, bytes: &[u8]) -> bool {
+        let mut head = vec![0; bytes.len()];
+        let read = if self.gz { text_of(&self.file).read_exact(&mut head) } else { self.file.read_exact_at(&mut head, 0) };
+        read.is_ok() && head == bytes
+    }
 }
 
-fn gz_continues(path: &Path, mark: &Mark) -> io::Result<bool> {
-    let mut text = MultiGzDecoder::new(io::BufReader::new(open(path)?));
+/// A file read from its beginning whatever its file offset, which all who hold it share.
+struct FromStart<'a>(&'a File, u64);
+
+impl Read for FromStart<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let n = self.0.read_at(into, self.1)?;
+        self.1 += n as u64;
+        Ok(n)
+    }
+}
+
+fn text_of(file: &File) -> MultiGzDecoder<io::BufReader<FromStart<'_>>> {
+    MultiGzDecoder::new(io::BufReader::new(FromStart(file, 0)))
+}
+
+fn gz_continues(file: &File, mark: &Mark) -> io::Result<bool> {
+    let mut text = text_of(file);
     let mut head = [0; HEAD];
     let head = head.get_mut(..mark.head_len as usize).ok_or(io::ErrorKind::InvalidData)?;
     text.read_exact(head)?;
@@ -101,29 +120,54 @@ fn gz_continues(path: &Path, mark: &Mark) -> io::Result<bool> {
 }
 
 /// What was rotated away from `path`, oldest first, in its directory; if `path` is a symbolic link, also beside its target.
+///
+/// A rotation may be under way while we look: the directory is listed again until nothing moved meanwhile.
 pub(super) fn siblings(path: &Path) -> Vec<Sibling> {
-    let mut found = Vec::new();
-    beside(path, &mut found);
+    let mut paths = vec![path.to_owned()];
     if let Ok(target) = path.canonicalize()
         && target.parent() != path.parent().and_then(|dir| dir.canonicalize().ok()).as_deref()
     {
-        beside(&target, &mut found);
+        paths.push(target);
     }
+    let mut listed = names(&paths);
+    for _ in 0..20 {
+        let mut found: Vec<Sibling> = listed.iter().filter_map(opened).collect();
+        let now = names(&paths);
+        if now == listed {
+            found.sort_by(Sibling::order);
+            return found;
+        }
+        listed = now;
+    }
+    let mut found: Vec<Sibling> = listed.iter().filter_map(opened).collect();
     found.sort_by(Sibling::order);
     found
 }
 
-fn beside(path: &Path, found: &mut Vec<Sibling>) {
-    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { return };
-    let Ok(entries) = dir.read_dir() else { return };
-    for entry in entries.flatten() {
-        if let Some((age, gz)) = age(name, &entry.file_name())
-            && let Ok(meta) = entry.metadata()
-            && meta.is_file()
-        {
-            found.push(Sibling { path: entry.path(), meta, gz, age });
+/// A rotated file's path, inode number, age and whether it is compressed.
+type Listed = (PathBuf, u64, Age, bool);
+
+fn names(paths: &[PathBuf]) -> Vec<Listed> {
+    let mut listed = Vec::new();
+    for path in paths {
+        let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { continue };
+        for entry in dir.read_dir().into_iter().flatten().flatten() {
+            if let Some((age, gz)) = age(name, &entry.file_name()) {
+                listed.push((entry.path(), entry.ino(), age, gz));
+            }
         }
     }
+    listed.sort_by(|a, b| a.0.cmp(&b.0));
+    // While `mail.log.1` is still there its `mail.log.1.gz` is being written.
+    let plain: Vec<PathBuf> = listed.iter().filter(|(_, _, _, gz)| !gz).map(|(path, ..)| path.clone()).collect();
+    listed.retain(|(path, _, _, gz)| !gz || !plain.contains(&path.with_extension("")));
+    listed
+}
+
+fn opened((path, inode, age, gz): &Listed) -> Option<Sibling> {
+    let file = open(path).ok()?;
+    let meta = file.metadata().ok()?;
+    (meta.is_file() && meta.ino() == *inode).then(|| Sibling { path: path.clone(), file, meta, gz: *gz, age: age.clone() })
 }
 
 /// When `candidate` was rotated away from `name`, if its name says so, and whether it is compressed.

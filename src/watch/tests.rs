@@ -146,29 +146,48 @@ impl Run {
     /// Everything told before the watch answered a status request: it has then looked at all that was done before.
     #[track_caller]
     pub(super) fn status(&mut self) -> Vec<SourceStatus> {
+        let mut told = Vec::new();
+        let sources = self.status_raw(|what| told.push(what));
+        told.into_iter().for_each(|told| _ = self.take(told));
+        sources
+    }
+
+    /// The same, with what was told meanwhile given to `each`.
+    #[track_caller]
+    pub(super) fn status_raw(&mut self, mut each: impl FnMut(Told)) -> Vec<SourceStatus> {
         // The answer to the first request may be on its way while inotify is not read yet; the second comes after.
         self.handle.status();
         let mut answers = 0;
         loop {
-            let told = self.told.recv_timeout(PATIENCE).expect("an answer");
-            if let Some(sources) = self.take(told) {
-                answers += 1;
-                if answers == 2 {
-                    return sources;
+            match self.told.recv_timeout(PATIENCE).expect("an answer") {
+                Told::Status(sources) => {
+                    answers += 1;
+                    if answers == 2 {
+                        return sources;
+                    }
+                    self.handle.status();
                 }
-                self.handle.status();
+                told => each(told),
             }
         }
     }
 
-    /// Stops the watch and takes what it still said.
-    pub(super) fn stop(mut self) -> Run {
+    /// Stops the watch; what it still said is left where it is.
+    pub(super) fn stop_quietly(mut self) -> Run {
         self.handle.stop();
-        self.thread.take().unwrap().join().unwrap();
-        while let Ok(told) = self.told.try_recv() {
-            self.take(told);
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
         }
         self
+    }
+
+    /// Stops the watch and takes what it still said.
+    pub(super) fn stop(self) -> Run {
+        let mut stopped = self.stop_quietly();
+        while let Ok(told) = stopped.told.try_recv() {
+            stopped.take(told);
+        }
+        stopped
     }
 }
 

@@ -1,6 +1,6 @@
 //! From the values that hold to the configuration as it runs; and the mistakes that no single value shows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use super::filters::{self, FilterWritten};
 use super::keys::nearest;
 use super::layers::{Held, JailWritten, Layer, Layers, Values};
 use super::report::{Concern, Findings};
-use super::run::{Backend, Broken, Config, Daemon, FilterUse, IgnoreList, Increment, Jail, Log, Loglevel, Nft, Window};
+use super::run::{Backend, Broken, Config, Daemon, FilterUse, IgnoreList, Increment, Jail, Log, Loglevel, MANUAL, Nft, Window};
 use super::source::{Source, quoted};
 use super::values::{FilterName, Meaning};
 use crate::filter::{Definition, Mistake};
@@ -39,16 +39,20 @@ impl Builder<'_> {
         let mut drafts = Vec::new();
         let names: Vec<String> = self.layers.jail_names().into_iter().map(str::to_owned).collect();
         // A jail whose every file was refused has no values, and still is broken.
-        let refused: Vec<String> = self.findings.jails.keys().filter(|name| !names.contains(name)).cloned().collect();
-        for filter in self.filters.clone().values() {
-            self.judge_filter(filter.0, filter.1);
+        let refused: Vec<String> =
+            self.findings.jails.keys().filter(|name| !names.contains(name) && *name != MANUAL).cloned().collect();
+        let used = self.filters_in_use(&names);
+        for (layer, filter) in self.filters.clone().values() {
+            // A shipped filter that nobody uses is left to the project's own tests.
+            if !layer.shipped || used.contains(&filter.definition.name) {
+                self.judge_filter(layer, filter);
+            }
         }
         let mut broken = Vec::new();
         for name in names {
             let values = self.layers.jail(&name);
             // Where `enabled` itself is wrong, it was written to enable the jail.
-            let enabled =
-                flag(&values, "enabled") || (self.findings.jails.contains_key(&name) && !values.contains_key("enabled"));
+            let enabled = flag(&values, "enabled") || self.findings.enabling.contains(&name);
             if let Some(draft) = self.draft(&name, &values, enabled) {
                 if enabled {
                     drafts.push(draft);
@@ -80,7 +84,7 @@ impl Builder<'_> {
         let place = self.files.get(why.file).map_or_else(String::new, |file| {
             format!("{}:{}: ", crate::terms::escape(file.path.as_bytes(), 4096), file.line(why.at))
         });
-        Some(Broken { why: format!("{place}{}", why.what), name })
+        Some(Broken { why: format!("{place}{}", why.what), name: crate::terms::escape(name.as_bytes(), 200) })
     }
 
     /// Where a jail is cited as a whole: its header in the file that enables it, or the line that does.
@@ -201,7 +205,12 @@ impl Builder<'_> {
                 }
             }
         }
-        if let Some(held) = values.get("mode").and_then(|held| held.last()) {
+        // A mode for every jail goes to those whose filter has it.
+        let applies = |held: &&Held<'_>| match &held.field.meaning {
+            Meaning::Text(mode) => !held.from_defaults || filter.definition.modes.contains_key(mode),
+            _ => false,
+        };
+        if let Some(held) = values.get("mode").and_then(|held| held.last()).filter(applies) {
             if let Meaning::Text(mode) = &held.field.meaning {
                 self.check_mode(jail, held.layer.file, &held.field.node.span, filter, mode, &mut params);
             }
@@ -228,8 +237,11 @@ impl Builder<'_> {
         params: &mut BTreeMap<String, Vec<String>>,
     ) {
         let modes: Vec<&str> = filter.definition.modes.keys().map(String::as_str).collect();
-        if modes.contains(&mode) || mode == "normal" {
+        if modes.contains(&mode) {
             params.insert("mode".to_owned(), vec![mode.to_owned()]);
+        }
+        // fail2ban's word for the filter as it is.
+        if modes.contains(&mode) || mode == "normal" {
             return;
         }
         let help = match nearest(mode, modes.iter().copied()) {
@@ -327,11 +339,10 @@ impl Builder<'_> {
         }
     }
 
-    /// What the filter room says of a filter on its own: its patterns in every mode, and its samples. A shipped filter that
-    /// nobody uses is left to the project's own tests.
+    /// What the filter room says of a filter on its own: its patterns in every mode, and its samples.
     fn judge_filter(&mut self, layer: &Layer, filter: &FilterWritten) {
         let name = &filter.definition.name;
-        if self.findings.filters.contains_key(name) || (layer.shipped && !self.is_used(name)) {
+        if self.findings.filters.contains_key(name) {
             return;
         }
         let mut mistakes = self.judge.compile(&filter.definition, &BTreeMap::new());
@@ -357,16 +368,19 @@ impl Builder<'_> {
         }
     }
 
-    /// Whether an enabled jail uses the filter.
-    fn is_used(&self, filter: &str) -> bool {
-        self.layers.jail_names().into_iter().any(|jail| {
+    /// The filters of the enabled jails.
+    fn filters_in_use(&self, jails: &[String]) -> BTreeSet<String> {
+        let mut used = BTreeSet::new();
+        for jail in jails {
             let values = self.layers.jail(jail);
-            let used = match values.get("filter").and_then(|held| held.last()).map(|held| &held.field.meaning) {
-                Some(Meaning::Filter(name)) => name.name == filter,
-                _ => jail == filter,
-            };
-            used && flag(&values, "enabled")
-        })
+            if flag(&values, "enabled") {
+                match values.get("filter").and_then(|held| held.last()).map(|held| &held.field.meaning) {
+                    Some(Meaning::Filter(filter)) => used.insert(filter.name.clone()),
+                    _ => used.insert(jail.clone()),
+                };
+            }
+        }
+        used
     }
 
     /// Jails whose sets would have one name: `JAIL-v4`, and `JAIL-ignore-v4` where the jail has an ignore list of its own.

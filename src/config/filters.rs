@@ -69,7 +69,9 @@ pub fn read(reader: &mut Reader<'_>, name: &str, at: &Range<usize>, table: &Tabl
     if let Some(field) = section.get("sample") {
         samples(reader, field, &mut filter, &concern);
     }
-    if !table.contains_key("failregex") && !table.contains_key("mode") {
+    // Where there is something else instead, that was said.
+    let other = table.keys().any(|key| super::keys::find(Place::Filter, key).is_none());
+    if !table.contains_key("failregex") && !table.contains_key("mode") && !other {
         reader.mistake(
             &concern,
             at,

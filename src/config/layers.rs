@@ -137,7 +137,11 @@ impl Reader<'_> {
                 }
                 _ => Section::new(),
             };
-            match values::mean(key, &entry.node, self.source) {
+            let meaning = values::mean(key, &entry.node, self.source);
+            if let (Err(_), "enabled", Concern::Jail(jail)) = (&meaning, key.name, concern) {
+                self.findings.enabling.insert(jail.clone());
+            }
+            match meaning {
                 Ok(meaning) => {
                     section.insert(key.name, Field { key, at: entry.key.clone(), node: entry.node.clone(), meaning, inner });
                 }
@@ -217,7 +221,13 @@ impl Reader<'_> {
         let mut out = Vec::new();
         for (name, entry) in tables {
             let shown = terms::escape(name.as_bytes(), name.floor_char_boundary(60));
-            let concern = if what == "jail" { Concern::Jail(name.clone()) } else { Concern::Filter(name.clone()) };
+            let keyless = !matches!(entry.node.value, Raw::Table(_));
+            let concern = match what {
+                // A key without a jail: nothing runs less for it.
+                _ if keyless => Concern::Nothing,
+                "jail" => Concern::Jail(name.clone()),
+                _ => Concern::Filter(name.clone()),
+            };
             if !self.good_name(what, name, &entry.key, &concern) {
                 continue;
             }
@@ -265,6 +275,21 @@ impl Reader<'_> {
     }
 }
 
+/// The lines of which nothing else is said: those that are not TOML, and the keys below a header that is not.
+fn spoiled(source: &Source, errors: &[written::Syntax]) -> BTreeSet<usize> {
+    let mut out = BTreeSet::new();
+    for error in errors {
+        let mut line = source.line(error.span.start);
+        let is_header = |line: usize| source.text_of(line).trim_start().starts_with('[');
+        let header = is_header(line);
+        out.insert(line);
+        while header && line < source.line_count() && !is_header(line + 1) && out.insert(line + 1) {
+            line += 1;
+        }
+    }
+    out
+}
+
 /// Reads a file as its role says.
 pub fn read(source: &Source, file: usize, role: &Role, findings: &mut Findings) -> Layer {
     let mut layer = Layer { file, shipped: role.is_shipped(), ..Layer::default() };
@@ -272,9 +297,16 @@ pub fn read(source: &Source, file: usize, role: &Role, findings: &mut Findings) 
         Role::Environment => (super::sources::environment_table(source), Vec::new()),
         _ => written::read(source),
     };
-    let spoiled = errors.iter().map(|error| source.line(error.span.start)).collect();
+    let spoiled = spoiled(source, &errors);
     for error in errors {
-        findings.mistake(&Concern::All, file, Some(error.span), error.what, error.help);
+        let key = source.text_of(source.line(error.span.start)).split('=').next().unwrap_or("").trim();
+        match keys::habit(Place::Jail, key).or_else(|| keys::habit(Place::Daemon, key)) {
+            Some(help) => {
+                let what = format!("{key}: a key of fail2ban that has no place here");
+                findings.mistake(&Concern::All, file, Some(error.span), what, Some(help.to_owned()));
+            }
+            None => findings.mistake(&Concern::All, file, Some(error.span), error.what, error.help),
+        }
     }
     let mut reader = Reader { source, file, findings, spoiled };
     match role {

@@ -18,7 +18,7 @@ pub mod report;
 pub mod run;
 mod services;
 pub mod shipped;
-mod show;
+pub mod show;
 mod source;
 pub mod sources;
 mod values;

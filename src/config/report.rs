@@ -134,6 +134,8 @@ pub struct Findings {
     pub fatal: bool,
     /// Jails with mistakes, each with its first.
     pub jails: std::collections::BTreeMap<String, Why>,
+    /// Jails whose `enabled` is a mistake: they were meant to be enabled.
+    pub enabling: std::collections::BTreeSet<String>,
     /// Filters with mistakes, each with its first.
     pub filters: std::collections::BTreeMap<String, Why>,
 }

@@ -43,6 +43,18 @@ impl Source {
         self.lines.partition_point(|begin| *begin <= at).max(1)
     }
 
+    /// How many lines there are.
+    pub const fn line_count(&self) -> usize {
+        self.lines.len()
+    }
+
+    /// The text of a line, without its end.
+    pub fn text_of(&self, line: usize) -> &str {
+        let Some(begin) = line.checked_sub(1).and_then(|line| self.lines.get(line)) else { return "" };
+        let end = self.lines.get(line).map_or(self.text.len(), |next| next - 1);
+        self.text[*begin..end].trim_end_matches('\r')
+    }
+
     /// The line and column of a byte, both from 1. A place past the end is the end; one inside a character is its begin.
     pub fn position(&self, at: usize) -> (usize, usize) {
         let at = self.text.floor_char_boundary(at);
@@ -55,8 +67,7 @@ impl Source {
         let at = self.text.floor_char_boundary(span.start);
         let line = self.line(at);
         let begin = self.lines[line - 1];
-        let end = self.lines.get(line).map_or(self.text.len(), |next| next - 1);
-        let text = self.text[begin..end.max(begin)].trim_end_matches('\r');
+        let text = self.text_of(line);
         let mut out = Excerpt { line: String::new(), carets: String::new() };
         // A line too long to show is cut on both sides of what is meant.
         let before = &self.text[begin..at];

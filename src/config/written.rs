@@ -9,6 +9,7 @@ use std::ops::Range;
 use toml::de::{DeTable, DeValue};
 
 use super::source::{Source, quoted};
+use crate::terms;
 
 /// Beyond this many bytes a file is read without error recovery: only its first syntax error is told.
 const RECOVERED: usize = 1 << 20;
@@ -127,36 +128,82 @@ fn reworded(source: &Source, error: &toml::de::Error) -> Syntax {
     let span = text.floor_char_boundary(span.start)..text.ceil_char_boundary(span.end);
     let message = error.message();
     let (cause, expected) = message.split_once(", expected ").unwrap_or((message, ""));
-    let line = line_of(text, span.start);
+    let line = source.text_of(source.line(span.start));
     let meant = &text[span.clone()];
-    let (what, help) = match cause {
-        "string values must be quoted" if meant.starts_with("%(") || line.contains("%(") => (
-            format!("{} is fail2ban's interpolation, and nothing here", quoted(meant)),
-            Some("write the value itself, in quotes".to_owned()),
-        ),
-        "string values must be quoted" => {
-            let whole = rest_of_value(text, &span);
-            (format!("{} needs quotes", quoted(whole)), Some(format!("write \"{}\"", whole.escape_default())))
+    let said = |what: String, help: &str| Syntax { span: span.clone(), what, help: Some(help.to_owned()) };
+    if let Some(bare) = bare_value(text, &span).filter(|_| {
+        matches!(
+            cause,
+            "string values must be quoted"
+                | "invalid boolean"
+                | "invalid float"
+                | "invalid integer number"
+                | "invalid fraction"
+                | "invalid date-time"
+                | "missing value"
+        )
+    }) {
+        let whole = &text[bare.clone()];
+        let syntax = |what: String, help: String| Syntax { span: bare.clone(), what, help: Some(help) };
+        return match whole.to_ascii_lowercase().as_str() {
+            "" => syntax("a key without a value".to_owned(), "write key = value; text goes in quotes".to_owned()),
+            "true" | "yes" | "on" => syntax(format!("{} is no value", quoted(whole)), "write true".to_owned()),
+            "false" | "no" | "off" => syntax(format!("{} is no value", quoted(whole)), "write false".to_owned()),
+            _ if whole.contains("%(") => syntax(
+                format!("{} is fail2ban's interpolation, and nothing here", quoted(whole)),
+                "write the value itself, in quotes".to_owned(),
+            ),
+            _ => syntax(format!("{} needs quotes", quoted(whole)), format!("write {}", in_quotes(whole))),
+        };
+    }
+    match cause {
+        "duplicate key" => said(format!("{} is written twice", quoted(meant)), "keep one of them"),
+        "invalid unquoted key" if meant == ":" => said("a key is followed by \"=\"".to_owned(), "write key = value"),
+        "key with no value" => said("a key without a value".to_owned(), "write key = value; text goes in quotes"),
+        "unexpected key or value" if list_like(line) => {
+            said("a list needs brackets or quotes".to_owned(), &format!("write {}", as_text(line)))
         }
-        "invalid boolean" => {
-            (format!("{} is no value", quoted(meant)), Some("write true, false, a number, or text in quotes".to_owned()))
+        "missing escaped value" => {
+            said("no escape that TOML knows".to_owned(), "write patterns in apostrophes, where a backslash is itself: '\\d+'")
         }
-        "duplicate key" => {
-            let key = meant.to_owned();
-            (format!("{} is written twice", quoted(&key)), Some("keep one of them".to_owned()))
+        "unclosed table" | "unclosed array table" => {
+            said("a header is not closed".to_owned(), &format!("end it with {}", expected.replace('`', "")))
         }
-        "key with no value" if line.contains(':') && !line.contains('=') => (
-            "a key is followed by \"=\", not \":\"".to_owned(),
-            Some(format!("write {}", line.trim().replacen(':', " =", 1).escape_debug())),
-        ),
-        "key with no value" => ("a key without a value".to_owned(), Some("write key = value; text goes in quotes".to_owned())),
-        "unexpected key or value" if span.start < text.len() && list_like(text, &span) => {
-            ("a list needs brackets or quotes".to_owned(), Some(format!("write {}", as_list(text, &span))))
+        "missing comma between array elements" | "unexpected `=` in array" | "unclosed array"
+            if line.contains('=') || span.start >= text.len() =>
+        {
+            said("a list is not closed before this".to_owned(), "end it with ]")
         }
-        _ if expected.is_empty() || expected == "nothing" => (cause.to_owned(), None),
-        _ => (cause.to_owned(), Some(format!("expected here: {expected}"))),
-    };
-    Syntax { span, what: lower(&what), help }
+        _ if expected == "`\"`" || expected == "`'`" || expected == "`\"\"\"`" || expected == "`\'\'\'`" => {
+            said("text is not closed".to_owned(), &format!("end it with {}", expected.replace('`', "")))
+        }
+        _ if expected.is_empty() || expected == "nothing" => Syntax { span: span.clone(), what: lower(cause), help: None },
+        _ => said(lower(cause), &format!("expected here: {expected}")),
+    }
+}
+
+/// The unquoted value that stands at `span` or right before it, to the end of its line or of its place in a list, without a comment: what
+/// its writer took for the value.
+fn bare_value(text: &str, span: &Range<usize>) -> Option<Range<usize>> {
+    let line = text[..span.start].rfind('\n').map_or(0, |nl| nl + 1);
+    let end = text[span.start..].find('\n').map_or(text.len(), |nl| span.start + nl);
+    // Numbers are cited where they go wrong, so the value may have begun earlier.
+    let before = &text[line..span.start];
+    let begin = line + before.rfind(['=', '[', ',', ' ', '\t']).map_or(0, |at| at + 1);
+    let inside = before.contains('[');
+    let rest = &text[begin..end];
+    let stop = rest.find(if inside { &[',', ']', '#'][..] } else { &['#'][..] }).unwrap_or(rest.len());
+    let value = rest[..stop].trim_end();
+    value.is_char_boundary(0).then_some(begin..begin + value.len())
+}
+
+/// A word as it is to be written.
+fn in_quotes(word: &str) -> String {
+    if word.contains('\\') {
+        format!("'{}'", terms::escape(word.replace('\'', "").as_bytes(), 200).replace("\\\\", "\\"))
+    } else {
+        quoted(word.trim_matches('"'))
+    }
 }
 
 fn lower(text: &str) -> String {
@@ -164,33 +211,15 @@ fn lower(text: &str) -> String {
     chars.next().map_or_else(String::new, |first| first.to_lowercase().chain(chars).collect())
 }
 
-/// The line around a byte.
-fn line_of(text: &str, at: usize) -> &str {
-    let begin = text[..at].rfind('\n').map_or(0, |nl| nl + 1);
-    let end = text[at..].find('\n').map_or(text.len(), |nl| at + nl);
-    &text[begin..end]
-}
-
-/// An unquoted value to the end of its line, without a comment: what its writer took for the value.
-fn rest_of_value<'a>(text: &'a str, span: &Range<usize>) -> &'a str {
-    let line_end = text[span.start..].find('\n').map_or(text.len(), |nl| span.start + nl);
-    let rest = &text[span.start..line_end];
-    // Inside a list the value ends at the comma or bracket.
-    let line = line_of(text, span.start);
-    let inside = line[..line.len().min(span.start - (line.as_ptr() as usize - text.as_ptr() as usize))].contains('[');
-    let end = rest.find(if inside { &[',', ']', '#'][..] } else { &['#'][..] }).unwrap_or(rest.len());
-    rest[..end].trim_end()
-}
-
 /// Whether the line's value looks like a list that was written without brackets: `port = 25,465`.
-fn list_like(text: &str, span: &Range<usize>) -> bool {
-    let line = line_of(text, span.start);
-    line.split_once('=').is_some_and(|(_, value)| value.contains([',', ' ', ':']) && !value.contains(['"', '\'', '[', '{']))
+fn list_like(line: &str) -> bool {
+    line.split_once('=')
+        .is_some_and(|(_, value)| value.trim().contains([',', ' ', ':']) && !value.contains(['"', '\'', '[', '{']))
 }
 
-fn as_list(text: &str, span: &Range<usize>) -> String {
-    let line = line_of(text, span.start);
+/// The line with its value as one text.
+fn as_text(line: &str) -> String {
     let (key, value) = line.split_once('=').unwrap_or((line, ""));
     let value = value.split('#').next().unwrap_or("").trim();
-    format!("{} = \"{}\"", key.trim().escape_default(), value.escape_default())
+    format!("{} = {}", terms::escape(key.trim().as_bytes(), 60), quoted(value))
 }

@@ -1,6 +1,7 @@
 //! The loader from outside: texts in, configuration and report out.
 
 use super::*;
+use crate::filter::definition::Expect;
 
 /// Filters by the names that the shipped jails use, as small as can be.
 const FILTERS: &[(&str, &str)] = &[
@@ -28,19 +29,67 @@ fn text(path: &str, text: &str) -> Text {
     Text { path: path.to_owned(), role, text: text.to_owned(), fault: None }
 }
 
-fn understood(texts: &[(&str, &str)]) -> Loaded {
-    let sources = Sources { texts: texts.iter().map(|(path, content)| text(path, content)).collect() };
-    understand(&sources, SHIPPED, &Lenient)
+/// Enough of a filter room to be cited: a pattern that does not parse, one without an address, a sample that one pattern misses.
+struct Strict;
+
+impl Judge for Strict {
+    fn compile(&self, filter: &Definition, _: &BTreeMap<String, Vec<String>>) -> Vec<Mistake> {
+        let mistake = |index, at, what: &str, help: &str| Mistake {
+            key: "failregex".to_owned(),
+            index,
+            at,
+            what: what.to_owned(),
+            help: Some(help.to_owned()),
+        };
+        let mut out = Vec::new();
+        for (index, pattern) in filter.patterns.failregex.iter().enumerate() {
+            if !pattern.contains("<HOST>") {
+                out.push(mistake(
+                    index,
+                    None,
+                    "no address: the pattern has none of the tags that find one",
+                    "put <HOST> where the address stands",
+                ));
+            } else if let Err(error) = regex_syntax::parse(&pattern.replace("<HOST>", "(?::x)")) {
+                let regex_syntax::Error::Parse(error) = error else { continue };
+                let at = error.span().start.offset..error.span().end.offset;
+                out.push(mistake(index, Some(at), &error.kind().to_string(), "see banset-filter(5)"));
+            }
+        }
+        out
+    }
+
+    fn verify(&self, filter: &Definition) -> Vec<Mistake> {
+        let misses = |line: &str| {
+            filter
+                .patterns
+                .failregex
+                .iter()
+                .all(|pattern| regex::Regex::new(&pattern.replace("<HOST>", ".*")).is_ok_and(|regex| !regex.is_match(line)))
+        };
+        let samples = filter
+            .samples
+            .iter()
+            .enumerate()
+            .filter(|(_, sample)| misses(&sample.line) && matches!(sample.expect, Expect::Addr(_)));
+        samples
+            .map(|(index, _)| Mistake {
+                key: "sample".to_owned(),
+                index,
+                at: None,
+                what: "no failregex matches".to_owned(),
+                help: None,
+            })
+            .collect()
+    }
 }
 
-#[test]
-fn smoke() {
-    let loaded = understood(&[
-        (
-            "banset.toml",
-            "[defaults]\nignoreip='10.0.0.1'\nbantime='1h'\n[jail.sshd]\nenabled=true\nfailregex_add='x'\nignoreip=['::1', 'a.example']\nmode='aggressive'\n[jail.qmail-smtp]\nenabled=true\nbantime='xd'\n[nft]\npriority.input=-5\n",
-        ),
-        ("environment", "BANSET_NFT__PRIORITY__FORWARD=7\nBANSET_DAEMON__LOGLEVEL=debug"),
-    ]);
-    println!("{}\n{:#?}", loaded.report, loaded.config);
+fn understood(texts: &[(&str, &str)]) -> Loaded {
+    let sources = Sources { texts: texts.iter().map(|(path, content)| text(path, content)).collect() };
+    understand(&sources, SHIPPED, &Strict)
 }
+
+mod example;
+mod precedence;
+mod robust;
+mod wrong;

@@ -6,6 +6,7 @@ pub mod daemon;
 pub mod demo;
 pub mod load;
 pub mod log;
+pub mod regex;
 pub mod show;
 
 use std::path::PathBuf;
@@ -126,6 +127,8 @@ enum Command {
         #[command(flatten)]
         shown: Shown,
     },
+    /// Try a filter on a log file or a quoted line
+    Regex(Box<regex::Args>),
     /// Play the whole way in a throwaway network namespace
     Demo(demo::Args),
 }
@@ -148,6 +151,7 @@ pub fn run() -> ExitCode {
         Command::Daemon => daemon::daemon(&global),
         Command::Check { shown } => check::check(&global, shown),
         Command::Ruleset => check::ruleset(&global),
+        Command::Regex(args) => regex::regex(&global, &args),
         Command::Demo(args) => return demo::run(&args),
         Command::Status { jail, shown } => show::status(&global, jail, shown),
         Command::Stats { shown } => show::stats(&global, shown),

@@ -51,12 +51,10 @@ impl Dates {
                 Ok(Pattern::Defaults { at_head }) => {
                     add(&mut defaults(decade).into_iter().filter(|template| !at_head || template.at_head));
                 }
-                Ok(Pattern::Own(own)) => {
-                    match own.iter().find_map(|template| template.check().err()) {
-                        Some(what) => mistakes.push((index, what)),
-                        None => add(&mut own.into_iter().map(Arc::new)),
-                    }
-                }
+                Ok(Pattern::Own(own)) => match own.iter().find_map(|template| template.check().err()) {
+                    Some(what) => mistakes.push((index, what)),
+                    None => add(&mut own.into_iter().map(Arc::new)),
+                },
                 Err(what) => mistakes.push((index, what)),
             }
         }
@@ -141,13 +139,8 @@ struct Candidate {
 
 impl Detector {
     pub fn new(dates: Dates, zone: TimeZone) -> Detector {
-        let rank = |template: &Arc<Template>| Ranked {
-            template: Arc::clone(template),
-            hits: 0,
-            matches: 0,
-            used: 0,
-            distance: FAR,
-        };
+        let rank =
+            |template: &Arc<Template>| Ranked { template: Arc::clone(template), hits: 0, matches: 0, used: 0, distance: FAR };
         let ranked = dates.templates.iter().map(rank).collect();
         let (last, start, end) = (None, 1, FAR);
         Detector { dates, zone, ranked, last, start, end, beside: Default::default(), first_unused: 0, known: None }

@@ -74,12 +74,8 @@ impl Expression {
         }
         let exact = stepped(&translated.exact, STEPS).map_err(|error| last_line(&error.to_string()))?;
         let names = exact.capture_names().map(|name| name.map(Box::from)).collect();
-        let stepped = Stepped {
-            loose: linear(&translated.loose).ok(),
-            exact,
-            brief: OnceLock::new(),
-            text: translated.exact.clone(),
-        };
+        let stepped =
+            Stepped { loose: linear(&translated.loose).ok(), exact, brief: OnceLock::new(), text: translated.exact.clone() };
         Ok(Expression { engine: Engine::Stepped(Box::new(stepped)), names })
     }
 
@@ -153,11 +149,7 @@ impl Stepped {
 }
 
 fn stepped(text: &str, steps: usize) -> Result<fancy_regex::Regex, fancy_regex::Error> {
-    fancy_regex::RegexBuilder::new(text)
-        .backtrack_limit(steps)
-        .delegate_size_limit(SIZE)
-        .max_prog_size(PROGRAM)
-        .build()
+    fancy_regex::RegexBuilder::new(text).backtrack_limit(steps).delegate_size_limit(SIZE).max_prog_size(PROGRAM).build()
 }
 
 /// The sentence at the end of a regex parser's drawing.

@@ -34,5 +34,10 @@ pub fn read(path: &str, params: &BTreeMap<String, String>, reading: &Reading<'_>
     resolve::resolve(&files::read(path, reading)?, params)
 }
 
+/// Seconds east of UTC of a zone as fail2ban writes it: `UTC`, `CET`, `+0200`, `UTC-07:00`; a name knows no summer time.
+pub fn offset(zone: &str) -> Option<i32> {
+    stamp::zone_offset(zone)
+}
+
 #[cfg(test)]
 mod tests;

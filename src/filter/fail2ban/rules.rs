@@ -1,11 +1,15 @@
 //! A fail2ban filter, compiled: its expressions, what their groups mean, and what a line must hold for them to matter.
 
-use super::detector::Dates;
+use jiff::tz::TimeZone;
+
+use super::detector::{Dates, Detector};
 use super::dialect;
-use super::expression::{Expression, Places};
+use super::expression::{Expression, Places, Strain};
 use super::resolve::Resolved;
-use crate::filter::Mistake;
 use crate::filter::literals::{self, Needs};
+use crate::filter::trial::{Step, Steps};
+use crate::filter::{Mistake, repeated};
+use crate::terms::Time;
 
 /// A pattern may be this long, tags put in.
 const LONGEST: usize = 64 << 10;
@@ -31,6 +35,8 @@ pub(crate) struct Rule {
     /// As it was written, tags and all.
     pub written: Box<str>,
     pub expression: Expression,
+    /// The expression without what linear time can not do.
+    loose: Box<str>,
     /// Groups that fill another one where that is empty.
     alternatives: Vec<(usize, Box<str>)>,
     /// Groups whose texts are one name together.
@@ -86,9 +92,7 @@ impl Rules {
         };
         let failregex = all(&resolved.failregex, &wanted.failregex, "failregex", maxlines > 1);
         let ignoreregex = all(&resolved.ignoreregex, &wanted.ignoreregex, "ignoreregex", false);
-        let known = |rule: &Rule| {
-            ["fid", "ip4", "ip6", "dns", "mlfid"].iter().any(|id| rule.expression.group(id).is_some())
-        };
+        let known = |rule: &Rule| ["fid", "ip4", "ip6", "dns", "mlfid"].iter().any(|id| rule.expression.group(id).is_some());
         for (rule, key, index) in &failregex {
             if !known(rule) && !prefregex.as_ref().is_some_and(known) {
                 let mut wrong = mistake(key, *index, "names no address".to_owned());
@@ -120,6 +124,54 @@ impl Rules {
         }
         let before = self.prefregex.as_ref().map_or(&[][..], |rule| &rule.needs);
         self.failregex[index].needs.iter().chain(before).cloned().collect()
+    }
+
+    /// Whether a line holds what a failregex can not do without. Patterns that need nothing in particular say nothing.
+    pub fn holds(&self, line: &str) -> bool {
+        let has = |literal: &Vec<u8>| memchr::memmem::find(line.as_bytes(), literal).is_some();
+        let met = |rule: &Rule| !rule.needs.is_empty() && rule.needs.iter().all(|set| set.iter().any(has));
+        self.failregex.iter().any(met)
+    }
+
+    /// What each step makes of a line.
+    pub fn steps(&self, line: &str, given: Option<Time>, now: Time, zone: &TimeZone) -> Steps {
+        let strain = Strain::default();
+        let found = match given {
+            Some(_) => None,
+            None => Detector::new(self.dates.clone(), zone.clone()).find(line, now, &strain),
+        };
+        let cut = found.as_ref().filter(|found| !found.at.is_empty());
+        let text = cut.map_or_else(|| line.to_owned(), |found| format!("{}{}", &line[..found.at.start], &line[found.at.end..]));
+        let text = match repeated::unwrap(&text) {
+            Some(said) => said.once,
+            None => text,
+        };
+        let whole = format!("{text}\n");
+        let content = match &self.prefregex {
+            None => Some(whole.clone()),
+            Some(prefregex) => prefregex.expression.find(&whole, &strain).map(|places| {
+                let groups = prefregex.groups(&whole, &places);
+                match groups.get("content") {
+                    Some(Some(Value::Text(content))) if !content.is_empty() => format!("{content}\n"),
+                    _ => whole.clone(),
+                }
+            }),
+        };
+        let holds = |literal: &Vec<u8>| memchr::memmem::find(line.as_bytes(), literal).is_some();
+        let step = |rule: &Rule| {
+            let lacks = rule.needs.iter().filter(|set| !set.iter().any(holds));
+            let shown = |literal: &Vec<u8>| String::from_utf8_lossy(literal).into_owned();
+            let matches = content.as_ref().is_some_and(|content| rule.expression.is_match(content, &strain));
+            let seen = content.as_deref().unwrap_or(&whole);
+            Step {
+                lacks: lacks.map(|set| set.iter().map(shown).collect()).collect(),
+                matches,
+                reach: (!matches).then(|| crate::filter::trial::reach(&rule.loose, seen.as_bytes())).flatten(),
+            }
+        };
+        let patterns = self.failregex.iter().map(step).collect();
+        let content = content.map(|content| content.trim_end_matches('\n').to_owned());
+        Steps { date: cut.map(|found| (found.at.clone(), found.time)), text, content, patterns }
     }
 
     /// Which patterns need the backtracking engine, each with its key and number.
@@ -177,15 +229,14 @@ impl Rule {
             list.into_iter().map(|(_, group, target)| (group, target)).collect::<Vec<_>>()
         };
         let (alternatives, tuples) = (sorted(alternatives), sorted(tuples));
-        Ok(Rule { written: written.into(), expression, alternatives, tuples, needs })
+        Ok(Rule { written: written.into(), expression, loose: translated.loose.into(), alternatives, tuples, needs })
     }
 
     /// The named groups of a match, alternatives filled in and tuples built.
     pub fn groups(&self, text: &str, places: &Places) -> Groups {
         let held = |group: usize| Some(text.get(places.get(group)?.clone()?)?.to_owned());
         let named = self.expression.names().iter().enumerate();
-        let mut groups: Groups =
-            named.filter_map(|(group, name)| Some((name.clone()?, held(group).map(Value::Text)))).collect();
+        let mut groups: Groups = named.filter_map(|(group, name)| Some((name.clone()?, held(group).map(Value::Text)))).collect();
         let filled = |value: &Option<Value>| value.as_ref().is_some_and(|v| !matches!(v, Value::Text(t) if t.is_empty()));
         for (group, target) in &self.alternatives {
             let value = held(*group).filter(|text| !text.is_empty()).map(Value::Text);

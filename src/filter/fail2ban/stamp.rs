@@ -94,7 +94,8 @@ pub(crate) fn mean<'t>(fields: impl Iterator<Item = (Field, &'t str)>, zone: &Ti
     }
     let local_now = jiff::Timestamp::from_microsecond(now.0).ok()?.to_zoned(zone.clone()).date();
     let assumed_year = year.is_none();
-    let mut year = i16::try_from(year.unwrap_or(i64::from(local_now.year()))).ok()?;
+    // The calendar begins with the year 1.
+    let mut year = i16::try_from(year.unwrap_or(i64::from(local_now.year()))).ok().filter(|year| *year > 0)?;
     if month.is_none() || day.is_none() {
         if let (None, Some((week, starts)), Some(weekday)) = (of_year, week, weekday) {
             // Days before the first Sunday (or Monday) of a year are in its week 0.
@@ -242,6 +243,7 @@ mod tests {
             ("Y=2026;m=2;d=30;H=0;M=0;S=0", None),
             ("Y=2026;m=1;d=14;H=0;M=0;S=60", None),
             ("m=1;H=0", None),
+            ("Y=0000;m=12;d=30;H=0;M=0;S=0", None),
         ];
         for (fields, expected) in table {
             assert_eq!(meant(fields), expected, "{fields}");

@@ -326,10 +326,7 @@ fn line_end(text: &str) -> bool {
 fn has_group(text: &str) -> bool {
     let bytes = text.as_bytes();
     let plain = |i: usize| {
-        bytes[i] == b'('
-            && bytes.get(i + 1) != Some(&b'?')
-            && !text[..i].ends_with('\\')
-            && !text[..i].ends_with("(?")
+        bytes[i] == b'(' && bytes.get(i + 1) != Some(&b'?') && !text[..i].ends_with('\\') && !text[..i].ends_with("(?")
     };
     (0..bytes.len()).filter(|i| text.is_char_boundary(*i)).any(plain)
 }
@@ -527,8 +524,7 @@ impl Source {
         let expression = Expression::new(&body)?;
         let names = expression.names();
         let bare = |name: &str| Field::of(name.split("__").next().unwrap_or_default());
-        let fields: Vec<_> =
-            names.iter().enumerate().filter_map(|(i, name)| Some((i, bare(name.as_deref()?)?))).collect();
+        let fields: Vec<_> = names.iter().enumerate().filter_map(|(i, name)| Some((i, bare(name.as_deref()?)?))).collect();
         let alternatives = names.iter().flatten().filter_map(|name| name.rsplit_once("__")?.1.parse::<usize>().ok()).max();
         let alternatives = alternatives.map_or(1, |last| last + 1);
         let each = (names.len() - 1) / alternatives;

@@ -95,9 +95,10 @@ impl Rules {
         let known = |rule: &Rule| ["fid", "ip4", "ip6", "dns", "mlfid"].iter().any(|id| rule.expression.group(id).is_some());
         for (rule, key, index) in &failregex {
             if !known(rule) && !prefregex.as_ref().is_some_and(known) {
-                let mut wrong = mistake(key, *index, "names no address".to_owned());
-                wrong.help = Some("put <HOST> where the offender's address stands".to_owned());
-                mistakes.push(wrong);
+                let lost = rule.written.starts_with('<') && rule.written.ends_with('>') && !rule.written.contains(' ');
+                let what = if lost { format!("{} names nothing", rule.written) } else { "names no address".to_owned() };
+                let help = if lost { "is the mode one of the filter's?" } else { "put <HOST> where the offender's address stands" };
+                mistakes.push(Mistake { help: Some(help.to_owned()), ..mistake(key, *index, what) });
             }
         }
         if resolved.failregex.is_empty() && wanted.failregex.is_empty() {

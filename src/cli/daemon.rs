@@ -62,7 +62,7 @@ fn start(global: &Global) -> Result<Ready, String> {
         let _ = &lock;
         logging.reopen();
     });
-    Ok(Ready { core, writer, listener, access, load, reopen })
+    Ok(Ready { core, writer, listener, socket, access, load, reopen })
 }
 
 /// The configuration, and what is to be said about it once there is a log. Without a usable one the last accepted is taken.

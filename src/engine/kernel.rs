@@ -2,11 +2,10 @@
 //! transactions. While one commits, the core gathers the next: a kernel that is busy makes batches larger, never the queue.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::mpsc::Receiver;
 
 use tokio::sync::mpsc::Sender;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::clock;
 use super::core::{Change, Establish, Event, Refusal, Target};
@@ -16,7 +15,7 @@ use crate::jail::Now;
 use crate::nft::element::{Element, Timeout};
 use crate::nft::ruleset::{JailPlan, Plan, Ruleset, Set};
 use crate::nft::socket::{Kind, Refused, Socket};
-use crate::nft::transaction::{Change as Statement, Establishment, Transaction};
+use crate::nft::transaction::{Establishment, Transaction};
 use crate::nft::{self, KernelTable};
 use crate::terms::{Lasting, Span};
 
@@ -219,7 +218,6 @@ impl Writer {
                 return;
             }
         }
-        warn!("the engine is gone");
     }
 }
 
@@ -236,14 +234,4 @@ fn element(now: Now, change: &Change) -> Option<Element> {
         Lasting::Permanent => left,
     };
     Some(Element { timeout: Some(Timeout { timeout: given, expiration: left }), ..Element::permanent(change.address) })
-}
-
-/// Whether a statement changes more than elements; used to tell people what a start had to do.
-pub fn is_structure(statement: &Statement) -> bool {
-    !matches!(statement, Statement::AddElements(_) | Statement::DestroyElements(_))
-}
-
-/// The address an element of a ban set stands for.
-pub fn address_of(element: &Element) -> IpAddr {
-    element.interval.first()
 }

@@ -36,6 +36,8 @@ pub struct Ready {
     pub writer: Writer,
     /// The control socket.
     pub listener: std::os::unix::net::UnixListener,
+    /// Where it is; removed at the end.
+    pub socket: std::path::PathBuf,
     /// Who may ask.
     pub access: Arc<Mutex<Access>>,
     /// Reads the configuration anew.
@@ -61,7 +63,7 @@ struct Performer {
 }
 
 async fn drive(ready: Ready) -> Result<(), String> {
-    let Ready { mut core, writer, listener, access, load, reopen } = ready;
+    let Ready { mut core, writer, listener, socket, access, load, reopen } = ready;
     let failed = |what: &'static str| move |e: std::io::Error| format!("cannot start the {what}: {e}");
     let (events, mut happened) = mpsc::channel(EVENTS);
     let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
@@ -72,7 +74,7 @@ async fn drive(ready: Ready) -> Result<(), String> {
         .map_err(failed("signals"))?;
     let catching = caught.handle();
     thread("signals")
-        .spawn(move || caught.forever().for_each(|signal| drop(signals.blocking_send(signal))))
+        .spawn(move || caught.forever().map_while(|signal| signals.blocking_send(signal).ok()).for_each(drop))
         .map_err(failed("signals"))?;
 
     let (work, to_do) = std_mpsc::channel();
@@ -131,6 +133,7 @@ async fn drive(ready: Ready) -> Result<(), String> {
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     catching.close();
+    let _ = std::fs::remove_file(socket);
     performer.reading.stop();
     farewell(&mut core, &mut performer, &mut happened).await;
     // Both threads may wait for a place in the channel: it goes first.

@@ -180,7 +180,10 @@ impl Performer {
     }
 
     fn perform(&mut self, core: &mut Core) {
-        for action in core.take_actions() {
+        let mut actions = core.take_actions();
+        // Nothing comes before a ban: what the kernel is to do goes first, and the log is written while it does it.
+        actions.sort_by_key(|action| !matches!(action, Action::Commit(_) | Action::Establish(_)));
+        for action in actions {
             match action {
                 Action::Commit(changes) => {
                     debug!("commit of {} changes", changes.len());

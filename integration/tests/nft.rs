@@ -185,6 +185,8 @@ fn goldens() -> Vec<Golden> {
                 "2001:db8::/33",
                 "2001:db8:8000::/33",
                 "ffff::/16",
+                "::ffff:192.0.2.0/120",
+                "::192.0.3.0/120",
             ],
             vec![own, only4],
         ),
@@ -775,7 +777,7 @@ fn the_text_of_any_plan_loads_and_reads_back() {
                 if random(2) == 0 {
                     one.blocktype = Blocktype::Reject;
                 }
-                one.ipv6_prefix = [1, 33, 48, 56, 63, 64, 127, 128][random(8) as usize];
+                one.ipv6_prefix = 1 + random(128) as u8;
                 (one.nets, one.paused) = (random(2) == 0, random(6) == 0);
                 one.ignore = networks(&mut random, 3);
                 jails.push(one);
@@ -1085,5 +1087,90 @@ fn a_bridge_table_lists_and_loads_too() {
         load(&ours);
         assert_eq!(listing(), ours);
         assert!(kernel.table(Family::Bridge, TABLE).unwrap().unwrap().equals(&ruleset));
+    });
+}
+
+#[test]
+fn an_owned_table_outlives_its_socket_and_is_taken_over() {
+    in_netns("an_owned_table_outlives_its_socket_and_is_taken_over", || {
+        let (mut socket, mut kernel) = sockets();
+        if !socket.features().owner {
+            return nft_support::skipped(
+                "an_owned_table_outlives_its_socket_and_is_taken_over",
+                "this kernel has no owned tables",
+            );
+        }
+        let mut ruleset = Ruleset::of(&goldens().remove(1).plan).unwrap();
+        establish(&mut socket, &mut kernel, &ruleset);
+        // Without an owner, with one: the table is made anew, in one transaction.
+        ruleset.owner = true;
+        assert!(establish(&mut socket, &mut kernel, &ruleset) > 0);
+        assert_eq!(establish(&mut socket, &mut kernel, &ruleset), 0);
+        nft(&["flush", "ruleset"]);
+        assert!(read(&mut kernel).unwrap().equals(&ruleset));
+        let set = ruleset.set("smtp-auth-v4").unwrap();
+        let mut ban = Transaction::about(&ruleset);
+        ban.add(set, [Element::permanent(ip("192.0.2.7"))]);
+        let mut other = Socket::open().unwrap();
+        assert_eq!(other.commit(&ban).unwrap_err().kind, Kind::NotPermitted);
+        socket.commit(&ban).unwrap();
+        drop(socket);
+        assert!(!read(&mut kernel).unwrap().is_owned());
+        assert_eq!(establish(&mut other, &mut kernel, &ruleset), 1);
+        assert_eq!(kernel.elements(Family::Inet, TABLE, set).unwrap().len(), 1);
+        assert!(try_nft(&["delete", "table", "inet", TABLE], "").is_err());
+        ruleset.owner = false;
+        assert!(establish(&mut other, &mut kernel, &ruleset) > 0);
+        assert_eq!(listing(), ruleset.text());
+    });
+}
+
+#[test]
+fn a_set_is_settled_by_its_difference() {
+    in_netns("a_set_is_settled_by_its_difference", || {
+        let (mut socket, mut kernel) = sockets();
+        let ruleset = Ruleset::of(&goldens().pop().unwrap().plan).unwrap();
+        establish(&mut socket, &mut kernel, &ruleset);
+        let hour = Span::from_secs(3600);
+        let tables: [(&str, &[Element], &[Element], &str); 2] = [
+            (
+                "sshd-v4",
+                &[
+                    Element::timed(ip("192.0.2.1"), hour),
+                    Element::timed(ip("192.0.2.2"), hour),
+                    Element::permanent(ip("192.0.2.3")),
+                    Element::permanent(ip("192.0.2.9")),
+                ],
+                &[
+                    Element::timed(ip("192.0.2.1"), hour),
+                    Element::restored(ip("192.0.2.2"), hour, Span::from_secs(60)),
+                    Element::timed(ip("192.0.2.3"), hour),
+                    Element::permanent(ip("192.0.2.4")),
+                ],
+                "destroy element inet banset sshd-v4 { 192.0.2.9 }\n\
+                 add element inet banset sshd-v4 { 192.0.2.2 timeout 1h expires 1m, 192.0.2.3 timeout 1h, 192.0.2.4 }\n",
+            ),
+            (
+                "sshd-net4",
+                &[Element::permanent(net("10.0.0.0/8")), Element::permanent(net("192.0.2.0/24"))],
+                &[Element::permanent(net("10.1.0.0/16")), Element::permanent(net("192.0.2.0/24"))],
+                "destroy element inet banset sshd-net4 { 10.0.0.0/8 }\nadd element inet banset sshd-net4 { 10.1.0.0/16 }\n",
+            ),
+        ];
+        for (name, before, wanted, script) in tables {
+            let set = ruleset.set(name).unwrap();
+            let mut transaction = Transaction::about(&ruleset);
+            transaction.add(set, before);
+            socket.commit(&transaction).unwrap();
+            let present = kernel.elements(Family::Inet, TABLE, set).unwrap();
+            let mut transaction = Transaction::about(&ruleset);
+            transaction.settle(set, &present, wanted, Span::from_secs(5));
+            assert_eq!(transaction.to_string(), script);
+            socket.commit(&transaction).unwrap();
+            let present = kernel.elements(Family::Inet, TABLE, set).unwrap();
+            let mut transaction = Transaction::about(&ruleset);
+            transaction.settle(set, &present, wanted, Span::from_secs(5));
+            assert!(transaction.is_empty(), "{transaction}");
+        }
     });
 }

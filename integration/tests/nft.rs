@@ -1174,3 +1174,37 @@ fn a_set_is_settled_by_its_difference() {
         }
     });
 }
+
+/// Printed, not judged: a shared machine is no place for a stopwatch. Meant for `--release`.
+#[test]
+fn what_a_ban_costs() {
+    in_netns("what_a_ban_costs", || {
+        let (mut socket, mut kernel) = sockets();
+        let ruleset = Ruleset::of(&goldens().remove(1).plan).unwrap();
+        establish(&mut socket, &mut kernel, &ruleset);
+        let set = ruleset.set("smtp-auth-v4").unwrap();
+        let element = |n: u32| Element::timed(std::net::IpAddr::from((0x0b00_0000 + n).to_be_bytes()), Span::from_secs(3600));
+        for held in [0, 100_000] {
+            socket.load(Family::Inet, TABLE, set, (1_000_000..1_000_000 + held).map(element)).unwrap();
+            for (what, again) in [("new", held + 1), ("refreshed", held + 1)] {
+                let mut times: Vec<Duration> = (0..2000)
+                    .map(|n| {
+                        let start = Instant::now();
+                        let mut transaction = Transaction::about(&ruleset);
+                        transaction.add(set, [element(again + n)]);
+                        socket.commit(&transaction).unwrap();
+                        start.elapsed()
+                    })
+                    .collect();
+                times.sort();
+                println!("a {what} ban, {held} held: {:?} at best, median {:?}, 99 % {:?}", times[0], times[1000], times[1980]);
+            }
+        }
+        let start = Instant::now();
+        let found = read(&mut kernel).unwrap();
+        println!("the table read: {:?}", start.elapsed());
+        let start = Instant::now();
+        assert!(found.equals(&ruleset));
+        println!("and compared: {:?}", start.elapsed());
+    });
+}

@@ -309,8 +309,10 @@ impl Transaction {
                         Some(Content::Exactly(present)) if !fresh => present.as_slice(),
                         _ => &[],
                     };
-                    self.remove(set, present.iter().filter(|interval| !wanted.contains(interval)).copied());
-                    let added = wanted.iter().filter(|interval| !present.contains(interval));
+                    // Both are sorted.
+                    let lacks = |list: &[Interval], interval: &Interval| list.binary_search(interval).is_err();
+                    self.remove(set, present.iter().filter(|interval| lacks(wanted, interval)).copied());
+                    let added = wanted.iter().filter(|interval| lacks(present, interval));
                     self.add(set, added.map(|interval| Element::permanent(*interval)).collect::<Vec<_>>());
                 }
                 Content::Bans if fresh => fill.push((set.clone(), held(set))),

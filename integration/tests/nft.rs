@@ -646,6 +646,23 @@ fn a_hundred_thousand_bans() {
         println!("4 000 asked by key, half of them there: {:?}", start.elapsed());
         assert_eq!(found.len(), 2000);
 
+        // More than fit: the oldest follow in batches.
+        let mut nothing = Transaction::about(&ruleset);
+        nothing.delete_table();
+        socket.commit(&nothing).unwrap();
+        let more: Vec<Element> = (0..AT_ONCE as u32 + 500).map(element).collect();
+        let all = Transaction::establish(&ruleset, None, |wanted| if wanted.name == set.name { more.clone() } else { vec![] });
+        let all = all.unwrap();
+        socket.commit(&all.first).unwrap();
+        let oldest_in = kernel.elements(Family::Inet, TABLE, set).unwrap();
+        let longest_left = all.rest[0].1.iter().map(|element| element.timeout.unwrap().expiration).max().unwrap();
+        assert_eq!((oldest_in.len(), all.rest[0].1.len()), (AT_ONCE, 500));
+        assert!(oldest_in.iter().all(|element| element.timeout.unwrap().expiration.0 + 5_000_000 > longest_left.0));
+        for (set, elements) in all.rest {
+            socket.load(Family::Inet, TABLE, &set, elements).unwrap();
+        }
+        assert_eq!(kernel.count(Family::Inet, TABLE, &set.name).unwrap().unwrap_or(100_500), 100_500);
+
         // In batches, without holding them all.
         let mut nothing = Transaction::about(&ruleset);
         nothing.delete_table();

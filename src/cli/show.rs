@@ -20,7 +20,13 @@ pub fn ask(global: &Global, request: Request) -> Result<Reply, u8> {
 
 /// The socket: as given, else that of the configuration as far as it can be read, else the default.
 fn socket(global: &Global) -> PathBuf {
-    global.socket.clone().unwrap_or_else(|| crate::config::run::Daemon::default().socket)
+    let configured = || {
+        let paths = super::load::paths(global);
+        // No pattern is compiled for this.
+        let config = paths.main.exists().then(|| crate::config::load(&paths, super::load::shipped(), &crate::config::Lenient).config);
+        config.flatten().map_or_else(|| crate::config::run::Daemon::default().socket, |config| config.daemon.socket)
+    };
+    global.socket.clone().unwrap_or_else(configured)
 }
 
 /// Prints an answer: `--json` as it is, a refusal on standard error, else through `text`. Returns the exit status.

@@ -13,7 +13,7 @@ use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
 use super::pace::Pace;
-use super::spec::{Spec, Specs};
+use super::spec::{Resolved, Spec, Specs, addresses};
 use crate::control::{Reply, Request};
 use crate::jail::{self, Failure, Held, Jail, Nets, Now, Origin, Verdict, ignore::is_nobody};
 use crate::terms::{Lasting, Span, Time, escape};
@@ -33,7 +33,7 @@ enum Cause {
     Client(ClientId),
     /// A signal asked for it.
     Signal,
-    /// The machine's addresses changed, and with them the ignore sets.
+    /// The machine's addresses, or those of ignored names, changed, and with them the ignore sets.
     Machine,
 }
 
@@ -56,6 +56,8 @@ pub enum Event {
     Reloaded(Reloaded),
     /// The machine's addresses or gateways changed.
     Machine(Machine),
+    /// Host names of ignoreip resolved to other addresses than before.
+    Resolved(Resolved),
     /// The instant of [`Core::next_wake`] came.
     Wake,
 }
@@ -223,7 +225,7 @@ pub enum Action {
     Log(Level, String),
     /// Read the configuration again.
     Reload(Option<ClientId>),
-    /// Follow these sources with these filters from now on.
+    /// Follow these sources with these filters from now on, and resolve these names.
     Watch(Arc<Specs>),
 }
 
@@ -232,8 +234,10 @@ pub enum Action {
 pub struct Establish {
     /// What is wanted.
     pub specs: Arc<Specs>,
-    /// The ignore set's content.
+    /// The content of the ignore set of all jails.
     pub ignored: Vec<IpNetwork>,
+    /// Per jail, in the order of the specs: the content of its own ignore set.
+    pub own_ignored: Vec<Vec<IpNetwork>>,
     /// Every element held, per set, for sets that must be filled anew.
     pub held: HashMap<Arc<str>, Vec<Change>>,
     /// Whether elements of the kernel's sets that are not in `held` have to go.
@@ -312,6 +316,7 @@ pub struct Core {
     jails: Vec<Running>,
     by_id: HashMap<JailId, usize>,
     machine: Machine,
+    names: Resolved,
     pending: Flight,
     flying: Option<Flight>,
     waiting: HashMap<ClientId, Waiting>,
@@ -337,6 +342,7 @@ impl Core {
             jails: Vec::new(),
             by_id: HashMap::new(),
             machine,
+            names: Resolved::new(),
             pending: Flight::default(),
             flying: None,
             waiting: HashMap::new(),
@@ -405,7 +411,18 @@ impl Core {
             Event::Established(result) => self.established(now, result),
             Event::Asked(asked) => self.asked(now, asked),
             Event::Reloaded(reloaded) => self.reloaded(reloaded),
-            Event::Machine(machine) => self.moved(now, machine),
+            Event::Machine(machine) => {
+                if machine != self.machine {
+                    self.machine = machine;
+                    self.ignored_otherwise(now);
+                }
+            }
+            Event::Resolved(names) => {
+                if names != self.names {
+                    self.names = names;
+                    self.ignored_otherwise(now);
+                }
+            }
             Event::Wake => {}
         }
         self.expire(now);
@@ -502,6 +519,9 @@ impl Core {
     }
 
     fn judge(&mut self, now: Now, at: usize, failure: &Failure, live: bool, random: f64) {
+        if failure.address.is_ipv6() && !self.specs.ipv6 {
+            return self.log(Level::Debug, format!("[{}] {}: no IPv6 in [nft]", self.jails[at].spec.name, failure.address));
+        }
         if let Some(by) = self.ignored_by(at, failure.address) {
             let text = format!("[{}] Ignore {} by {by}", self.jails[at].spec.name, failure.address);
             self.log(if live { Level::Info } else { Level::Debug }, text);
@@ -691,7 +711,7 @@ impl Core {
     fn reestablished(&mut self, now: Now, cause: Cause, specs: Arc<Specs>, result: Result<(), String>) {
         let reply = match result {
             Ok(()) if cause == Cause::Machine => {
-                self.log(Level::Info, "our addresses changed: the ignore sets follow".to_owned());
+                self.log(Level::Info, "our addresses, or those of ignored names, changed: the ignore sets follow".to_owned());
                 return;
             }
             Ok(()) => {
@@ -702,7 +722,7 @@ impl Core {
             Err(why) if cause == Cause::Machine => {
                 self.log(
                     Level::Error,
-                    format!("{why}\n  help: our addresses changed and the ignore sets do not know; trying again"),
+                    format!("{why}\n  help: whom we ignore changed and the kernel's ignore sets do not know; trying again"),
                 );
                 self.rebuild = Rebuild::Wanted { why, not_before: now.mono + Span::from_secs(1), failed: 1 };
                 return;
@@ -722,7 +742,7 @@ impl Core {
         let mut held: HashMap<Arc<str>, Vec<Change>> = HashMap::new();
         for spec in &specs.jails {
             let Some(running) = self.jails.iter().find(|running| running.spec.name == spec.name) else { continue };
-            let ignored: Nets = spec.ignored().collect();
+            let ignored: Nets = spec.ignored(&self.names).collect();
             for (subject, ban) in running.jail.bans() {
                 let subject = spec.subject(subject);
                 if covers(&ignored, subject).is_some() && ban.origin == Origin::Failures {
@@ -733,13 +753,15 @@ impl Core {
                 held.entry(set.clone()).or_default().push(Change { set, address: subject.network(), to });
             }
         }
-        Establish { specs: specs.clone(), ignored: self.ignored_for(specs), held, exact }
+        let own_ignored = specs.jails.iter().map(|spec| spec.own_ignored(&self.names)).collect();
+        Establish { specs: specs.clone(), ignored: self.ignored_for(specs), own_ignored, held, exact }
     }
 
     /// The content of the kernel's ignore sets: ignoreip of the defaults, own addresses, gateways.
     fn ignored_for(&self, specs: &Specs) -> Vec<IpNetwork> {
         let own = self.machine.addresses.iter().chain(&self.machine.gateways).map(|address| IpNetwork::from(*address));
-        let mut all: Vec<IpNetwork> = specs.ignore.iter().copied().chain(own).collect();
+        let mut all: Vec<IpNetwork> =
+            specs.ignore.iter().copied().chain(addresses(&self.names, &specs.ignore_names)).chain(own).collect();
         all.sort();
         all.dedup();
         all
@@ -786,7 +808,7 @@ impl Core {
             std::mem::take(&mut self.jails).into_iter().map(|r| (r.spec.name.clone(), r)).collect();
         let mut rekeyed = false;
         for spec in &specs.jails {
-            let ignored: Nets = spec.ignored().collect();
+            let ignored: Nets = spec.ignored(&self.names).collect();
             let running = match old.remove(&spec.name) {
                 Some(running) => {
                     let Running { id, spec: before, mut jail, sources, .. } = running;
@@ -868,17 +890,17 @@ impl Core {
         }
     }
 
-    fn moved(&mut self, now: Now, machine: Machine) {
-        if machine == self.machine {
-            return;
+    /// Own addresses or resolved names changed: who is ignored now, in the decision and in the kernel.
+    fn ignored_otherwise(&mut self, now: Now) {
+        for running in &mut self.jails {
+            running.ignored = running.spec.ignored(&self.names).collect();
         }
-        self.machine = machine;
         self.lift_ignored();
         // The ignore sets are part of the table: the same way that rebuilds it changes only them.
         if matches!(self.rebuild, Rebuild::No) && self.queued_reload.is_none() && self.reloading.is_none() {
             self.queued_reload = Some((Cause::Machine, (*self.specs).clone()));
         } else if matches!(self.rebuild, Rebuild::No) {
-            self.rebuild = Rebuild::Wanted { why: "our addresses changed".to_owned(), not_before: now.mono, failed: 0 };
+            self.rebuild = Rebuild::Wanted { why: "whom we ignore changed".to_owned(), not_before: now.mono, failed: 0 };
         }
     }
 
@@ -951,6 +973,10 @@ impl Core {
                     continue;
                 }
             };
+            if address.is_ipv6() && !self.specs.ipv6 {
+                refused.push(format!("{address}: there are no sets for IPv6, see `ipv6` in [nft]"));
+                continue;
+            }
             if let (Some(by), false) = (self.ignored_by(at, address), force) {
                 refused.push(format!("{address}: ignored by {by}; --force bans it all the same"));
                 continue;
@@ -1468,6 +1494,27 @@ mod tests {
         let said = bench.event(2, Event::Established(Ok(())));
         assert!(said.contains("commit -sshd-v4 198.51.100.7"), "{said}");
         assert!(bench.yes(2).contains("[sshd] Unban 198.51.100.7, ignored by 198.51.100.0/24 now"));
+    }
+
+    #[test]
+    fn a_host_name_in_ignoreip_is_ignored_once_it_resolves_and_in_the_kernel_too() {
+        let mut named = config(&["sshd"]);
+        named.ignore.names.push("office.example.org".to_owned());
+        let mut bench = Bench::new(&["sshd"]);
+        bench.event(1, Event::Reloaded(Reloaded { client: None, specs: Ok(Specs::new(&named)) }));
+        bench.event(1, Event::Established(Ok(())));
+        for _ in 0..2 {
+            bench.fail(2, "sshd", "198.51.100.7");
+        }
+        bench.yes(2);
+        assert_eq!(bench.core.specs().names().into_iter().collect::<Vec<_>>(), ["office.example.org"]);
+        let resolved: Resolved = [("office.example.org".to_owned(), vec![ip("198.51.100.7")])].into();
+        assert_eq!(bench.event(3, Event::Resolved(resolved.clone())), "establish");
+        assert!(bench.core.establish().ignored.contains(&ip("198.51.100.7").into()));
+        assert!(bench.event(3, Event::Established(Ok(()))).contains("commit -sshd-v4 198.51.100.7"));
+        bench.yes(3);
+        assert_eq!(bench.fail(4, "sshd", "198.51.100.7"), "[sshd] Ignore 198.51.100.7 by ip 198.51.100.7");
+        assert_eq!(bench.event(5, Event::Resolved(resolved)), "", "the same answer changes nothing");
     }
 
     #[test]

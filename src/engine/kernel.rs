@@ -45,26 +45,27 @@ pub struct Writer {
 }
 
 /// The plan of a table, from specs and what the ignore sets hold.
-pub fn plan(specs: &Specs, ignored: &[ipnetwork::IpNetwork], element_counters: bool) -> Plan {
-    let jails = specs.jails.iter().map(|spec| JailPlan {
+pub fn plan(wanted: &Establish, element_counters: bool) -> Plan {
+    let specs = &wanted.specs;
+    let jails = specs.jails.iter().zip(&wanted.own_ignored).map(|(spec, own_ignored)| JailPlan {
         name: spec.name.clone(),
         ports: spec.ports.clone(),
         protocols: spec.protocols.clone(),
         hooks: spec.hooks.clone(),
         blocktype: spec.blocktype,
         ipv6_prefix: spec.policy.ipv6_prefix,
-        ignore: spec.own_ignore.to_vec(),
+        ignore: own_ignored.clone(),
         nets: false,
         paused: false,
     });
     Plan {
         family: specs.family,
         table: specs.table.clone(),
-        ipv6: has_ipv6(specs.nft.ipv6),
+        ipv6: specs.ipv6,
         set_size: specs.nft.set_size,
         element_counters: counts_elements(specs.nft.element_counters) && element_counters,
         gc_interval: Some(GC_INTERVAL),
-        ignore: ignored.to_vec(),
+        ignore: wanted.ignored.clone(),
         jails: jails.collect(),
     }
 }
@@ -79,7 +80,7 @@ fn counts_elements(setting: Tristate) -> bool {
 }
 
 /// Whether IPv6 has sets and rules: `auto` is yes unless the kernel has none of it.
-fn has_ipv6(setting: Tristate) -> bool {
+pub fn has_ipv6(setting: Tristate) -> bool {
     match setting {
         Tristate::Yes => true,
         Tristate::No => false,
@@ -115,7 +116,7 @@ impl Writer {
     /// Makes the table so; says whether anything had to be sent.
     pub fn establish(&mut self, wanted: &Establish) -> Result<bool, String> {
         let specs = &wanted.specs;
-        let plan = plan(specs, &wanted.ignored, self.socket.features().element_counters);
+        let plan = plan(wanted, self.socket.features().element_counters);
         let ruleset = Ruleset::of(&plan).map_err(|e| e.to_string())?;
         let mut found = self.table(specs)?;
         let mut counters = HashMap::new();

@@ -640,7 +640,7 @@ impl Reader<'_> {
                     held.begin_again(&mut mark);
                 }
             }
-            held.first = !fresh && mark.offset == 0;
+            held.first = mark.offset == 0 && (!fresh || !before.is_empty());
             self.attach(id, held, mark, &path, None);
             if let Some(place) = self.places.get_mut(&id) {
                 place.current = true;
@@ -711,12 +711,15 @@ impl Reader<'_> {
         let seen = read.or_else(|| before.iter().map(|old| old.modified).min()).unwrap_or(i64::MAX);
         let before: Vec<Mark> = before.iter().filter(|old| old.offset > 0 || self.holds(id, old)).copied().collect();
         let before = &before[..];
-        let texts = place.known();
+        let held_now = now.map(|(_, held)| held);
         let file = now.and_then(|(_, held)| held.file());
         let now = now.map(|(identity, _)| identity);
         // What the path led to a moment ago may stand among its siblings by now.
         let ours = |sibling: &Sibling| now != Some(sibling.identity()) && !self.is_place(&sibling.path, id);
         let beside: Vec<Sibling> = siblings(&path).into_iter().filter(ours).collect();
+        // What is held is looked at after the listing: what was written to it and copied away by then is known.
+        let mut texts = self.places.get(&id)?.known();
+        texts.add(held_now.map(Held::head));
         // For each mark, which of `beside` it is; `beside.len()` is what the path leads to now.
         let last = beside.len();
         let mut fate: Vec<Option<usize>> = vec![None; before.len()];
@@ -1005,10 +1008,12 @@ impl Reader<'_> {
     fn came_before(&mut self, id: u32, index: usize, bytes: usize) -> bool {
         let Some(place) = self.places.get(&id) else { return false };
         let Some(held) = place.held.get(index) else { return false };
-        let (path, since, known) = (place.path.clone(), held.since, place.known());
+        let (path, since) = (place.path.clone(), held.since);
+        let beside = siblings(&path);
+        let known = place.known();
         let mut at = index;
-        for sibling in siblings(&path) {
-            let fresh = sibling.meta.len() > 0 && modified(&sibling.meta) >= since;
+        for sibling in beside {
+            let fresh = modified(&sibling.meta) >= since;
             if fresh
                 && !self.holders.contains_key(&sibling.identity())
                 && !self.is_place(&sibling.path, id)

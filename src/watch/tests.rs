@@ -674,6 +674,9 @@ fn down(before: &str, first: &[&str], meanwhile: impl Fn(&Path), after: &[&str])
     }
     run.handle.watch(1, log.to_str().unwrap(), Start::End);
     run.reads(after);
+    if log.exists() {
+        run.caught_up();
+    }
     // Whatever happened, what comes next is read.
     append(&log, "\nnext\n");
     run.until("the next line", |run| run.lines.iter().any(|(line, _)| line == "next"));

@@ -640,10 +640,9 @@ impl Reader<'_> {
                 }
             } else if !before.is_empty()
                 && let Some(found) = self.trace(id, &before, Some((identity, &held)))
+                && held.go_on(&mut mark, &found).is_err()
             {
-                if held.go_on(&mut mark, &found).is_err() {
-                    held.begin_again(&mut mark);
-                }
+                held.begin_again(&mut mark);
             }
             held.first = mark.offset == 0 && (!fresh || !before.is_empty());
             self.attach(id, held, mark, &path, None);

@@ -501,8 +501,14 @@ impl Reader<'_> {
     }
 
     fn look_at_place(&mut self, id: u32) {
-        let Some(place) = self.places.get_mut(&id) else { return };
+        let Some(place) = self.places.get(&id) else { return };
         let path = place.path.clone();
+        let leads = path.metadata().ok().map(|meta| (meta.dev(), meta.ino()));
+        if place.current && leads != place.current().map(Mark::identity) {
+            // What is held is read first: the better we know what it was, the surer we are what its siblings are.
+            self.turn(id, TURN);
+        }
+        let Some(place) = self.places.get_mut(&id) else { return };
         let (mut trail, mut refused) = (Trail::new(), None);
         let walked = self.notices.walk(&path, Who::Place(id), &mut trail, &mut refused);
         let old = std::mem::replace(&mut place.trail, trail.clone());
@@ -513,7 +519,6 @@ impl Reader<'_> {
         match walked {
             Ok(()) => match path.metadata() {
                 Ok(meta) if place.current().is_some_and(|mark| mark.identity() == (meta.dev(), meta.ino())) => {
-                    place.polled = place.polled.or(before);
                     place.since = SystemTime::now();
                 }
                 Ok(meta) if meta.is_dir() => self.leads_nowhere(id, SourceState::Unreadable(Errno::EISDIR), Errno::EISDIR, fresh),
@@ -539,7 +544,11 @@ impl Reader<'_> {
             }
             Err((_, errno)) => self.leads_nowhere(id, SourceState::Unreadable(errno), errno, fresh),
         }
-        let Some(place) = self.places.get(&id) else { return };
+        let Some(place) = self.places.get_mut(&id) else { return };
+        let unwatched = place.held.iter().any(|held| held.watch.is_none() && held.file().is_some());
+        if place.polled.is_none() && (unwatched || before == Some(Polled::FileSystem)) {
+            place.polled = before;
+        }
         let polled = place.polled;
         if polled.is_some() {
             self.polled.insert(Who::Place(id))
@@ -626,21 +635,16 @@ impl Reader<'_> {
                 held.until = 0;
             } else if let Some(position) = self.elsewhere(identity, &held).filter(|_| new && before.is_empty()) {
                 // Another path's reader stopped in this file before it was renamed.
-                if held.seek(&mut mark, position.offset, position.inside).is_err() {
+                if held.go_on(&mut mark, &position).is_err() {
                     held.begin_again(&mut mark);
                 }
             } else if !before.is_empty()
                 && let Some(found) = self.trace(id, &before, Some((identity, &held)))
+                && held.go_on(&mut mark, &found).is_err()
             {
-                let sought = match found {
-                    Left::At(old) => held.seek(&mut mark, old.offset, old.inside),
-                    Left::Near(old) => held.seek_line(&mut mark, old.offset),
-                };
-                if sought.is_err() {
-                    held.begin_again(&mut mark);
-                }
+                held.begin_again(&mut mark);
             }
-            held.first = !fresh && mark.offset == 0;
+            held.first = mark.offset == 0 && (!fresh || !before.is_empty());
             self.attach(id, held, mark, &path, None);
             if let Some(place) = self.places.get_mut(&id) {
                 place.current = true;
@@ -701,26 +705,29 @@ impl Reader<'_> {
 
     /// Finds what became of the files that `before` marks, holds what is to be read of them and of files that came and went
     /// after them, oldest first. Returns where we were in what the path leads to now, if it is one of them.
-    fn trace(&mut self, id: u32, before: &[Mark], now: Option<(Identity, &Held)>) -> Option<Left> {
+    fn trace(&mut self, id: u32, before: &[Mark], now: Option<(Identity, &Held)>) -> Option<Mark> {
         let place = self.places.get(&id)?;
         let path = place.path.clone();
         // Of a file of which nothing was read the inode number alone is known, and that may be another file's by now. Nothing
         // is lost without it: such a file is newer than those of which something was read.
-        // If nothing of them exists any more, what was written to since the last of them was read is new.
-        let read = before.iter().filter(|old| old.offset > 0).map(|old| old.modified).max();
+        // Whatever was rotated away after the youngest of them was written to after it was last read.
+        let read = before.iter().rfind(|old| old.offset > 0).map(|old| old.modified);
         let seen = read.or_else(|| before.iter().map(|old| old.modified).min()).unwrap_or(i64::MAX);
         let before: Vec<Mark> = before.iter().filter(|old| old.offset > 0 || self.holds(id, old)).copied().collect();
         let before = &before[..];
-        let texts = place.known();
+        let held_now = now.map(|(_, held)| held);
         let file = now.and_then(|(_, held)| held.file());
         let now = now.map(|(identity, _)| identity);
         // What the path led to a moment ago may stand among its siblings by now.
         let ours = |sibling: &Sibling| now != Some(sibling.identity()) && !self.is_place(&sibling.path, id);
-        let beside: Vec<Sibling> = siblings(&path).into_iter().filter(ours).collect();
+        let beside = now.map_or_else(|| siblings(&path), |now| older(&path, now));
+        let beside: Vec<Sibling> = beside.into_iter().filter(ours).collect();
+        // What is held is looked at after the listing: what was written to it and copied away by then is known.
+        let mut texts = self.places.get(&id)?.known();
+        texts.add(held_now.map(Held::head));
         // For each mark, which of `beside` it is; `beside.len()` is what the path leads to now.
         let last = beside.len();
         let mut fate: Vec<Option<usize>> = vec![None; before.len()];
-        let mut near = false;
         for (fate, old) in fate.iter_mut().zip(before) {
             *fate = beside.iter().position(|s| s.identity() == old.identity() && (self.holds(id, old) || s.continues(old)));
             if now == Some(old.identity()) && file.is_some_and(|file| old.is_of(file).unwrap_or(false)) {
@@ -741,30 +748,28 @@ impl Reader<'_> {
                 fate[index] = found.or_else(|| copied().then_some(last));
             }
         }
-        for index in 0..before.len() {
-            let old = &before[index];
-            // The same file with the same beginning, but shorter or other than it was: power was lost, or somebody edited it.
-            // What is left of it was read.
-            let same = now == Some(old.identity()) && old.head_len > 0 && !fate.contains(&Some(last));
-            if fate[index].is_none() && same && file.is_some_and(|file| old.head_is_of(file).unwrap_or(false)) {
-                fate[index] = Some(last);
-                near = true;
-            }
+        // The same inode with another text, and no copy of the old: power was lost, somebody edited it, or it is being truncated
+        // right now. The first read notices and decides.
+        let same = before.iter().rposition(|old| old.offset > 0).filter(|at| now == Some(before[*at].identity()));
+        if let Some(same) = same
+            && fate[same].is_none()
+            && !fate.contains(&Some(last))
+        {
+            fate[same] = Some(last);
         }
         let newest = fate.iter().zip(before).filter_map(|(fate, old)| fate.map(|at| (at, old))).max_by_key(|(at, _)| *at);
         for (at, sibling) in beside.iter().enumerate() {
             let known = fate.iter().position(|fate| *fate == Some(at)).map(|index| before[index]);
             let unseen = match newest {
                 Some((newest, _)) if newest == last => false,
-                Some((newest, old)) => at != newest && sibling.newer(&beside[newest], old),
+                Some((newest, old)) => at != newest && modified(&sibling.meta) >= seen && sibling.newer(&beside[newest], old),
                 None => modified(&sibling.meta) >= seen,
             };
             if known.is_some() || (unseen && !self.holders.contains_key(&sibling.identity()) && !texts.has(sibling)) {
                 self.hold_sibling(id, sibling, known, None);
             }
         }
-        let left = fate.iter().position(|fate| *fate == Some(last)).map(|index| before[index])?;
-        Some(if near { Left::Near(left) } else { Left::At(left) })
+        fate.iter().position(|fate| *fate == Some(last)).map(|index| before[index])
     }
 
     fn is_place(&self, path: &Path, but: u32) -> bool {
@@ -798,7 +803,7 @@ impl Reader<'_> {
             held.until = meta.len();
         }
         if let Some(known) = known
-            && held.seek(&mut mark, known.offset, known.inside).is_err()
+            && held.go_on(&mut mark, &known).is_err()
         {
             return 0;
         }
@@ -873,7 +878,11 @@ impl Reader<'_> {
     /// One turn of a place: its files in order, oldest first, until all are read or the share is used up.
     fn turn(&mut self, id: u32, mut share: usize) {
         let Some(place) = self.places.get_mut(&id) else { return };
-        place.queued = false;
+        if std::mem::take(&mut place.queued) {
+            // It may be called without having been taken from a queue.
+            self.live.retain(|queued| *queued != id);
+            self.behind.retain(|queued| *queued != id);
+        }
         let mut index = 0;
         while let Some(held) = self.places.get(&id).and_then(|place| place.held.get(index)) {
             if !held.ready {
@@ -971,7 +980,7 @@ impl Reader<'_> {
         held.begin_again(mark);
         // copytruncate: the copy holds what was not read yet, and a second one may have been made since.
         let path = place.path.clone();
-        let beside: Vec<Sibling> = siblings(&path)
+        let beside: Vec<Sibling> = older(&path, old.identity())
             .into_iter()
             .filter(|sibling| !self.holders.contains_key(&sibling.identity()) && !self.is_place(&sibling.path, id))
             .collect();
@@ -1005,10 +1014,12 @@ impl Reader<'_> {
     fn came_before(&mut self, id: u32, index: usize, bytes: usize) -> bool {
         let Some(place) = self.places.get(&id) else { return false };
         let Some(held) = place.held.get(index) else { return false };
-        let (path, since, known) = (place.path.clone(), held.since, place.known());
+        let (path, since) = (place.path.clone(), held.since);
+        let beside = older(&path, place.position.marks[index].identity());
+        let known = place.known();
         let mut at = index;
-        for sibling in siblings(&path) {
-            let fresh = sibling.meta.len() > 0 && modified(&sibling.meta) >= since;
+        for sibling in beside {
+            let fresh = modified(&sibling.meta) >= since;
             if fresh
                 && !self.holders.contains_key(&sibling.identity())
                 && !self.is_place(&sibling.path, id)
@@ -1093,12 +1104,13 @@ impl Reader<'_> {
     }
 }
 
-/// Where we were in a file.
-enum Left {
-    /// Exactly here.
-    At(Mark),
-    /// Here, but what was around it is no longer the same.
-    Near(Mark),
+/// The siblings of a path that are older than the file we follow, which may itself be among them by now.
+fn older(path: &Path, than: Identity) -> Vec<Sibling> {
+    let mut beside = siblings(path);
+    if let Some(at) = beside.iter().position(|sibling| sibling.identity() == than) {
+        beside.truncate(at);
+    }
+    beside
 }
 
 /// Opens for reading without waiting for a FIFO's writer and without making a terminal ours.

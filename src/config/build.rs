@@ -53,10 +53,10 @@ impl Builder<'_> {
             let values = self.layers.jail(&name);
             // Where `enabled` itself is wrong, it was written to enable the jail.
             let enabled = flag(&values, "enabled") || self.findings.enabling.contains(&name);
-            if let Some(draft) = self.draft(&name, &values, enabled) {
-                if enabled {
-                    drafts.push(draft);
-                }
+            if let Some(draft) = self.draft(&name, &values, enabled)
+                && enabled
+            {
+                drafts.push(draft);
             }
             if enabled && self.findings.jails.contains_key(&name) {
                 broken.push(name);
@@ -139,16 +139,16 @@ impl Builder<'_> {
             let help = "write port = \"all\", or the protocols that have ports".to_owned();
             self.jail_mistake(name, file, at, "protocol: all goes with all ports only".to_owned(), help);
         }
-        if jail.observe {
-            if let Some(held) = values.get("observe").and_then(|held| held.last()) {
-                let what = format!("jail {name}: observe: it decides and logs, and can never ban");
-                self.findings.warning(
-                    held.layer.file,
-                    Some(held.field.at.clone()),
-                    what,
-                    Some("leave observe out once its decisions are right".to_owned()),
-                );
-            }
+        if jail.observe
+            && let Some(held) = values.get("observe").and_then(|held| held.last())
+        {
+            let what = format!("jail {name}: observe: it decides and logs, and can never ban");
+            self.findings.warning(
+                held.layer.file,
+                Some(held.field.at.clone()),
+                what,
+                Some("leave observe out once its decisions are right".to_owned()),
+            );
         }
         Some(Draft { jail, file, at })
     }
@@ -192,7 +192,7 @@ impl Builder<'_> {
                     None if known.is_empty() => "this filter has no parameters".to_owned(),
                     None => format!("this filter has {}", known.join(", ")),
                 };
-                let shown = crate::terms::escape(name.as_bytes(), name.floor_char_boundary(60));
+                let shown = super::source::shown(name);
                 self.jail_mistake(jail, file, at.clone(), format!("filter {}: unknown parameter {shown}", used.name), help);
                 continue;
             };
@@ -210,10 +210,10 @@ impl Builder<'_> {
             Meaning::Text(mode) => !held.from_defaults || filter.definition.modes.contains_key(mode),
             _ => false,
         };
-        if let Some(held) = values.get("mode").and_then(|held| held.last()).filter(applies) {
-            if let Meaning::Text(mode) = &held.field.meaning {
-                self.check_mode(jail, held.layer.file, &held.field.node.span, filter, mode, &mut params);
-            }
+        if let Some(held) = values.get("mode").and_then(|held| held.last()).filter(applies)
+            && let Meaning::Text(mode) = &held.field.meaning
+        {
+            self.check_mode(jail, held.layer.file, &held.field.node.span, filter, mode, &mut params);
         }
         let definition = self.with_additions(&filter.definition, values);
         if let Some(why) = self.findings.filters.get(&used.name) {

@@ -47,15 +47,16 @@ pub fn read(reader: &mut Reader<'_>, name: &str, at: &Range<usize>, table: &Tabl
     definition.journalmatch = texts(&section, "journalmatch");
     definition.maxlines = number(&section, "maxlines").unwrap_or(1);
     note(&mut filter.places, "", &section);
-    if let Some(field) = section.get("variables") {
+    if let Some(field) = section.get("variable") {
         filter.definition.variables = variables(reader, field, &mut filter.places, &concern);
     }
     if let Some(field) = section.get("once") {
         filter.definition.once = once(reader, field, &concern);
         filter.places.insert(("once".to_owned(), 0), field.node.span.clone());
+        note(&mut filter.places, "once.", &field.inner);
     }
-    for (name, at, table) in named(reader, section.get("params"), "params", &concern) {
-        filter.places.insert((format!("params.{name}"), 0), at.clone());
+    for (name, at, table) in named(reader, section.get("param"), "param", &concern) {
+        filter.places.insert((format!("param.{name}"), 0), at.clone());
         if let Some(param) = param(reader, name, at, table, &concern) {
             filter.definition.params.insert(name.clone(), param);
         }
@@ -139,8 +140,8 @@ fn variables(
         reader.mistake(
             concern,
             &field.node.span,
-            format!("variables: takes texts by name, not {}", field.node.value.noun()),
-            "write variables = { NAME = '''…''' }".to_owned(),
+            format!("variable: takes texts by name, not {}", field.node.value.noun()),
+            "write variable = { NAME = '''…''' }".to_owned(),
         );
         return BTreeMap::new();
     };
@@ -148,7 +149,7 @@ fn variables(
     for (name, entry) in table {
         match &entry.node.value {
             Raw::Text(text) => {
-                places.insert((format!("variables.{name}"), 0), entry.node.span.clone());
+                places.insert((format!("variable.{name}"), 0), entry.node.span.clone());
                 out.insert(name.clone(), text.clone());
             }
             other => reader.mistake(
@@ -199,7 +200,7 @@ fn named<'t>(
         match &entry.node.value {
             Raw::Table(table) => out.push((name, &entry.key, table)),
             other => {
-                let help = if what == "params" {
+                let help = if what == "param" {
                     format!("write {} = {{ words = [] }}, {{ nets = [] }} or {{ text = \"\" }}", shown(name))
                 } else {
                     format!("write [{what}.NAME]")
@@ -217,7 +218,7 @@ fn named<'t>(
 }
 
 fn shown(name: &str) -> String {
-    terms::escape(name.as_bytes(), name.floor_char_boundary(60))
+    super::source::shown(name)
 }
 
 fn param(reader: &mut Reader<'_>, name: &str, at: &Range<usize>, table: &Table, concern: &Concern) -> Option<Param> {
@@ -225,7 +226,7 @@ fn param(reader: &mut Reader<'_>, name: &str, at: &Range<usize>, table: &Table, 
     let known = ["words", "nets", "text"].iter().filter(|kind| table.contains_key(**kind)).count();
     if known != 1 {
         let help = format!("write {} = {{ words = [] }}, {{ nets = [] }} or {{ text = \"\" }}", shown(name));
-        reader.mistake(concern, at, format!("params.{}: needs exactly one of words, nets and text", shown(name)), help);
+        reader.mistake(concern, at, format!("param.{}: needs exactly one of words, nets and text", shown(name)), help);
         return None;
     }
     let (_, field) = section.into_iter().next()?;
@@ -234,7 +235,7 @@ fn param(reader: &mut Reader<'_>, name: &str, at: &Range<usize>, table: &Table, 
         Meaning::Text(text) => Some(Param::Text(text)),
         Meaning::Ignore(list) if list.names.is_empty() => Some(Param::Nets(list.nets)),
         Meaning::Ignore(list) => {
-            let what = format!("params.{}: {} is no address", shown(name), quoted(&list.names[0]));
+            let what = format!("param.{}: {} is no address", shown(name), quoted(&list.names[0]));
             reader.mistake(concern, &field.node.span, what, "write addresses and subnets".to_owned());
             None
         }
@@ -312,15 +313,15 @@ fn sample(reader: &mut Reader<'_>, node: &Node, table: &Table, section: &Section
         }
     };
     let time = text(section, "time");
-    if let (Some(stamp), Some(field)) = (&time, section.get("time")) {
-        if stamp.parse::<jiff::Timestamp>().is_err() {
-            reader.mistake(
-                concern,
-                &field.node.span,
-                format!("time: {} is no instant", quoted(stamp)),
-                "write it as RFC 3339, for example \"2026-01-02T03:04:05Z\"".to_owned(),
-            );
-        }
+    if let (Some(stamp), Some(field)) = (&time, section.get("time"))
+        && stamp.parse::<jiff::Timestamp>().is_err()
+    {
+        reader.mistake(
+            concern,
+            &field.node.span,
+            format!("time: {} is no instant", quoted(stamp)),
+            "write it as RFC 3339, for example \"2026-01-02T03:04:05Z\"".to_owned(),
+        );
     }
     let mut params = BTreeMap::new();
     if let Some(field) = section.get("params") {
@@ -372,6 +373,6 @@ pub fn parameter(param: &Param, given: &[String]) -> Result<Vec<String>, (String
     match param {
         Param::Text(_) => Ok(given.to_vec()),
         Param::Words(_) => Ok(split().collect()),
-        Param::Nets(_) => split().map(|word| values::network(&word).map(|net| super::show::network(net))).collect(),
+        Param::Nets(_) => split().map(|word| values::network(&word).map(super::show::network)).collect(),
     }
 }

@@ -169,7 +169,11 @@ impl Reader<'_> {
     }
 
     fn unknown(&mut self, place: Place, name: &str, at: &Range<usize>, node: &Node, concern: &Concern) {
-        let shown = terms::escape(name.as_bytes(), name.floor_char_boundary(60));
+        let shown = super::source::shown(name);
+        if self.findings.is_crowded() {
+            self.mistake(concern, at, format!("{shown}: unknown key"), None);
+            return;
+        }
         if let Some(help) = keys::habit(place, name) {
             self.mistake(concern, at, format!("{shown}: a key of fail2ban that has no place here"), help.to_owned());
             return;
@@ -220,7 +224,7 @@ impl Reader<'_> {
         };
         let mut out = Vec::new();
         for (name, entry) in tables {
-            let shown = terms::escape(name.as_bytes(), name.floor_char_boundary(60));
+            let shown = super::source::shown(name);
             let keyless = !matches!(entry.node.value, Raw::Table(_));
             let concern = match what {
                 // A key without a jail: nothing runs less for it.
@@ -615,10 +619,10 @@ impl<'a> Layers<'a> {
         for figment in [&self.shipped, &self.user] {
             let Ok(value) = figment.find_value("filter") else { continue };
             for (name, value) in value.as_dict().into_iter().flatten() {
-                if let Some((layer, _)) = self.origin(value.tag()) {
-                    if let Some((name, filter)) = layer.filters.get_key_value(name) {
-                        out.insert(name.as_str(), (layer, filter));
-                    }
+                if let Some((layer, _)) = self.origin(value.tag())
+                    && let Some((name, filter)) = layer.filters.get_key_value(name)
+                {
+                    out.insert(name.as_str(), (layer, filter));
                 }
             }
         }

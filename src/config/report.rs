@@ -184,6 +184,11 @@ impl Findings {
         self.keep(Finding { file, span, gravity: Gravity::Mistake, what, help });
     }
 
+    /// Whether there are so many mistakes that a suggestion for each is not worth its time.
+    pub const fn is_crowded(&self) -> bool {
+        self.mistakes > KEPT
+    }
+
     /// Adds a warning.
     pub fn warning(&mut self, file: usize, span: Option<Range<usize>>, what: String, help: Option<String>) {
         self.warnings += 1;

@@ -102,7 +102,11 @@ impl Piece<'_> {
 }
 
 fn wrong<T>(node: &Node, what: impl Into<String>, help: impl Into<String>) -> Result<T, Vec<Wrong>> {
-    Err(vec![Wrong { span: node.span.clone(), what: what.into(), help: Some(help.into()) }])
+    Err(vec![Wrong {
+        span: node.span.clone(),
+        what: what.into(),
+        help: Some(help.into()).filter(|help: &String| !help.is_empty()),
+    }])
 }
 
 /// What the value of `key` means.
@@ -374,6 +378,7 @@ fn collect<T>(found: impl Iterator<Item = Result<T, Vec<Wrong>>>) -> Result<Vec<
 
 /// Units as fail2ban writes them, with their microseconds; its month is 30.4375 days and its year 365.25.
 const UNITS: &[(&[&str], u64)] = &[
+    (&["ms"], 1_000),
     (&["s", "ss", "se", "sec", "secs", "second", "seconds"], 1_000_000),
     (&["m", "mm", "mi", "min", "mins", "minute", "minutes"], 60_000_000),
     (&["h", "hh", "ho", "hou", "hour", "hours"], 3_600_000_000),
@@ -831,13 +836,14 @@ pub fn one_ignored(text: &str) -> Result<Ignored, (String, String)> {
     if bare.len() <= 253 && !numeric && bare.split('.').all(label) {
         return Ok(Ignored::Name(bare.to_ascii_lowercase()));
     }
-    if let Some((first, last)) = text.split_once('-') {
-        if first.parse::<IpAddr>().is_ok() && last.parse::<IpAddr>().is_ok() {
-            return Err((
-                format!("{} is a range", quoted(text)),
-                "write the subnets that make it up, such as \"10.0.0.0/24\"".to_owned(),
-            ));
-        }
+    if let Some((first, last)) = text.split_once('-')
+        && first.parse::<IpAddr>().is_ok()
+        && last.parse::<IpAddr>().is_ok()
+    {
+        return Err((
+            format!("{} is a range", quoted(text)),
+            "write the subnets that make it up, such as \"10.0.0.0/24\"".to_owned(),
+        ));
     }
     Err((format!("{} is neither an address nor a host name", quoted(text)), IGNORE_HELP.to_owned()))
 }

@@ -318,8 +318,9 @@ impl Builder<'_> {
             let nodes = filters::entries(&held.field.node);
             if let Some(node) = nodes.get(index) {
                 let at = self.inside(held.layer.file, &node.span, mistake.at.as_ref());
+                let concern = if held.from_defaults { Concern::All } else { Concern::Jail(jail.to_owned()) };
                 self.findings.mistake(
-                    &Concern::Jail(jail.to_owned()),
+                    &concern,
                     held.layer.file,
                     Some(at),
                     format!("{key}: {}", mistake.what),
@@ -356,6 +357,9 @@ impl Builder<'_> {
         if mistakes.is_empty() {
             mistakes = self.judge.verify(&filter.definition);
         }
+        if mistakes.is_empty() && !layer.shipped {
+            self.judge_shipped_samples(layer, filter);
+        }
         for mistake in mistakes {
             let at = self.inside(layer.file, &filter.place(&mistake.key, mistake.index), mistake.at.as_ref());
             self.findings.mistake(
@@ -366,6 +370,26 @@ impl Builder<'_> {
                 mistake.help,
             );
         }
+    }
+
+    /// Whether a filter that stands instead of a shipped one still meets the samples of that one: a notice, no mistake.
+    fn judge_shipped_samples(&mut self, layer: &Layer, filter: &FilterWritten) {
+        let name = &filter.definition.name;
+        let Some(shipped) = self.layers.shipped_filter(name) else { return };
+        let with_samples = Definition { samples: shipped.definition.samples.clone(), ..filter.definition.clone() };
+        let missed: Vec<Mistake> =
+            self.judge.verify(&with_samples).into_iter().filter(|mistake| mistake.key == "sample").collect();
+        let Some(first) = missed.first() else { return };
+        let line = with_samples
+            .samples
+            .get(first.index)
+            .map_or_else(String::new, |sample| crate::terms::escape(sample.line.as_bytes(), 200));
+        let what = format!(
+            "filter {name}: {} of {} samples of the shipped filter no longer hold",
+            missed.len(),
+            with_samples.samples.len()
+        );
+        self.findings.warning(layer.file, Some(filter.at.clone()), what, Some(format!("the first: {}: {line}", first.what)));
     }
 
     /// The filters of the enabled jails.

@@ -186,7 +186,7 @@ pub const KEYS: &[Key] = &[
     key(Jail, "failregex_add", Now, Texts, "", "['''^bad login from <HOST>$''']", "patterns on top of the filter's failregex"),
     key(Jail, "ignoreregex_add", Now, Texts, "", "['''from monitoring''']", "patterns on top of the filter's ignoreregex"),
     key(Jail, "maxlines", Now, Number(1, 100), "", "1", "lines a pattern may span, instead of what the filter says"),
-    key(Jail, "datepattern", Now, Texts, "", "'%Y-%m-%d %H:%M:%S'", "how stamps look, instead of what the filter knows"),
+    key(Jail, "datepattern", Now, Texts, "", "\"{DEFAULT}\"", "how stamps look, instead of what the filter knows"),
     key(
         Jail,
         "logtimezone",

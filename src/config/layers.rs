@@ -629,6 +629,11 @@ impl<'a> Layers<'a> {
         out
     }
 
+    /// The filter of that name that is compiled in.
+    pub fn shipped_filter(&self, name: &str) -> Option<&'a FilterWritten> {
+        self.layers.iter().filter(|layer| layer.shipped).find_map(|layer| layer.filters.get(name))
+    }
+
     /// `path:line` of a key that holds, in figment's words.
     pub fn place(&self, table: &str, path: &str, tag_of: &Held<'_>) -> String {
         let keys: Vec<&str> = table.split('.').chain(path.split('.')).collect();

@@ -26,6 +26,7 @@ mod written;
 
 pub use report::{Note, Report};
 pub use run::{Config, Jail};
+pub use show::{changes, check, check_json, example, merged, merged_json};
 pub use sources::{Paths, Sources};
 
 use crate::filter::{Definition, Mistake};

@@ -128,6 +128,8 @@ pub enum Concern {
 #[derive(Debug, Default)]
 pub struct Findings {
     found: Vec<Finding>,
+    /// What was told, by file, place and words: a value that several jails share is wrong once.
+    told: std::collections::BTreeSet<(usize, usize, String)>,
     mistakes: usize,
     warnings: usize,
     /// Whether a mistake concerns everything.
@@ -179,6 +181,9 @@ impl Findings {
             Concern::Jail(name) => first(&mut self.jails, name),
             Concern::Filter(name) => first(&mut self.filters, name),
             Concern::Nothing => {}
+        }
+        if self.told.len() < GATHERED && !self.told.insert((file, span.as_ref().map_or(0, |span| span.start), what.clone())) {
+            return;
         }
         self.mistakes += 1;
         self.keep(Finding { file, span, gravity: Gravity::Mistake, what, help });

@@ -11,7 +11,7 @@ const FILTERS: &[(&str, &str)] = &[
     ("roundcube", "failregex = '^<HOST>$'\nparam.proxy.nets = []"),
     ("sendmail-auth", "failregex = '^<HOST>$'"),
     ("sshd", "failregex = '^<HOST>$'\n[mode.aggressive]\nfailregex = 'x <HOST>$'"),
-    ("vpopmail", "failregex = '^<HOST>$'"),
+    ("vpopmail", "failregex = '^<HOST>$'\n[[sample]]\nline = '192.0.2.1'\naddr = '192.0.2.1'"),
 ];
 
 const SHIPPED: Shipped<'_> = Shipped { jails: shipped::JAILS, filters: FILTERS };

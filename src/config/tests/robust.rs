@@ -101,7 +101,7 @@ fn apply(text: &str, changes: &[Change]) -> String {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
 
     #[test]
     fn a_mutated_configuration_never_panics(changes in proptest::collection::vec(change(), 1..12)) {

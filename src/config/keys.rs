@@ -1,6 +1,6 @@
 //! The one table of keys. Validation, suggestions, the annotated example and `config show` all come from it.
 //!
-//! A key that the design names and this version does not carry out is in the table too, as [`Planned`](Status::Planned):
+//! A key that the design names and this version does not carry out is in the table too, as [`Status::Planned`]:
 //! writing it is a mistake that says so, never a silent nothing. A later version flips one word of its row.
 
 /// Where a key may stand.

@@ -143,6 +143,15 @@ impl Reader<'_> {
             }
             match meaning {
                 Ok(meaning) => {
+                    if let Meaning::Ignore(list) = &meaning
+                        && place == Place::Jail
+                    {
+                        for every in list.nets.iter().filter(|net| net.prefix() == 0) {
+                            let what = format!("{name}: {every} is every address there is: none of them can ever be banned");
+                            let help = "write the addresses that are yours".to_owned();
+                            self.findings.warning(self.file, Some(entry.node.span.clone()), what, Some(help));
+                        }
+                    }
                     section.insert(key.name, Field { key, at: entry.key.clone(), node: entry.node.clone(), meaning, inner });
                 }
                 Err(wrongs)

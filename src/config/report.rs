@@ -113,7 +113,7 @@ impl fmt::Display for Report {
 
 /// What a mistake keeps from running.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Concern {
+pub(super) enum Concern {
     /// Everything: the configuration cannot be used at all.
     All,
     /// One jail.
@@ -126,7 +126,7 @@ pub enum Concern {
 
 /// What was found so far, not yet in order.
 #[derive(Debug, Default)]
-pub struct Findings {
+pub(super) struct Findings {
     found: Vec<Finding>,
     /// What was told, by file, place and words: a value that several jails share is wrong once.
     told: std::collections::BTreeSet<(usize, usize, String)>,
@@ -144,7 +144,7 @@ pub struct Findings {
 
 /// The place and words of a jail's or filter's first mistake.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Why {
+pub(super) struct Why {
     /// The file's number.
     pub file: usize,
     /// The byte it begins at.

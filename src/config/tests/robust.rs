@@ -100,8 +100,14 @@ fn apply(text: &str, changes: &[Change]) -> String {
     chars.into_iter().collect()
 }
 
+/// A few in everyday runs; as many as `PROPTEST_CASES` says where somebody has the time.
+fn cases() -> ProptestConfig {
+    let default = ProptestConfig::default();
+    if std::env::var_os("PROPTEST_CASES").is_some() { default } else { ProptestConfig { cases: 128, ..default } }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+    #![proptest_config(cases())]
 
     #[test]
     fn a_mutated_configuration_never_panics(changes in proptest::collection::vec(change(), 1..12)) {

@@ -7,6 +7,9 @@
 //! A mistake is told once, with its file, line and column, and all mistakes are told in one run ([`Report`]). What a mistake
 //! stops is as small as it can be: one jail, where it stands in one; everything, where it stands in what all share
 //! ([`Loaded::fatal`]).
+//!
+//! A daemon reads [`Sources`] itself and gives them to [`understand`]: what it accepted it keeps with [`Sources::to_snapshot`], and
+//! understands that again when it starts over files that no longer are sound.
 
 use std::collections::BTreeMap;
 
@@ -26,6 +29,7 @@ mod written;
 
 pub use report::{Note, Report};
 pub use run::{Config, Jail};
+pub use show::{changes, check, check_json, example, merged, merged_json};
 pub use sources::{Paths, Sources};
 
 use crate::filter::{Definition, Mistake};

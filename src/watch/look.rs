@@ -313,7 +313,7 @@ impl Reader<'_> {
         let now = now.map(|(identity, _)| identity);
         // What the path led to a moment ago may stand among its siblings by now.
         let ours = |sibling: &Sibling| now != Some(sibling.identity()) && !self.is_place(&sibling.path, id);
-        let beside = now.map_or_else(|| siblings(&path), |now| older(&path, now));
+        let beside = now.map_or_else(|| siblings(&path), |now| older(&path, now, &held_now.map(Held::head).unwrap_or_default()));
         let beside: Vec<Sibling> = beside.into_iter().filter(ours).collect();
         // What is held is looked at after the listing: what was written to it and copied away by then is known.
         let mut texts = self.places.get(&id)?.known();

@@ -550,9 +550,10 @@ impl Reader<'_> {
             return index;
         }
         held.begin_again(mark);
+        let head = held.head();
         // copytruncate: the copy holds what was not read yet, and a second one may have been made since.
         let path = place.path.clone();
-        let beside: Vec<Sibling> = older(&path, old.identity())
+        let beside: Vec<Sibling> = older(&path, old.identity(), &head)
             .into_iter()
             .filter(|sibling| !self.holders.contains_key(&sibling.identity()) && !self.is_place(&sibling.path, id))
             .collect();
@@ -587,7 +588,8 @@ impl Reader<'_> {
         let Some(place) = self.places.get(&id) else { return false };
         let Some(held) = place.held.get(index) else { return false };
         let (path, since) = (place.path.clone(), held.since);
-        let beside = older(&path, place.position.marks[index].identity());
+        let head = &self.buffer[..bytes.min(HEAD)];
+        let beside = older(&path, place.position.marks[index].identity(), head);
         let known = place.known();
         let mut at = index;
         for sibling in beside {
@@ -676,10 +678,12 @@ impl Reader<'_> {
     }
 }
 
-/// The siblings of a path that are older than the file we follow, which may itself be among them by now.
-pub(super) fn older(path: &Path, than: Identity) -> Vec<Sibling> {
+/// The siblings of a path that are older than the file we follow, which may itself be among them by now, as it was or compressed:
+/// `head` is how its text begins.
+pub(super) fn older(path: &Path, than: Identity, head: &[u8]) -> Vec<Sibling> {
     let mut beside = siblings(path);
-    if let Some(at) = beside.iter().position(|sibling| sibling.identity() == than) {
+    let ours = |s: &Sibling| s.identity() == than || (!head.is_empty() && s.begins_with(head));
+    if let Some(at) = beside.iter().position(ours) {
         beside.truncate(at);
     }
     beside

@@ -305,7 +305,8 @@ impl Held {
     pub(super) fn hand_out_first(&mut self, out: &mut Outlet<'_>, bytes: usize) {
         // With nothing but a half line nothing is known yet.
         self.first = self.hand_out(out, 0, bytes) == 0;
-        self.ready = !self.first;
+        // The half line may only have been cut off where following began; then more can be read at once.
+        self.ready = !self.first || std::mem::take(&mut self.until) > 0;
     }
 
     fn read_stream(&mut self, out: &mut Outlet<'_>) -> Turn {

@@ -23,7 +23,8 @@ fn socket(global: &Global) -> PathBuf {
     let configured = || {
         let paths = super::load::paths(global);
         // No pattern is compiled for this.
-        let config = paths.main.exists().then(|| crate::config::load(&paths, super::load::shipped(), &crate::config::Lenient).config);
+        let config =
+            paths.main.exists().then(|| crate::config::load(&paths, super::load::shipped(), &crate::config::Lenient).config);
         config.flatten().map_or_else(|| crate::config::run::Daemon::default().socket, |config| config.daemon.socket)
     };
     global.socket.clone().unwrap_or_else(configured)

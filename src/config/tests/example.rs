@@ -6,7 +6,7 @@ use crate::config::run::FilterUse;
 use crate::terms::{Lasting, Ports, Protocol, Protocols, Span};
 
 /// The example with every key and header uncommented.
-fn uncommented() -> String {
+pub fn uncommented() -> String {
     let live = |line: &str| match line.strip_prefix('#') {
         Some(rest) if rest.starts_with(|c: char| c.is_ascii_lowercase() || c == '[') => rest.to_owned(),
         _ => line.to_owned(),

@@ -92,5 +92,6 @@ fn understood(texts: &[(&str, &str)]) -> Loaded {
 
 mod example;
 mod precedence;
+mod real;
 mod robust;
 mod wrong;

@@ -94,6 +94,26 @@ pub fn understand(sources: &Sources, shipped: Shipped<'_>, judge: &dyn Judge) ->
     Loaded { config: (!fatal).then_some(config), report: findings.report(&files), fatal }
 }
 
+/// The state directory that the texts name, however broken they are otherwise: where the last accepted configuration is.
+pub fn state_dir(sources: &Sources) -> std::path::PathBuf {
+    let mut directory = run::Daemon::default().state_dir;
+    for text in &sources.texts {
+        let source = Source::new(text.path.clone(), text.text.clone());
+        let table = match text.role {
+            Role::Main | Role::DropIn => written::read(&source).0,
+            Role::Environment => sources::environment_table(&source),
+            _ => continue,
+        };
+        let Some(written::Raw::Table(daemon)) = table.get("daemon").map(|entry| &entry.node.value) else { continue };
+        if let Some(written::Raw::Text(path) | written::Raw::Word(path)) = daemon.get("state_dir").map(|entry| &entry.node.value)
+            && std::path::Path::new(path).is_absolute()
+        {
+            directory = path.into();
+        }
+    }
+    directory
+}
+
 /// Each text with its number, and what it says.
 fn read(sources: &Sources, shipped: Shipped<'_>, findings: &mut Findings) -> (Vec<Source>, Vec<Layer>) {
     let ours = |directory: &str, role: fn(String) -> Role, list: &[(&str, &str)]| {

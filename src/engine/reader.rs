@@ -135,7 +135,7 @@ impl Reader {
         let routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
         let known = self.files.get(path);
         if known.is_none_or(|known| known.version != routes.version || known.tags != tags) {
-            let (mut filters, mut jails): (Vec<Arc<Filter>>, Vec<Vec<(JailId, Span)>>) = (Vec::new(), Vec::new());
+            let (mut filters, mut jails) = (Vec::<Arc<Filter>>::new(), Vec::<Vec<(JailId, Span)>>::new());
             for route in tags.iter().filter_map(|tag| routes.by_tag.get(tag)) {
                 let at = filters.iter().position(|known| Arc::ptr_eq(known, &route.filter)).unwrap_or_else(|| {
                     filters.push(route.filter.clone());

@@ -125,6 +125,8 @@ pub struct SourceReport {
     pub state: SourceState,
     /// For people: an error, a count.
     pub note: Option<String>,
+    /// An answer to a question, not news: nothing is logged.
+    pub known: bool,
 }
 
 /// The state of a source.
@@ -626,7 +628,7 @@ impl Core {
             source.state = report.state;
             source.note.clone_from(&report.note);
         }
-        if changed {
+        if changed && !report.known {
             let mut text = format!("{}: {}", escape(report.path.as_bytes(), 4096), report.state.name());
             if let Some(note) = &report.note {
                 let _ = write!(text, ", {note}");

@@ -75,8 +75,9 @@ fn wanted(global: &Global) -> Result<(Specs, Vec<(Level, String)>), String> {
         let level = if report.is_sound() { Level::Warn } else { Level::Error };
         said.push((level, format!("{}: {}", paths.main.display(), text.trim_end())));
     }
+    let rescued = config::rescue(&sources);
     let last = || {
-        let bytes = std::fs::read(config::state_dir(&sources).join(ACCEPTED)).ok()?;
+        let bytes = std::fs::read(rescued.state_dir.join(ACCEPTED)).ok()?;
         let kept = Sources::from_snapshot(&bytes)?;
         let config = config::understand(&kept, load::shipped(), &load::Filters).config?;
         Some(Specs { accepted: kept.to_snapshot().into(), ..load::specs(&config, None).ok()? })
@@ -104,7 +105,7 @@ fn wanted(global: &Global) -> Result<(Specs, Vec<(Level, String)>), String> {
                 Level::Error,
                 format!("degraded: {degraded}\n  help: mend the configuration (`banset check`), then `banset reload`"),
             ));
-            Ok((Specs { degraded: Some(degraded), ..Specs::default() }, said))
+            Ok((Specs { degraded: Some(degraded), daemon: rescued, ..Specs::default() }, said))
         }
     }
 }

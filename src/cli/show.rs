@@ -20,13 +20,8 @@ pub fn ask(global: &Global, request: Request) -> Result<Reply, u8> {
 
 /// The socket: as given, else that of the configuration as far as it can be read, else the default.
 pub fn socket(global: &Global) -> PathBuf {
-    let configured = || {
-        let paths = super::load::paths(global);
-        // No pattern is compiled for this.
-        let config =
-            paths.main.exists().then(|| crate::config::load(&paths, super::load::shipped(), &crate::config::Lenient).config);
-        config.flatten().map_or_else(|| crate::config::run::Daemon::default().socket, |config| config.daemon.socket)
-    };
+    let configured =
+        || crate::config::rescue(&crate::config::Sources::read(&super::load::paths(global), std::env::vars_os())).socket;
     global.socket.clone().unwrap_or_else(configured)
 }
 

@@ -94,9 +94,10 @@ pub fn understand(sources: &Sources, shipped: Shipped<'_>, judge: &dyn Judge) ->
     Loaded { config: (!fatal).then_some(config), report: findings.report(&files), fatal }
 }
 
-/// The state directory that the texts name, however broken they are otherwise: where the last accepted configuration is.
-pub fn state_dir(sources: &Sources) -> std::path::PathBuf {
-    let mut directory = run::Daemon::default().state_dir;
+/// What the texts say of socket and state directory, however broken they are otherwise: where a daemon that can not use them is
+/// asked, and where the last accepted configuration lies.
+pub fn rescue(sources: &Sources) -> run::Daemon {
+    let mut rescued = run::Daemon::default();
     for text in &sources.texts {
         let source = Source::new(text.path.clone(), text.text.clone());
         let table = match text.role {
@@ -105,13 +106,14 @@ pub fn state_dir(sources: &Sources) -> std::path::PathBuf {
             _ => continue,
         };
         let Some(written::Raw::Table(daemon)) = table.get("daemon").map(|entry| &entry.node.value) else { continue };
-        if let Some(written::Raw::Text(path) | written::Raw::Word(path)) = daemon.get("state_dir").map(|entry| &entry.node.value)
-            && std::path::Path::new(path).is_absolute()
-        {
-            directory = path.into();
-        }
+        let path = |key: &str| match daemon.get(key).map(|entry| &entry.node.value) {
+            Some(written::Raw::Text(path) | written::Raw::Word(path)) if path.starts_with('/') => Some(path.into()),
+            _ => None,
+        };
+        rescued.socket = path("socket").unwrap_or(rescued.socket);
+        rescued.state_dir = path("state_dir").unwrap_or(rescued.state_dir);
     }
-    directory
+    rescued
 }
 
 /// Each text with its number, and what it says.

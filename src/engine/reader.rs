@@ -222,7 +222,9 @@ impl Judge for Reader {
         let (state, note) = match &event.what {
             Happening::Appeared => (SourceState::CatchingUp, None),
             Happening::Missing { waiting_at: dir, .. } => (SourceState::Waiting, Some(waiting_at(dir))),
-            Happening::Unreadable(errno) | Happening::ReadFailed(errno) => (SourceState::Unreadable, Some(errno.desc().to_lowercase())),
+            Happening::Unreadable(errno) | Happening::ReadFailed(errno) => {
+                (SourceState::Unreadable, Some(errno.desc().to_lowercase()))
+            }
             Happening::Polled(why) => (SourceState::Live, Some(polled(*why))),
             Happening::Truncated { lost } => (SourceState::Live, Some(format!("truncated, {lost} bytes lost unread"))),
             Happening::CaughtUp => (SourceState::Live, None),

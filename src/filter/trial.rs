@@ -220,14 +220,14 @@ impl Filter {
     /// What failregex sees of a text; `None` if prefregex does not match.
     fn content<'t>(&self, text: &'t [u8]) -> Option<&'t [u8]> {
         let Some(prefregex) = &self.prefregex else { return Some(text) };
-        let hit = prefregex.find(text, &mut prefregex.regex.capture_locations())?;
+        let hit = prefregex.find(text, &mut super::pattern::Places::default())?;
         Some(hit.content.map_or(text, |content| &text[content]))
     }
 
     /// Which failregex match a text.
     fn matching(&self, text: &[u8]) -> Vec<usize> {
         let Some(content) = self.content(text) else { return Vec::new() };
-        let matches = |p: &super::Pattern| p.find(content, &mut p.regex.capture_locations()).is_some();
+        let matches = |p: &super::Pattern| p.find(content, &mut super::pattern::Places::default()).is_some();
         self.failregex.iter().enumerate().filter(|(_, p)| matches(p)).map(|(index, _)| index).collect()
     }
 

@@ -6,12 +6,12 @@ use crate::filter::definition::Expect;
 /// Filters by the names that the shipped jails use, as small as can be.
 const FILTERS: &[(&str, &str)] = &[
     ("dovecot", "failregex = '^<HOST>$'"),
-    ("qmail-smtp", "failregex = '^<HOST>$'\nparams.reasons.words = []"),
+    ("qmail-smtp", "failregex = '^<HOST>$'\nparam.reasons.words = []"),
     ("qmailadmin", "failregex = '^<HOST>$'"),
-    ("roundcube", "failregex = '^<HOST>$'\nparams.proxy.nets = []"),
+    ("roundcube", "failregex = '^<HOST>$'\nparam.proxy.nets = []"),
     ("sendmail-auth", "failregex = '^<HOST>$'"),
     ("sshd", "failregex = '^<HOST>$'\n[mode.aggressive]\nfailregex = 'x <HOST>$'"),
-    ("vpopmail", "failregex = '^<HOST>$'"),
+    ("vpopmail", "failregex = '^<HOST>$'\n[[sample]]\nline = '192.0.2.1'\naddr = '192.0.2.1'"),
 ];
 
 const SHIPPED: Shipped<'_> = Shipped { jails: shipped::JAILS, filters: FILTERS };
@@ -59,6 +59,15 @@ impl Judge for Strict {
         out
     }
 
+    fn fail2ban(&self, path: &str, params: &BTreeMap<String, String>) -> Result<Fail2ban, Vec<String>> {
+        if params.get("mode").is_some_and(|mode| mode == "nonsense") {
+            return Err(vec![format!("{path}:17: failregex 2: <mdre-nonsense> names nothing")]);
+        }
+        let resolved = crate::filter::fail2ban::Resolved::default();
+        let definition = Definition { fail2ban: Some(std::sync::Arc::new(resolved)), ..Definition::default() };
+        Ok(Fail2ban { definition, notes: vec![format!("{path}: beyond linear time: failregex 1")] })
+    }
+
     fn verify(&self, filter: &Definition) -> Vec<Mistake> {
         let misses = |line: &str| {
             filter
@@ -71,7 +80,8 @@ impl Judge for Strict {
             .samples
             .iter()
             .enumerate()
-            .filter(|(_, sample)| misses(&sample.line) && matches!(sample.expect, Expect::Addr(_)));
+            .filter(|(_, sample)| misses(&sample.line) && matches!(sample.expect, Expect::Addr(_)))
+            .filter(|_| filter.patterns.prefregex.is_none());
         samples
             .map(|(index, _)| Mistake {
                 key: "sample".to_owned(),
@@ -91,5 +101,6 @@ fn understood(texts: &[(&str, &str)]) -> Loaded {
 
 mod example;
 mod precedence;
+mod real;
 mod robust;
 mod wrong;

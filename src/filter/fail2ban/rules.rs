@@ -97,7 +97,8 @@ impl Rules {
             if !known(rule) && !prefregex.as_ref().is_some_and(known) {
                 let lost = rule.written.starts_with('<') && rule.written.ends_with('>') && !rule.written.contains(' ');
                 let what = if lost { format!("{} names nothing", rule.written) } else { "names no address".to_owned() };
-                let help = if lost { "is the mode one of the filter's?" } else { "put <HOST> where the offender's address stands" };
+                let help =
+                    if lost { "is the mode one of the filter's?" } else { "put <HOST> where the offender's address stands" };
                 mistakes.push(Mistake { help: Some(help.to_owned()), ..mistake(key, *index, what) });
             }
         }

@@ -594,9 +594,9 @@ impl At<'_> {
         Some(())
     }
 
-    /// `.981746`, up to nine digits; `comma` allows `,981`.
+    /// `.981746`, up to nine digits; `comma` allows `,981`. A zone such as `Z` may follow at once.
     fn fraction(&mut self, comma: bool) {
-        self.maybe_last(|at| {
+        self.maybe(|at| {
             let b = at.peek();
             if b != b'.' && !(comma && b == b',') {
                 return None;
@@ -604,7 +604,10 @@ impl At<'_> {
             at.i += 1;
             let digits = at.line[at.i..].iter().take(9).take_while(|b| b.is_ascii_digit()).count();
             at.i += digits;
-            (digits > 0).then_some(())
+            let end = at.i;
+            let zoned = at.zone().is_some() && at.ends();
+            at.i = end;
+            (digits > 0 && (zoned || at.ends())).then_some(())
         });
     }
 
@@ -988,6 +991,7 @@ mod tests {
             ("Jan 14 21:59:59 mx x", " mx x"),
             ("2022-02-18 16:23:03.719762500 helo-dns-check: x", " helo-dns-check: x"),
             ("2026-01-14 21:59:59 UTCx", " UTCx"),
+            ("2026-01-14T21:59:59.667Z: x", ": x"),
             ("<13>Jan 14 21:59:59 mx x", "<13> mx x"),
             ("1.2.3.4 - - [14/Jan/2026:21:59:59 +0100] \"GET", "1.2.3.4 - - [] \"GET"),
             ("foo Jan 14 21:05:29 mx", "foo  mx"),

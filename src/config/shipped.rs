@@ -4,6 +4,9 @@
 pub const JAILS: &[(&str, &str)] = &[
     ("dovecot-imap", include_str!("../../jails/dovecot-imap.toml")),
     ("dovecot-pop3", include_str!("../../jails/dovecot-pop3.toml")),
+    ("postfix", include_str!("../../jails/postfix.toml")),
+    ("postfix-rbl", include_str!("../../jails/postfix-rbl.toml")),
+    ("postfix-sasl", include_str!("../../jails/postfix-sasl.toml")),
     ("qmail-smtp", include_str!("../../jails/qmail-smtp.toml")),
     ("qmail-submission", include_str!("../../jails/qmail-submission.toml")),
     ("qmailadmin", include_str!("../../jails/qmailadmin.toml")),

@@ -8,7 +8,17 @@ macro_rules! filters {
 
 /// The shipped filters: name and text of `filters/NAME.toml`, sorted by name.
 pub fn shipped() -> &'static [(&'static str, &'static str)] {
-    filters!["dovecot", "qmail-smtp", "qmailadmin", "roundcube", "sendmail-auth", "sshd", "vpopmail"]
+    filters![
+        "dovecot",
+        "postfix-sasl",
+        "postfix",
+        "qmail-smtp",
+        "qmailadmin",
+        "roundcube",
+        "sendmail-auth",
+        "sshd",
+        "vpopmail",
+    ]
 }
 
 #[cfg(test)]

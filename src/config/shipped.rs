@@ -4,6 +4,8 @@
 pub const JAILS: &[(&str, &str)] = &[
     ("dovecot-imap", include_str!("../../jails/dovecot-imap.toml")),
     ("dovecot-pop3", include_str!("../../jails/dovecot-pop3.toml")),
+    ("exim", include_str!("../../jails/exim.toml")),
+    ("exim-spam", include_str!("../../jails/exim-spam.toml")),
     ("postfix", include_str!("../../jails/postfix.toml")),
     ("postfix-rbl", include_str!("../../jails/postfix-rbl.toml")),
     ("postfix-sasl", include_str!("../../jails/postfix-sasl.toml")),

@@ -10,6 +10,8 @@ macro_rules! filters {
 pub fn shipped() -> &'static [(&'static str, &'static str)] {
     filters![
         "dovecot",
+        "exim-spam",
+        "exim",
         "postfix-sasl",
         "postfix",
         "qmail-smtp",

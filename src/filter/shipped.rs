@@ -9,16 +9,30 @@ macro_rules! filters {
 /// The shipped filters: name and text of `filters/NAME.toml`, sorted by name.
 pub fn shipped() -> &'static [(&'static str, &'static str)] {
     filters![
+        "courier-auth",
+        "courier-smtp",
+        "cyrus-imap",
         "dovecot",
         "exim-spam",
         "exim",
+        "horde",
+        "kerio",
+        "managesieve",
+        "perdition",
         "postfix-sasl",
         "postfix",
+        "qmail-chkuser",
         "qmail-smtp",
         "qmailadmin",
         "roundcube",
+        "rspamd",
         "sendmail-auth",
+        "sieve",
+        "sogo-auth",
+        "solid-pop3d",
+        "squirrelmail",
         "sshd",
+        "uwimap-auth",
         "vpopmail",
     ]
 }

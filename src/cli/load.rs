@@ -44,6 +44,7 @@ pub fn read(paths: &Paths) -> (Sources, Loaded) {
 /// The specs of a configuration, each filter compiled; one that `old` has compiled already is shared.
 pub fn specs(config: &config::Config, old: Option<&Specs>) -> Result<Specs, String> {
     let mut specs = Specs::new(config);
+    specs.ipv6 = crate::engine::kernel::has_ipv6(config.nft.ipv6);
     let mut known: Vec<Arc<crate::engine::Spec>> = old.map(|old| old.jails.clone()).unwrap_or_default();
     for spec in &mut specs.jails {
         let Some(used) = &spec.filter else { continue };

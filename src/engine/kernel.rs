@@ -8,12 +8,12 @@ use tokio::sync::mpsc::Sender;
 use tracing::debug;
 
 use super::clock;
-use super::core::{Change, Establish, Event, Refusal, Target};
+use super::core::{Adopted, Change, Establish, Event, Refusal, Target};
 use super::spec::Specs;
 use crate::config::run::Tristate;
 use crate::jail::Now;
 use crate::nft::element::{Element, Timeout};
-use crate::nft::ruleset::{JailPlan, Plan, Ruleset, Set};
+use crate::nft::ruleset::{Content, JailPlan, Plan, Ruleset, Set};
 use crate::nft::socket::{Kind, Refused, Socket};
 use crate::nft::transaction::{Establishment, Transaction};
 use crate::nft::{self, KernelTable};
@@ -45,26 +45,27 @@ pub struct Writer {
 }
 
 /// The plan of a table, from specs and what the ignore sets hold.
-pub fn plan(specs: &Specs, ignored: &[ipnetwork::IpNetwork], element_counters: bool) -> Plan {
-    let jails = specs.jails.iter().map(|spec| JailPlan {
+pub fn plan(wanted: &Establish, element_counters: bool) -> Plan {
+    let specs = &wanted.specs;
+    let jails = specs.jails.iter().zip(&wanted.own_ignored).map(|(spec, own_ignored)| JailPlan {
         name: spec.name.clone(),
         ports: spec.ports.clone(),
         protocols: spec.protocols.clone(),
         hooks: spec.hooks.clone(),
         blocktype: spec.blocktype,
         ipv6_prefix: spec.policy.ipv6_prefix,
-        ignore: spec.own_ignore.to_vec(),
+        ignore: own_ignored.clone(),
         nets: false,
         paused: false,
     });
     Plan {
         family: specs.family,
         table: specs.table.clone(),
-        ipv6: has_ipv6(specs.nft.ipv6),
+        ipv6: specs.ipv6,
         set_size: specs.nft.set_size,
         element_counters: counts_elements(specs.nft.element_counters) && element_counters,
         gc_interval: Some(GC_INTERVAL),
-        ignore: ignored.to_vec(),
+        ignore: wanted.ignored.clone(),
         jails: jails.collect(),
     }
 }
@@ -79,7 +80,7 @@ fn counts_elements(setting: Tristate) -> bool {
 }
 
 /// Whether IPv6 has sets and rules: `auto` is yes unless the kernel has none of it.
-fn has_ipv6(setting: Tristate) -> bool {
+pub fn has_ipv6(setting: Tristate) -> bool {
     match setting {
         Tristate::Yes => true,
         Tristate::No => false,
@@ -107,15 +108,24 @@ impl Writer {
         self.reader.table(specs.family, &specs.table).map_err(|e| e.to_string())
     }
 
-    /// The elements of a set of our table.
-    pub fn elements(&mut self, specs: &Specs, set: &Set) -> Result<Vec<Element>, String> {
-        self.reader.elements(specs.family, &specs.table, set).map_err(|e| e.to_string())
+    /// What the ban sets of our table hold now.
+    pub fn adoptable(&mut self, specs: &Specs) -> Result<Vec<Adopted>, String> {
+        let mut found = Vec::new();
+        let Some(table) = self.table(specs)? else { return Ok(found) };
+        for set in table.sets.iter().filter_map(|set| set.set.as_ref()).filter(|set| set.content == Content::Bans) {
+            let elements = self.reader.elements(specs.family, &specs.table, set).map_err(|e| e.to_string())?;
+            found.extend(elements.iter().map(|element| {
+                let (timeout, left) = element.timeout.map_or((None, None), |t| (Some(t.timeout), Some(t.expiration)));
+                Adopted { set: set.name.clone(), address: element.interval.first(), timeout, left }
+            }));
+        }
+        Ok(found)
     }
 
     /// Makes the table so; says whether anything had to be sent.
     pub fn establish(&mut self, wanted: &Establish) -> Result<bool, String> {
         let specs = &wanted.specs;
-        let plan = plan(specs, &wanted.ignored, self.socket.features().element_counters);
+        let plan = plan(wanted, self.socket.features().element_counters);
         let ruleset = Ruleset::of(&plan).map_err(|e| e.to_string())?;
         let mut found = self.table(specs)?;
         let mut counters = HashMap::new();
@@ -212,7 +222,10 @@ impl Writer {
                     Ok(refusals) => Event::Committed(refusals),
                     Err(why) => Event::Damaged(why),
                 },
-                Work::Establish(wanted) => Event::Established(self.establish(&wanted).map(|_| ())),
+                Work::Establish(wanted) => {
+                    let adopted = if wanted.adopt { self.adoptable(&wanted.specs) } else { Ok(Vec::new()) };
+                    Event::Established(adopted.and_then(|adopted| self.establish(&wanted).map(|_| adopted)))
+                }
             };
             if done.blocking_send(event).is_err() {
                 return;

@@ -6,6 +6,7 @@ pub mod core;
 pub mod kernel;
 pub mod lock;
 pub mod machine;
+pub mod names;
 pub mod pace;
 pub mod reader;
 pub mod run;

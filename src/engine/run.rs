@@ -1,7 +1,7 @@
 //! The performer: the loop around the core. It waits for what can happen, tells the core, and does what the core says.
 //!
 //! Threads, each with one thing that may block: `reader` (files), `writer` (nf_tables), `clerk` (slow reading), `machine`
-//! (rtnetlink); here, on the main thread, the loop and the control socket, on one current-thread tokio runtime.
+//! (rtnetlink), `names` (DNS, only if ignoreip holds host names); here, on the main thread, the loop and the control socket, on one current-thread tokio runtime.
 
 use std::collections::HashMap;
 use std::sync::mpsc as std_mpsc;
@@ -15,7 +15,9 @@ use tracing::{debug, error, info, warn};
 use super::clerk::{self, Errand, Load};
 use super::core::{Action, Asked, ClientId, Core, Event, Level};
 use super::kernel::{Work, Writer};
+use super::names::Names;
 use super::reader::{self, Reading};
+use super::spec::Specs;
 use super::{clock, machine};
 use crate::control::Reply;
 use crate::control::server::{self, Access, Incoming};
@@ -40,6 +42,8 @@ pub struct Ready {
     pub socket: std::path::PathBuf,
     /// Who may ask.
     pub access: Arc<Mutex<Access>>,
+    /// Called with specs that came into force.
+    pub applied: Box<dyn Fn(&Specs)>,
     /// Reads the configuration anew.
     pub load: Load,
     /// Called on SIGUSR1: log files were rotated.
@@ -58,12 +62,14 @@ struct Performer {
     work: std_mpsc::Sender<Work>,
     errands: std_mpsc::Sender<Errand>,
     reading: Reading,
+    names: Names,
+    applied: Box<dyn Fn(&Specs)>,
     clients: HashMap<ClientId, oneshot::Sender<Reply>>,
     next_client: u64,
 }
 
 async fn drive(ready: Ready) -> Result<(), String> {
-    let Ready { mut core, writer, listener, socket, access, load, reopen } = ready;
+    let Ready { mut core, writer, listener, socket, access, applied, load, reopen } = ready;
     let failed = |what: &'static str| move |e: std::io::Error| format!("cannot start the {what}: {e}");
     let (events, mut happened) = mpsc::channel(EVENTS);
     let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
@@ -87,6 +93,7 @@ async fn drive(ready: Ready) -> Result<(), String> {
     machine::follow(move |machine| moved.blocking_send(Event::Machine(machine)).is_ok()).map_err(failed("address follower"))?;
 
     let (watch, handle) = Watch::new(Habits::default()).map_err(failed("file watch"))?;
+    let names = Names::new(events.clone());
     let (mut reader, reading) = reader::new(events, handle);
     let reader = thread("reader").spawn(move || watch.run(&mut reader)).map_err(failed("reader"))?;
 
@@ -94,7 +101,7 @@ async fn drive(ready: Ready) -> Result<(), String> {
     let listener = UnixListener::from_std(listener).map_err(failed("control socket"))?;
     tokio::spawn(server::serve(listener, access, incoming));
 
-    let mut performer = Performer { work, errands, reading, clients: HashMap::new(), next_client: 0 };
+    let mut performer = Performer { work, errands, reading, names, applied, clients: HashMap::new(), next_client: 0 };
     performer.perform(&mut core);
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     info!("ready: {} jails, {} bans held", core.specs().jails.len(), core.bans_held());
@@ -173,14 +180,17 @@ impl Performer {
         self.clients.insert(client, reply);
         let asked = Asked { client, uid, request, kernel: None };
         if clerk::shows_kernel(&asked.request) {
-            let _ = self.errands.send(Errand::Look(asked, core.specs().clone()));
+            let _ = self.errands.send(Errand::Look(Box::new(asked), core.specs().clone()));
         } else {
             core.handle(clock::now(), Event::Asked(asked));
         }
     }
 
     fn perform(&mut self, core: &mut Core) {
-        for action in core.take_actions() {
+        let mut actions = core.take_actions();
+        // Nothing comes before a ban: what the kernel is to do goes first, and the log is written while it does it.
+        actions.sort_by_key(|action| !matches!(action, Action::Commit(_) | Action::Establish(_)));
+        for action in actions {
             match action {
                 Action::Commit(changes) => {
                     debug!("commit of {} changes", changes.len());
@@ -198,7 +208,11 @@ impl Performer {
                 Action::Reload(client) => {
                     let _ = self.errands.send(Errand::Load(client, core.specs().clone()));
                 }
-                Action::Watch(specs) => self.reading.watch(&specs),
+                Action::Watch(specs) => {
+                    self.reading.watch(&specs);
+                    self.names.resolve(specs.names());
+                    (self.applied)(&specs);
+                }
             }
         }
     }

@@ -1,5 +1,7 @@
 //! What the engine needs of a configuration: each jail's policy, its sets, and what it watches.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
@@ -8,7 +10,15 @@ use super::core::JailId;
 use crate::config::run::{self, Config};
 use crate::filter::Filter;
 use crate::jail::{Counting, Growth, Policy, network};
-use crate::terms::{Blocktype, Family, Hook, Ports, Protocols};
+use crate::terms::{Blocktype, Family, Hook, Ports, Protocols, fold};
+
+/// Host names and the addresses they had when they last resolved.
+pub type Resolved = BTreeMap<String, Vec<IpAddr>>;
+
+/// The addresses of some names, as far as they are known.
+pub fn addresses(resolved: &Resolved, names: &[String]) -> impl Iterator<Item = IpNetwork> {
+    names.iter().filter_map(|name| resolved.get(name)).flatten().map(|address| IpNetwork::from(fold(*address)))
+}
 
 /// A configuration as the engine runs it.
 #[derive(Clone, Debug)]
@@ -23,14 +33,39 @@ pub struct Specs {
     pub broken: Vec<(String, String)>,
     /// ignoreip of the defaults.
     pub ignore: Vec<IpNetwork>,
+    /// Host names among it.
+    pub ignore_names: Arc<[String]>,
+    /// Whether there are sets and rules for IPv6.
+    pub ipv6: bool,
     /// What else `[nft]` says.
     pub nft: run::Nft,
+    /// What `[daemon]` says.
+    pub daemon: run::Daemon,
+    /// The accepted files, as `config::Sources` keeps them.
+    pub accepted: Arc<str>,
+    /// What differs from the specs before, a line each.
+    pub changes: Vec<String>,
+    /// Why these are not what the files say now, if so: the daemon goes on with the last accepted configuration, or with none.
+    pub degraded: Option<String>,
 }
 
 impl Default for Specs {
     fn default() -> Specs {
         let nft = run::Nft::default();
-        Specs { family: Family::Inet, table: nft.table.clone(), jails: Vec::new(), broken: Vec::new(), ignore: Vec::new(), nft }
+        Specs {
+            family: Family::Inet,
+            table: nft.table.clone(),
+            jails: Vec::new(),
+            broken: Vec::new(),
+            ignore: Vec::new(),
+            ignore_names: Arc::default(),
+            ipv6: true,
+            nft,
+            daemon: run::Daemon::default(),
+            accepted: "".into(),
+            changes: Vec::new(),
+            degraded: None,
+        }
     }
 }
 
@@ -57,6 +92,10 @@ pub struct Spec {
     pub default_ignore: Arc<[IpNetwork]>,
     /// Its own ignoreip.
     pub own_ignore: Arc<[IpNetwork]>,
+    /// Host names whose addresses it ignores: the defaults', if they hold for it, and its own.
+    pub ignore_names: Arc<[String]>,
+    /// Those of its own, which the kernel's ignore set of all jails does not hold.
+    pub own_names: Arc<[String]>,
     /// Whether own addresses are ignored.
     pub ignoreself: bool,
     /// The set of IPv4 addresses.
@@ -87,6 +126,8 @@ pub struct Spec {
     pub logtimezone: Option<jiff::tz::TimeZone>,
     /// For people.
     pub label: Option<String>,
+    /// Why it judges nothing, if so: its configuration is broken, its bans and rules stand as last accepted.
+    pub broken: Option<String>,
 }
 
 impl Spec {
@@ -106,20 +147,59 @@ impl Spec {
         network(subject.network(), prefix).unwrap_or(subject)
     }
 
-    /// Everything it ignores by configuration.
-    pub fn ignored(&self) -> impl Iterator<Item = IpNetwork> + '_ {
-        self.default_ignore.iter().chain(self.own_ignore.iter()).copied()
+    /// Everything it ignores by configuration, host names as they resolve now.
+    pub fn ignored(&self, names: &Resolved) -> impl Iterator<Item = IpNetwork> {
+        self.default_ignore.iter().chain(self.own_ignore.iter()).copied().chain(addresses(names, &self.ignore_names))
+    }
+
+    /// What the kernel ignores for this jail alone.
+    pub fn own_ignored(&self, names: &Resolved) -> Vec<IpNetwork> {
+        self.own_ignore.iter().copied().chain(addresses(names, &self.own_names)).collect()
     }
 }
 
 impl Specs {
+    /// Every host name that has to be resolved.
+    pub fn names(&self) -> BTreeSet<String> {
+        let jails = self.jails.iter().flat_map(|spec| spec.ignore_names.iter());
+        self.ignore_names.iter().chain(jails).cloned().collect()
+    }
+
+    /// Keeps the bans and rules of jails that are broken now standing as `last`, an earlier configuration, had them.
+    pub fn keep_broken(&mut self, last: &Specs) {
+        for (name, why) in std::mem::take(&mut self.broken) {
+            match last.jails.iter().find(|spec| spec.name == name) {
+                Some(spec) => {
+                    let standing =
+                        Spec { broken: Some(why), patterns: Vec::new(), filter: None, compiled: None, ..(**spec).clone() };
+                    self.jails.push(Arc::new(standing));
+                }
+                None => self.broken.push((name, why)),
+            }
+        }
+        self.jails.sort_by(|a, b| a.name.cmp(&b.name));
+    }
+
     /// From a configuration that is already right.
     pub fn new(config: &Config) -> Specs {
         let default_ignore: Arc<[IpNetwork]> = config.ignore.nets.iter().copied().collect();
         let jails = config.jails.iter().map(|jail| Arc::new(spec(config, jail, &default_ignore))).collect();
         let broken = config.broken.iter().map(|broken| (broken.name.clone(), broken.why.clone())).collect();
         let table = config.nft.table.clone();
-        Specs { family: Family::Inet, table, jails, broken, ignore: config.ignore.nets.clone(), nft: config.nft.clone() }
+        Specs {
+            family: Family::Inet,
+            table,
+            jails,
+            broken,
+            ignore: config.ignore.nets.clone(),
+            ignore_names: config.ignore.names.iter().cloned().collect(),
+            ipv6: config.nft.ipv6 != run::Tristate::No,
+            nft: config.nft.clone(),
+            daemon: config.daemon.clone(),
+            accepted: "".into(),
+            changes: Vec::new(),
+            degraded: None,
+        }
     }
 }
 
@@ -152,6 +232,8 @@ fn spec(config: &Config, jail: &run::Jail, default_ignore: &Arc<[IpNetwork]>) ->
         },
         default_ignore: if jail.ignore_only { Arc::default() } else { default_ignore.clone() },
         own_ignore: jail.ignore.nets.iter().copied().collect(),
+        ignore_names: config.ignored(jail).flat_map(|list| list.names.iter().cloned()).collect(),
+        own_names: jail.ignore.names.iter().cloned().collect(),
         ignoreself: jail.ignoreself,
         set_v4: format!("{}-v4", jail.name).into(),
         set_v6: format!("{}-v6", jail.name).into(),
@@ -167,6 +249,7 @@ fn spec(config: &Config, jail: &run::Jail, default_ignore: &Arc<[IpNetwork]>) ->
         compiled: None,
         logtimezone: jail.logtimezone.clone(),
         label: jail.label.clone(),
+        broken: None,
     }
 }
 

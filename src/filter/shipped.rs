@@ -8,7 +8,11 @@ macro_rules! filters {
 
 /// The shipped filters: name and text of `filters/NAME.toml`, sorted by name.
 pub fn shipped() -> &'static [(&'static str, &'static str)] {
-    filters!["dovecot", "qmail-smtp", "qmailadmin", "roundcube", "sendmail-auth", "sshd", "vpopmail"]
+    filters![
+        "apache-auth", "apache-badbots", "apache-noscript", "apache-overflows", "dovecot", "nginx-bad-request",
+        "nginx-botsearch", "nginx-forbidden", "nginx-http-auth", "nginx-limit-req", "qmail-smtp", "qmailadmin", "roundcube",
+        "sendmail-auth", "sshd", "vpopmail",
+    ]
 }
 
 #[cfg(test)]

@@ -9,9 +9,10 @@ macro_rules! filters {
 /// The shipped filters: name and text of `filters/NAME.toml`, sorted by name.
 pub fn shipped() -> &'static [(&'static str, &'static str)] {
     filters![
-        "apache-auth", "apache-badbots", "apache-noscript", "apache-overflows", "dovecot", "nginx-bad-request",
-        "nginx-botsearch", "nginx-forbidden", "nginx-http-auth", "nginx-limit-req", "qmail-smtp", "qmailadmin", "roundcube",
-        "sendmail-auth", "sshd", "vpopmail",
+        "apache-auth", "apache-badbots", "apache-noscript", "apache-overflows", "asterisk", "dovecot", "drupal",
+        "freeswitch", "gitea", "gitlab", "grafana", "mongodb-auth", "mysqld-auth", "named-refused", "nextcloud",
+        "nginx-bad-request", "nginx-botsearch", "nginx-forbidden", "nginx-http-auth", "nginx-limit-req", "phpmyadmin",
+        "qmail-smtp", "qmailadmin", "roundcube", "sendmail-auth", "sshd", "vaultwarden", "vpopmail", "wordpress",
     ]
 }
 

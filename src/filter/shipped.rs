@@ -9,10 +9,12 @@ macro_rules! filters {
 /// The shipped filters: name and text of `filters/NAME.toml`, sorted by name.
 pub fn shipped() -> &'static [(&'static str, &'static str)] {
     filters![
-        "apache-auth", "apache-badbots", "apache-noscript", "apache-overflows", "asterisk", "dovecot", "drupal",
-        "freeswitch", "gitea", "gitlab", "grafana", "mongodb-auth", "mysqld-auth", "named-refused", "nextcloud",
-        "nginx-bad-request", "nginx-botsearch", "nginx-forbidden", "nginx-http-auth", "nginx-limit-req", "phpmyadmin",
-        "qmail-smtp", "qmailadmin", "roundcube", "sendmail-auth", "sshd", "vaultwarden", "vpopmail", "wordpress",
+        "apache-auth", "apache-badbots", "apache-noscript", "apache-overflows", "asterisk", "cockpit", "dovecot", "drupal",
+        "freeradius", "freeswitch", "gitea", "gitlab", "grafana", "haproxy", "home-assistant", "lighttpd-auth",
+        "mongodb-auth", "murmur", "mysqld-auth", "named-refused", "nextcloud", "nginx-bad-request", "nginx-botsearch",
+        "nginx-forbidden", "nginx-http-auth", "nginx-limit-req", "openvpn", "phpmyadmin", "postgresql", "proxmox",
+        "qmail-smtp", "qmailadmin", "roundcube", "sendmail-auth", "slapd", "squid", "sshd", "traefik-auth", "vaultwarden",
+        "vpopmail", "webmin", "wordpress", "zabbix",
     ]
 }
 

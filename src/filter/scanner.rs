@@ -435,7 +435,10 @@ impl Judge {
             let Some(merged) = self.sessions.merge(&text[id.clone()], &piece, time) else { return };
             addr = Some(merged.addr);
             user = merged.user;
-            attempts = attempts.max(merged.attempts);
+            // A filter with `once` counts tries; else, as in fail2ban, the lines that were joined.
+            if self.filter.once.is_none() {
+                attempts = attempts.max(merged.attempts);
+            }
         } else if hit.nofail || hit.gained {
             return;
         }
@@ -699,7 +702,7 @@ mod tests {
 
     #[test]
     fn a_try_that_spans_a_restart_counts_once() {
-        let dovecot = all_shipped().remove(0);
+        let dovecot = all_shipped().into_iter().find(|filter| filter.name() == "dovecot").unwrap();
         let first = "Jan 15 11:59:29 auth-worker(27283): Info: sql(bob:1.2.3.4): Password mismatch\n";
         let second = "Jan 15 11:59:31 imap-login: Info: Disconnected (auth failed, 1 attempts in 2 secs): user=<bob>, \
             method=PLAIN, rip=1.2.3.4, lip=5.6.7.8, session=<k2t5>\n";

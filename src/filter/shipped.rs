@@ -8,7 +8,51 @@ macro_rules! filters {
 
 /// The shipped filters: name and text of `filters/NAME.toml`, sorted by name.
 pub fn shipped() -> &'static [(&'static str, &'static str)] {
-    filters!["dovecot", "qmail-smtp", "qmailadmin", "roundcube", "sendmail-auth", "sshd", "vpopmail"]
+    filters![
+        "apache-auth",
+        "apache-badbots",
+        "apache-noscript",
+        "apache-overflows",
+        "asterisk",
+        "cockpit",
+        "dovecot",
+        "drupal",
+        "freeradius",
+        "freeswitch",
+        "gitea",
+        "gitlab",
+        "grafana",
+        "haproxy",
+        "home-assistant",
+        "lighttpd-auth",
+        "mongodb-auth",
+        "murmur",
+        "mysqld-auth",
+        "named-refused",
+        "nextcloud",
+        "nginx-bad-request",
+        "nginx-botsearch",
+        "nginx-forbidden",
+        "nginx-http-auth",
+        "nginx-limit-req",
+        "openvpn",
+        "phpmyadmin",
+        "postgresql",
+        "proxmox",
+        "qmail-smtp",
+        "qmailadmin",
+        "roundcube",
+        "sendmail-auth",
+        "slapd",
+        "squid",
+        "sshd",
+        "traefik-auth",
+        "vaultwarden",
+        "vpopmail",
+        "webmin",
+        "wordpress",
+        "zabbix",
+    ]
 }
 
 #[cfg(test)]

@@ -172,7 +172,7 @@ fn reloading(global: Global) -> crate::engine::clerk::Load {
             return Err("[nft] table: a running daemon can not move to another table; restart it".to_owned());
         }
         let before = Sources::from_snapshot(old.accepted.as_bytes());
-        let before = before.and_then(|sources| config::understand(&sources, load::shipped(), &config::Lenient).config);
+        let before = before.and_then(|sources| config::understand(&sources, load::shipped(), &load::Filters).config);
         specs.changes = before.map_or_else(|| vec!["everything".to_owned()], |before| config::changes(&before, &config));
         if running && specs.daemon.socket != old.daemon.socket {
             specs.changes.push("the socket stays where it is until a restart".to_owned());

@@ -18,21 +18,28 @@
 //! | `scanner` | lines in, failures out |
 //! | `samples` | a filter's own evidence, tried |
 //! | `shipped` | the filters compiled into the binary |
+//! | `fail2ban` | its filter files, its dialect, its dates, its way with a line |
+//! | `repeated` | `message repeated 5 times: [ … ]` |
+//! | `trial` | one line at a time, with all that can be said about it |
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use jiff::tz::TimeZone;
 
 pub mod dates;
 pub mod definition;
+pub mod fail2ban;
 mod literals;
 mod pattern;
 mod prefilter;
+mod repeated;
 pub mod samples;
 mod scanner;
 mod session;
 mod shipped;
 mod tags;
+pub mod trial;
 mod walk;
 
 pub use dates::{DatePattern, Template};
@@ -81,6 +88,8 @@ pub enum UseDns {
     /// It does not match.
     #[default]
     No,
+    /// It counts as it is written, as a name without an address: for whoever tries a filter of fail2ban.
+    Raw,
 }
 
 /// A filter that judges lines.
@@ -98,6 +107,8 @@ pub struct Filter {
     ignores_lines: bool,
     /// The filter's patterns name connections, so lines have a memory.
     sessions: bool,
+    /// It was read from fail2ban's files, and these judge.
+    foreign: Option<Arc<fail2ban::rules::Rules>>,
 }
 
 impl Filter {
@@ -111,6 +122,9 @@ impl Filter {
         params: &BTreeMap<String, Vec<String>>,
         options: &Options,
     ) -> Result<Filter, Vec<Mistake>> {
+        if let Some(resolved) = &definition.fail2ban {
+            return Filter::foreign(definition, resolved, options);
+        }
         let mut mistakes = Vec::new();
         let values = parameters(definition, params, &mut mistakes);
         let scope = Scope { params: &values, variables: &definition.variables };
@@ -194,7 +208,44 @@ impl Filter {
             dates,
             zone: options.logtimezone.clone(),
             sessions,
+            foreign: None,
         })
+    }
+
+    /// Compiles what was read from fail2ban's files, with what a jail adds.
+    fn foreign(definition: &Definition, resolved: &fail2ban::Resolved, options: &Options) -> Result<Filter, Vec<Mistake>> {
+        let jails = |own: &'_ [String], key| own.iter().map(|text| (text.clone(), key)).collect::<Vec<_>>();
+        let mut fails = jails(&definition.patterns.failregex, "failregex_add");
+        fails.extend(jails(&options.failregex_add, "failregex_add"));
+        let mut ignores = jails(&definition.patterns.ignoreregex, "ignoreregex_add");
+        ignores.extend(jails(&options.ignoreregex_add, "ignoreregex_add"));
+        let own = (!definition.datepattern.is_empty()).then_some(&definition.datepattern);
+        let wanted = fail2ban::rules::Wanted {
+            names: options.usedns == UseDns::Raw,
+            failregex: fails.iter().map(|(text, key)| (text.as_str(), *key)).collect(),
+            ignoreregex: ignores.iter().map(|(text, key)| (text.as_str(), *key)).collect(),
+            datepattern: options.datepattern.as_ref().or(own).map(Vec::as_slice),
+            maxlines: options.maxlines.or((definition.maxlines > 0).then_some(definition.maxlines)),
+        };
+        let rules = fail2ban::rules::Rules::new(resolved, &wanted)?;
+        Ok(Filter {
+            name: definition.name.as_str().into(),
+            prefregex: None,
+            failregex: Vec::new(),
+            ignoreregex: Vec::new(),
+            okregex: Vec::new(),
+            once: None,
+            dates: DatePattern::None,
+            zone: options.logtimezone.clone(),
+            ignores_lines: false,
+            sessions: rules.sessions,
+            foreign: Some(Arc::new(rules)),
+        })
+    }
+
+    /// Which patterns need more than linear time, each with its key and its number from 0: they run under a limit of steps.
+    pub fn backtracking(&self) -> Vec<(&'static str, usize)> {
+        self.foreign.iter().flat_map(|rules| rules.backtracking()).collect()
     }
 
     /// The filter's name.
@@ -204,7 +255,20 @@ impl Filter {
 
     /// The failregex as written, in the order of [`Found::pattern`].
     pub fn failregex(&self) -> impl Iterator<Item = &str> {
-        self.failregex.iter().map(|p| &*p.written)
+        let foreign = self.foreign.iter().flat_map(|rules| &rules.failregex).map(|rule| &*rule.written);
+        self.failregex.iter().map(|p| &*p.written).chain(foreign)
+    }
+
+    /// The ignoreregex as written.
+    pub fn ignoreregex(&self) -> impl Iterator<Item = &str> {
+        let foreign = self.foreign.iter().flat_map(|rules| &rules.ignoreregex).map(|rule| &*rule.written);
+        self.ignoreregex.iter().map(|p| &*p.written).chain(foreign)
+    }
+
+    /// The prefregex as written.
+    pub fn prefregex(&self) -> Option<&str> {
+        let foreign = self.foreign.as_ref().and_then(|rules| rules.prefregex.as_ref()).map(|rule| &*rule.written);
+        self.prefregex.as_ref().map(|p| &*p.written).or(foreign)
     }
 
     /// The okregex as written, in the order of [`Found::pattern`].

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use banset_integration::{Answer, binary, skip};
+use banset_integration::{Answer, Daemon, Lab, Log, Stamp, binary, elements, in_netns, skip, wait_until};
 use serde_json::Value;
 
 /// 2005-08-14T10:00:00Z
@@ -287,4 +287,108 @@ fn differs(failure: &Value, expected: &Value) -> Vec<String> {
         }
     }
     wrong
+}
+
+/// A filter in fail2ban's notation, written for these tests.
+const OWN: &str = r"
+[INCLUDES]
+before = own-common.conf
+
+[Definition]
+_daemon = door
+failregex = ^%(__head)s(?P<how>bad|worse) (?:key|knock) of <F-USER>\S+</F-USER> from <HOST>(?! again)$
+    <more-<mode>>
+more-normal =
+more-loud = ^%(__head)snoise from <HOST>$
+mode = normal
+";
+
+const OWN_COMMON: &str = r"
+[DEFAULT]
+__head = \s*\S+ <_daemon>\[\d+\]:\s
+";
+
+fn own_filter(directory: &Path) -> String {
+    std::fs::write(directory.join("own.conf"), OWN).expect("a file");
+    std::fs::write(directory.join("own-common.conf"), OWN_COMMON).expect("a file");
+    directory.join("own.conf").display().to_string()
+}
+
+fn regex(args: &[&str]) -> Answer {
+    Answer::of(Command::new(binary()).arg("regex").args(args).env("TZ", "UTC"))
+}
+
+#[test]
+fn a_jail_bans_by_a_filter_of_fail2ban() {
+    in_netns("a_jail_bans_by_a_filter_of_fail2ban", || {
+        let lab = Lab::new();
+        let mut log = Log::create(lab.dir().join("door.log"));
+        let (filter, path) = (own_filter(lab.dir()), log.path().to_owned());
+        let head = format!("[jail.door]\nenabled = true\nport = \"25\"\nmaxretry = 2\nlogpath = {path:?}\n");
+        let jail = |mode: &str| format!("{head}filter = \"{filter}[mode={mode}]\"\n");
+        let daemon = Daemon::start(&lab, &jail("loud"));
+        daemon.wait_running();
+        for from in ["198.51.100.7", "198.51.100.8"] {
+            log.line(&format!("{} mx door[7]: worse knock of bob from {from}", Stamp::now().syslog()));
+        }
+        log.line(&format!("{} mx door[7]: worse knock of bob from 198.51.100.8 again", Stamp::now().syslog()));
+        log.line(&format!("{} mx door[8]: noise from 198.51.100.7", Stamp::now().syslog()));
+        wait_until("the second failure bans", || elements("door-v4") == ["198.51.100.7"]);
+        // A mode that the filter has not is told with the filter's own line.
+        daemon.configure(&jail("lowd"));
+        let refused = daemon.cli(&["reload"]);
+        assert!(refused.err.contains("own.conf:7: failregex 2: <more-lowd> names nothing"), "{}{}", refused.out, refused.err);
+        assert_eq!(elements("door-v4"), ["198.51.100.7"]);
+    });
+}
+
+#[test]
+fn the_tester_speaks_as_its_users_expect() {
+    let scratch = tempfile::tempdir().expect("a directory");
+    let filter = own_filter(scratch.path());
+    let log = scratch.path().join("door.log");
+    let lines = "Jan 15 11:59:30 mx door[7]: bad key of bob from 192.0.2.7\n# a comment\n\n\
+        Jan 15 11:59:31 mx door[7]: message repeated 3 times: [ worse knock of eve from 192.0.2.8]\n\
+        Jan 15 11:59:32 mx door[7]: noise from 192.0.2.9\nJan 15 11:59:33 mx door[7]: fine\n";
+    std::fs::write(&log, lines).expect("a log");
+    let log = log.display().to_string();
+    let now = "1768478400";
+
+    let result = regex(&["--json", "--now", now, "--timezone", "Europe/Berlin", &log, &filter]).json();
+    let count = |key: &str| result[key].as_u64();
+    assert_eq!([count("lines"), count("matched"), count("ignored"), count("missed")], [Some(4), Some(2), Some(0), Some(2)]);
+    let failures = result["failures"].as_array().expect("failures");
+    let first = &failures[0];
+    assert_eq!((&first["line"], &first["addr"], &first["user"]), (&1.into(), &"192.0.2.7".into(), &"bob".into()));
+    assert_eq!((&first["time"], &first["groups"]["how"]), (&"2026-01-15T10:59:30Z".into(), &"bad".into()));
+    assert_eq!((&failures[1]["line"], &failures[1]["attempts"], &failures[1]["repeated"]), (&4.into(), &3.into(), &3.into()));
+    assert_eq!(result["failregex"][0]["hits"], 2);
+    assert_eq!(result["dates"][0]["hits"], 4);
+
+    let loud = format!("{filter}[mode=loud]");
+    assert_eq!(regex(&["--json", "--now", now, &log, &loud]).json()["matched"], 3);
+    assert_eq!(regex(&["--json", "--now", now, "--opt", "mode=loud", &log, &filter]).json()["matched"], 3);
+    let journal = regex(&["--json", "--now", now, "--journal", "mx door[7]: bad key of bob from 192.0.2.7", &filter]).json();
+    assert_eq!(journal["failures"][0]["unix"], 1_768_478_400);
+
+    let text = regex(&["-v", "--now", now, "--print-all-matched", &log, &filter]).ok();
+    let expected = [
+        "Failregex: 2 total",
+        "|-  #) [# of hits] regular expression",
+        "|      192.0.2.7  Thu Jan 15 11:59:30 2026",
+        "Lines: 4 lines, 0 ignored, 2 matched, 2 missed",
+        "|- Matched line(s):",
+        "|- Missed line(s):",
+        "Beyond linear time, under a limit of steps: failregex 1.",
+    ];
+    for line in expected {
+        assert!(text.lines().any(|l| l.starts_with(line)), "{line}\n{text}");
+    }
+    for wrong in
+        [&["/no/such.log", filter.as_str()], &[log.as_str(), "/no/such.conf"], &[log.as_str(), "shsd"], &["a/b", "x <HOST>"]]
+    {
+        assert_eq!(regex(wrong).code, 2, "{wrong:?}");
+    }
+    assert_eq!(regex(&["fine", "no address"]).code, 1);
+    assert_eq!(regex(&["--json", "from 192.0.2.7", "^from <HOST>$"]).json()["matched"], 1);
 }

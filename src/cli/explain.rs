@@ -21,7 +21,7 @@ use crate::engine::machine;
 use crate::filter::trial::{Said, Step, Steps, Trial};
 use crate::filter::{Filter, Options};
 use crate::jail::ignore::is_nobody;
-use crate::terms::{Lasting, Time, escape, fold};
+use crate::terms::{Lasting, Time, escape, fold, head};
 
 /// The arguments of `banset explain`.
 #[derive(Debug, Arguments)]
@@ -206,7 +206,8 @@ fn nearest(steps: &Steps, patterns: &[&str], text: &mut String, json: &mut Value
     json["nearest"] = json!({ "index": index + 1, "pattern": patterns.get(index), "lacks": step.lacks });
     if let Some((bytes, _)) = step.reach.as_ref().filter(|(bytes, _)| *bytes > 0) {
         let seen = steps.content.as_deref().unwrap_or(&steps.text);
-        let (taken, left) = seen.split_at(seen.floor_char_boundary((*bytes).min(seen.len())));
+        let taken = head(seen, *bytes);
+        let left = &seen[taken.len()..];
         json["nearest"]["took"] = json!(taken);
         json["nearest"]["left"] = json!(left);
         let (taken, left) = (escape(taken.as_bytes(), 300), escape(left.as_bytes(), 300));

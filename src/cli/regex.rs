@@ -19,7 +19,7 @@ use super::{Global, NEGATIVE, USAGE, load};
 use crate::filter::fail2ban::{self, Failure, Resolved, Value, resolve};
 use crate::filter::trial::{Said, Trial};
 use crate::filter::{self, Definition, Filter, Options, UseDns, definition};
-use crate::terms::{Time, escape};
+use crate::terms::{Time, escape, head};
 
 /// Lines of each kind that are printed unasked.
 const SHOWN: usize = 20;
@@ -403,8 +403,11 @@ fn skip_line(reader: &mut dyn BufRead) -> std::io::Result<()> {
     }
 }
 
+/// Takes a line: its number, its bytes, and its time where the journal gave one.
+type Taking<'a> = dyn FnMut(u64, &[u8], Option<Time>) + 'a;
+
 /// The entries of the journal, each as fail2ban words it: `HOST IDENT[PID]: MESSAGE`.
-fn journal(line: &mut dyn FnMut(u64, &[u8], Option<Time>)) -> Result<(), Refused> {
+fn journal(line: &mut Taking<'_>) -> Result<(), Refused> {
     let mut command = Command::new("journalctl");
     command.args(["--quiet", "--no-pager", "--all", "--output=json"]).stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = command.spawn().map_err(|error| Refused(NEGATIVE, format!("cannot start journalctl: {error}")))?;
@@ -544,7 +547,7 @@ impl<'a> Tally<'a> {
             let groups: BTreeMap<&str, Json> = failure.groups.iter().map(|(name, value)| (name.as_str(), group(value))).collect();
             json!({
                 "line": line,
-                "addr": failure.addr.map(|net| address(net)),
+                "addr": failure.addr.map(address),
                 "id": failure.id,
                 "time": stamp.map(|stamp| stamp.to_string()),
                 "unix": time.map(unix),
@@ -643,7 +646,7 @@ impl<'a> Tally<'a> {
     fn patterns(&self, text: &mut String, written: &mut dyn Iterator<Item = &str>, hits: &[u64], zone: &TimeZone) {
         let fails = std::ptr::eq(hits, self.failregex.as_slice());
         let verbose = self.args.verbose;
-        if !(verbose && !hits.is_empty()) && hits.iter().all(|hits| *hits == 0) {
+        if hits.is_empty() || (!verbose && hits.iter().all(|hits| *hits == 0)) {
             return;
         }
         _ = writeln!(text, "|-  #) [# of hits] regular expression");
@@ -704,5 +707,5 @@ fn shown(text: &str) -> String {
 }
 
 fn brief(text: &str) -> String {
-    escape(text.as_bytes(), text.floor_char_boundary(120)).replace("\\\\", "\\")
+    escape(text.as_bytes(), head(text, 120).len()).replace("\\\\", "\\")
 }

@@ -239,9 +239,8 @@ impl Scanner {
     }
 
     /// Takes the log's times as they are written, instead of none that is later than now: for whoever tries a filter.
-    pub(crate) fn as_written(mut self) -> Scanner {
+    pub(crate) fn take_times_as_written(&mut self) {
         self.clock.as_written = true;
-        self
     }
 
     /// The filters, in the order of [`Found::filter`].

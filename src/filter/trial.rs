@@ -23,7 +23,7 @@ pub struct Trial {
 
 #[derive(Debug)]
 enum Way {
-    Ours { scanner: Box<Scanner>, dates: Detector },
+    Ours { scanner: Box<Scanner>, dates: Box<Detector> },
     Fail2bans(Box<Judge>),
 }
 
@@ -90,10 +90,12 @@ impl Trial {
     pub fn new(filter: Arc<Filter>) -> Trial {
         let way = match &filter.foreign {
             Some(rules) => Way::Fail2bans(Box::new(Judge::new(Arc::clone(rules), filter.zone.clone()))),
-            None => Way::Ours {
-                scanner: Box::new(Scanner::new(vec![Arc::clone(&filter)]).as_written()),
-                dates: Detector::new(filter.dates.clone(), filter.zone.clone()),
-            },
+            None => {
+                let mut scanner = Scanner::new(vec![Arc::clone(&filter)]);
+                scanner.take_times_as_written();
+                let dates = Detector::new(filter.dates.clone(), filter.zone.clone());
+                Way::Ours { scanner: Box::new(scanner), dates: Box::new(dates) }
+            }
         };
         Trial { filter, way }
     }

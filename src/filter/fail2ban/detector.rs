@@ -273,10 +273,11 @@ impl Detector {
             Kind::Fields => {
                 // Lines of one second follow each other; the day of `now` matters to dates without a year.
                 let minute = now.0.div_euclid(60_000_000);
-                if let Some((known, then, time)) = &self.known {
-                    if known == text && *then == minute {
-                        return *time;
-                    }
+                if let Some((known, then, time)) = &self.known
+                    && known == text
+                    && *then == minute
+                {
+                    return *time;
                 }
                 let time = stamp::mean(template.fields(line, seen), &self.zone, now);
                 self.known = Some((text.to_owned(), minute, time));
@@ -290,10 +291,10 @@ impl Detector {
         let Ok(today) = jiff::Timestamp::from_microsecond(now.0) else { return };
         let year = today.to_zoned(TimeZone::UTC).year().saturating_add(3);
         let decade = if (2000..2100).contains(&year) { ((year - 2000) / 10) as u8 } else { DECADE };
-        if decade > self.dates.decade {
-            if let Ok(dates) = Dates::of(&self.dates.patterns, decade) {
-                *self = Detector::new(dates, self.zone.clone());
-            }
+        if decade > self.dates.decade
+            && let Ok(dates) = Dates::of(&self.dates.patterns, decade)
+        {
+            *self = Detector::new(dates, self.zone.clone());
         }
     }
 }

@@ -200,15 +200,16 @@ impl Judge {
         join(&buffer, &mut text);
         let mut every = every;
         let mut outcome = self.judged(&buffer, &text, clock, every.as_deref_mut());
-        if outcome == Outcome::Missed && self.rules.maxlines == 1 {
-            if let Some(said) = repeated::unwrap(text.trim_end_matches('\n')) {
-                let once = format!("{}\n", said.once);
-                let buffer = vec![Line(String::new(), buffer[0].1.clone(), said.once)];
-                outcome = self.judged(&buffer, &once, clock, every);
-                if let Outcome::Failure(failure) = &mut outcome {
-                    failure.repeated = said.times;
-                    failure.attempts = failure.attempts.saturating_mul(said.times);
-                }
+        if outcome == Outcome::Missed
+            && self.rules.maxlines == 1
+            && let Some(said) = repeated::unwrap(text.trim_end_matches('\n'))
+        {
+            let once = format!("{}\n", said.once);
+            let buffer = vec![Line(String::new(), buffer[0].1.clone(), said.once)];
+            outcome = self.judged(&buffer, &once, clock, every);
+            if let Outcome::Failure(failure) = &mut outcome {
+                failure.repeated = said.times;
+                failure.attempts = failure.attempts.saturating_mul(said.times);
             }
         }
         self.text = text;
@@ -247,21 +248,22 @@ impl Judge {
     fn judged(&mut self, buffer: &[Line], whole: &str, clock: Time, every: Option<&mut Vec<usize>>) -> Outcome {
         let rules = Arc::clone(&self.rules);
         // A short list of ignoreregex is tried on the whole line too.
-        if !rules.ignoreregex.is_empty() && rules.ignoreregex.len() + 2 < rules.failregex.len() {
-            if let Some(index) = rules.ignoreregex.iter().position(|rule| rule.expression.is_match(whole, &self.strain)) {
-                return Outcome::Ignored(index);
-            }
+        if !rules.ignoreregex.is_empty()
+            && rules.ignoreregex.len() + 2 < rules.failregex.len()
+            && let Some(index) = rules.ignoreregex.iter().position(|rule| rule.expression.is_match(whole, &self.strain))
+        {
+            return Outcome::Ignored(index);
         }
         let mut before = Groups::new();
         let mut content = None;
         if let Some(prefregex) = &rules.prefregex {
             let Some(places) = prefregex.expression.find(whole, &self.strain) else { return Outcome::Missed };
             before = prefregex.groups(whole, &places);
-            if let Some(Some(Value::Text(text))) = before.remove("content") {
-                if !text.is_empty() {
-                    self.lines = vec![Line(String::new(), String::new(), text.clone())];
-                    content = Some(text + "\n");
-                }
+            if let Some(Some(Value::Text(text))) = before.remove("content")
+                && !text.is_empty()
+            {
+                self.lines = vec![Line(String::new(), String::new(), text.clone())];
+                content = Some(text + "\n");
             }
         }
         let text = content.as_deref().unwrap_or(whole);
@@ -438,10 +440,11 @@ impl Judge {
 }
 
 fn add(users: &mut Vec<String>, user: Option<String>) {
-    if let Some(user) = user {
-        if users.len() < ACCOUNTS && !users.contains(&user) {
-            users.push(user);
-        }
+    if let Some(user) = user
+        && users.len() < ACCOUNTS
+        && !users.contains(&user)
+    {
+        users.push(user);
     }
 }
 
@@ -465,7 +468,7 @@ impl Kept {
     }
     fn cut(&mut self) {
         if let Kept::Text(text) = self {
-            text.truncate(text.floor_char_boundary(TEXT));
+            text.truncate(crate::terms::head(text, TEXT).len());
         }
     }
 }

@@ -194,10 +194,10 @@ impl Scope<'_> {
     /// What `%(name)s` stands for in a section, as written.
     fn named(&self, section: &str, name: &str) -> Option<String> {
         let lower = name.to_lowercase();
-        if section == "Definition" {
-            if let Some(text) = self.params.get(&lower) {
-                return Some(text.clone());
-            }
+        if section == "Definition"
+            && let Some(text) = self.params.get(&lower)
+        {
+            return Some(text.clone());
         }
         if lower == "__name__" {
             return Some(section.to_owned());

@@ -108,11 +108,12 @@ fn defaults() -> [String; 17] {
 pub(crate) fn all_defaults(decade: u8) -> Vec<Template> {
     let (mut head, mut rest) = (Vec::new(), Vec::new());
     for pattern in defaults() {
-        if !pattern.starts_with('^') && !pattern.starts_with("{^LN-BEG}") {
-            if let Ok(mut template) = single(&format!("{{^LN-BEG}}{pattern}"), decade) {
-                template.weight = 100.0;
-                head.push(template);
-            }
+        if !pattern.starts_with('^')
+            && !pattern.starts_with("{^LN-BEG}")
+            && let Ok(mut template) = single(&format!("{{^LN-BEG}}{pattern}"), decade)
+        {
+            template.weight = 100.0;
+            head.push(template);
         }
         rest.extend(single(&pattern, decade));
     }
@@ -255,7 +256,7 @@ fn bounded(expression: &str, bound: bool, head: bool, name: &str) -> Result<Temp
         (true, true) => r"^(?:\W{0,2})?",
         (true, false) => EDGE,
     };
-    let at_head = (begin && head) || (!(begin && !head) && line_begin(&text));
+    let at_head = if begin { head } else { line_begin(&text) };
     let at_end = !end && line_end(&text);
     if !begin {
         let opening = text.len() - text.trim_start_matches('(').len();
@@ -373,10 +374,10 @@ fn separator(text: &str) -> Option<(&str, &str, usize)> {
             let hyphen = class.bytes().skip(1).take(class.len().saturating_sub(2)).any(|b| b == b'-');
             !class.is_empty() && class.is_ascii() && class.len() <= 6 && !hyphen && !class.contains(['\\', '[', '^', ']'])
         };
-        if let Some(class) = class.filter(plain) {
-            if text.contains(&format!("(?P={name})")) {
-                return Some((name, class, at));
-            }
+        if let Some(class) = class.filter(plain)
+            && text.contains(&format!("(?P={name})"))
+        {
+            return Some((name, class, at));
         }
         from = at + 4;
     }

@@ -7,13 +7,13 @@ use tracing::{error, info, warn};
 
 use super::{Global, NEGATIVE, load, log};
 use crate::config::{self, Loaded, Sources};
-use crate::control::client::plain;
 use crate::control::server::{self, Access};
 use crate::engine::core::{Core, Level};
 use crate::engine::kernel::Writer;
 use crate::engine::run::{self, Ready};
 use crate::engine::{Specs, clock, lock, machine};
 use crate::nft::ruleset::jail_of;
+use crate::terms::plain;
 
 /// The last accepted configuration, in the state directory.
 const ACCEPTED: &str = "accepted.json";

@@ -18,6 +18,7 @@
 //! | `scanner` | lines in, failures out |
 //! | `samples` | a filter's own evidence, tried |
 //! | `shipped` | the filters compiled into the binary |
+//! | `borrowed` | filters of ours that need fail2ban's way with a line |
 //! | `fail2ban` | its filter files, its dialect, its dates, its way with a line |
 //! | `repeated` | `message repeated 5 times: [ … ]` |
 //! | `trial` | one line at a time, with all that can be said about it |
@@ -27,6 +28,7 @@ use std::sync::Arc;
 
 use jiff::tz::TimeZone;
 
+mod borrowed;
 pub mod dates;
 pub mod definition;
 pub mod fail2ban;
@@ -129,6 +131,16 @@ impl Filter {
         let values = parameters(definition, params, &mut mistakes);
         let scope = Scope { params: &values, variables: &definition.variables };
         let chosen = chosen_patterns(definition, params.get("mode"), options, &mut mistakes);
+        if let Some(why) = borrowed::why(definition, options, &chosen) {
+            if !mistakes.is_empty() {
+                return Err(mistakes);
+            }
+            let resolved = borrowed::resolve(definition, &values, &chosen, why)?;
+            // The jail's own additions are among the chosen patterns already.
+            let bare = Definition { patterns: Patterns::default(), ..definition.clone() };
+            let options = Options { failregex_add: Vec::new(), ignoreregex_add: Vec::new(), ..options.clone() };
+            return Filter::foreign(&bare, &resolved, &options);
+        }
         let mut compile = |written: &Written<'_>| match Pattern::compile(written.text, &written.key, written.index, scope) {
             Ok(pattern) => Some((pattern, written.key.clone(), written.index)),
             Err(more) => {
@@ -166,14 +178,6 @@ impl Filter {
         if chosen.failregex.is_empty() {
             mistake("failregex", 0, "is empty", "write at least one pattern with <HOST> in it");
         }
-        if options.maxlines.unwrap_or(definition.maxlines) > 1 {
-            mistake(
-                "maxlines",
-                0,
-                "patterns over several lines are not supported",
-                "use <F-MLFID> to join lines of one connection",
-            );
-        }
         if let Some(once) = &definition.once {
             for (index, key) in once.key.iter().enumerate() {
                 if !matches!(key.as_str(), "addr" | "user" | "session" | "reason") {
@@ -182,13 +186,7 @@ impl Filter {
             }
         }
         let written = options.datepattern.as_ref().unwrap_or(&definition.datepattern);
-        let mut dates = DatePattern::Default;
-        for (index, text) in written.iter().enumerate() {
-            match DatePattern::parse(text) {
-                Some(pattern) if index == 0 => dates = pattern,
-                _ => mistake("datepattern", index, "is not understood", "leave it out: all usual dates are found without it"),
-            }
-        }
+        let dates = written.first().and_then(|text| DatePattern::parse(text)).unwrap_or(DatePattern::Default);
         if !mistakes.is_empty() {
             return Err(mistakes);
         }
@@ -304,6 +302,14 @@ struct Chosen<'a> {
     okregex: Vec<Written<'a>>,
 }
 
+impl Chosen<'_> {
+    /// Every pattern's text.
+    fn texts(&self) -> impl Iterator<Item = &str> {
+        let lists = self.failregex.iter().chain(&self.ignoreregex).chain(&self.okregex);
+        self.prefregex.iter().chain(lists).map(|written| written.text)
+    }
+}
+
 impl<'a> Chosen<'a> {
     fn add(&mut self, patterns: &'a Patterns, prefix: &str) {
         let written = |key: &str, texts: &'a [String]| -> Vec<Written<'a>> {
@@ -413,7 +419,6 @@ mod tests {
         let text = r#"
             failregex = ["no address", 'a <HOST> (b', 'x(?!y) <HOST>', '<head><HOST>', '<hed> <HOST>']
             okregex = ["fine"]
-            maxlines = 2
             variable = { head = "(" }
         "#;
         let options = Options { failregex_add: vec!["<HOST>[".to_owned()], ..Options::default() };
@@ -425,7 +430,6 @@ mod tests {
             "failregex_add[0] Some(6..7): unclosed character class",
             "failregex[0] None: names no address",
             "okregex[0] None: names no address",
-            "maxlines[0] None: patterns over several lines are not supported",
         ];
         assert_eq!(mistakes(text, &options), expected);
     }

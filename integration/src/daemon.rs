@@ -76,7 +76,7 @@ impl Daemon {
     /// Writes `jails` below a `[daemon]` table into the configuration, starts the daemon, and waits until it answers.
     ///
     /// # Panics
-    /// If it ends, or has not opened its socket after 10 s; with its log.
+    /// If it ends, or has not opened its socket after a minute; with its log.
     #[track_caller]
     pub fn start(lab: &Lab, jails: &str) -> Daemon {
         let mut daemon = Daemon::prepared(lab, jails);
@@ -136,7 +136,7 @@ impl Daemon {
         banset::netns::die_with_parent(&mut command);
         // A socket left by a killed daemon must not pass for an open one; connecting to it is refused.
         self.child = Some(command.spawn().unwrap_or_else(|e| panic!("{}: {e}", binary().display())));
-        wait_until("the daemon opens its socket", || {
+        wait_for(Duration::from_secs(60), "the daemon opens its socket", || {
             let ended = self.child.as_mut().expect("just started").try_wait().expect("a child can be asked");
             assert!(ended.is_none(), "the daemon ended: {}", ended.expect("just seen"));
             UnixStream::connect(self.socket()).is_ok()
@@ -151,7 +151,7 @@ impl Daemon {
     /// SIGTERM, and how it ended.
     ///
     /// # Panics
-    /// If it has not ended after 10 s.
+    /// If it has not ended after 20 s.
     #[track_caller]
     pub fn stop(&mut self) -> ExitStatus {
         self.signal(Signal::SIGTERM);
@@ -176,7 +176,7 @@ impl Daemon {
     fn ended(&mut self) -> ExitStatus {
         let mut child = self.child.take().expect("the daemon runs");
         let mut status = None;
-        wait_for(Duration::from_secs(10), "the daemon ends", || {
+        wait_for(Duration::from_secs(20), "the daemon ends", || {
             status = child.try_wait().expect("a child can be asked");
             status.is_some()
         });

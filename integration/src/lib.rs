@@ -78,10 +78,10 @@ pub fn have(name: &str, program: &str) -> bool {
 /// Waits until `is_so`, asking every 10 ms; returns how long it took.
 ///
 /// # Panics
-/// After 10 s, naming `what`.
+/// After 20 s, naming `what`: on a machine that also compiles, everything takes its time.
 #[track_caller]
 pub fn wait_until(what: &str, is_so: impl FnMut() -> bool) -> Duration {
-    wait_for(Duration::from_secs(10), what, is_so)
+    wait_for(Duration::from_secs(20), what, is_so)
 }
 
 /// As [`wait_until`], with another limit.

@@ -93,8 +93,13 @@ impl Log {
         self.reopen();
     }
 
-    /// Moves the file to `PATH.1`; until [`Log::reopen`] the writer goes on in the old one.
+    /// Moves the file to `PATH.1`, what was there to `PATH.2`, and so on up to 9; until [`Log::reopen`] the writer goes on
+    /// in the old one.
     pub fn rename(&mut self) {
+        for n in (1..9).rev() {
+            // Most of them are not there.
+            let _ = std::fs::rename(format!("{}.{n}", self.path()), format!("{}.{}", self.path(), n + 1));
+        }
         std::fs::rename(&self.path, format!("{}.1", self.path())).expect("a log can be renamed");
     }
 

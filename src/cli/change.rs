@@ -94,7 +94,10 @@ pub fn unban(global: &Global, what: Vec<String>, all: bool, forget: bool, shown:
 /// `banset reload`
 pub fn reload(global: &Global, shown: Shown) -> u8 {
     match ask(global, Request::Reload) {
-        Ok(reply) => print(&reply, shown, |value| format!("reloaded: {}\n", word(value, "changed"))),
+        Ok(reply) => print(&reply, shown, |value| {
+            let changed: Vec<&str> = rows(value, "changed").filter_map(Value::as_str).collect();
+            format!("reloaded: {}\n", changed.join("\n          "))
+        }),
         Err(code) => code,
     }
 }

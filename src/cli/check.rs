@@ -2,7 +2,9 @@
 
 use std::io::Write;
 
-use super::{Global, NEGATIVE, Shown, load};
+use super::{Global, NEGATIVE, Shown, load, show};
+use crate::config::{self, Sources};
+use crate::control::{Request, client};
 use crate::engine::core::{Core, Machine};
 use crate::engine::{clock, kernel, machine};
 use crate::nft::ruleset::Ruleset;
@@ -10,18 +12,49 @@ use crate::nft::ruleset::Ruleset;
 /// `banset check`
 pub fn check(global: &Global, shown: Shown) -> u8 {
     let (_, loaded) = load::read(&load::paths(global));
-    let report = &loaded.report;
+    match shown.json {
+        true => out(&format!("{}\n", config::check_json(&loaded))),
+        false => out(&config::check(&loaded)),
+    }
+    if loaded.report.is_sound() { 0 } else { NEGATIVE }
+}
+
+/// `banset config show`: what the files say, and whether a running daemon goes by something else.
+pub fn config_show(global: &Global, shown: Shown) -> u8 {
+    let (sources, loaded) = load::read(&load::paths(global));
     if shown.json {
-        out(&format!("{}\n", report.json()));
+        out(&format!("{}\n", config::merged_json(&sources, load::shipped())));
     } else {
-        out(&report.to_string());
-        let jails = loaded.config.as_ref().map_or(0, |config| config.jails.iter().filter(|jail| jail.filter.is_some()).count());
-        match (report.mistakes, report.warnings) {
-            (0, 0) => out(&format!("{jails} jails enabled, nothing wrong\n")),
-            (mistakes, warnings) => out(&format!("{mistakes} mistakes, {warnings} warnings\n")),
+        out(&config::merged(&sources, load::shipped()));
+        if let Some(config) = &loaded.config {
+            out(&running(global, config));
         }
     }
-    if report.is_sound() { 0 } else { NEGATIVE }
+    if loaded.report.is_sound() {
+        return 0;
+    }
+    eprint!("{}", loaded.report);
+    NEGATIVE
+}
+
+/// What a running daemon has accepted otherwise, as comments; nothing if none runs or it agrees.
+fn running(global: &Global, files: &config::Config) -> String {
+    let Ok(reply) = client::ask(&show::socket(global), Request::Config) else { return String::new() };
+    let accepted = reply.result["accepted"].as_str().and_then(|text| Sources::from_snapshot(text.as_bytes()));
+    let accepted = accepted.and_then(|sources| config::understand(&sources, load::shipped(), &config::Lenient).config);
+    let Some(accepted) = accepted else { return String::new() };
+    let changes = config::changes(&accepted, files);
+    if changes.is_empty() {
+        return "\n# the running daemon goes by this\n".to_owned();
+    }
+    let lines: Vec<String> = changes.iter().map(|change| format!("#   {change}")).collect();
+    format!("\n# the running daemon does not know yet, `banset reload` tells it:\n{}\n", lines.join("\n"))
+}
+
+/// `banset config example`
+pub fn config_example() -> u8 {
+    out(&config::example());
+    0
 }
 
 /// `banset ruleset`
@@ -32,7 +65,7 @@ pub fn ruleset(global: &Global) -> u8 {
             0
         }
         Err(why) => {
-            eprint!("banset: {}\n", why.trim_end());
+            eprintln!("banset: {}", why.trim_end());
             NEGATIVE
         }
     }

@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tracing::{error, info, warn};
 
 use super::{Global, NEGATIVE, load, log};
-use crate::config::run::Config;
-use crate::config::{self, Sources};
+use crate::config::{self, Loaded, Sources};
+use crate::control::client::plain;
 use crate::control::server::{self, Access};
 use crate::engine::core::{Core, Level};
 use crate::engine::kernel::Writer;
 use crate::engine::run::{self, Ready};
 use crate::engine::{Specs, clock, lock, machine};
-use crate::nft::ruleset::{Content, jail_of};
+use crate::nft::ruleset::jail_of;
 
 /// The last accepted configuration, in the state directory.
 const ACCEPTED: &str = "accepted.json";
@@ -31,22 +31,97 @@ pub fn daemon(global: &Global) -> u8 {
 
 fn start(global: &Global) -> Result<Ready, String> {
     // 1. What is wanted.
-    let (config, said) = configuration(global)?;
-    let logging = log::start(&config.daemon.log, config.daemon.loglevel)?;
+    let (specs, said) = wanted(global)?;
+    let logging = log::start(&specs.daemon.log, specs.daemon.loglevel)?;
     said.iter().for_each(|(level, text)| run::log(*level, text));
-    let specs = load::specs(&config, None)?;
 
     // 2. May we? One daemon per table; nf_tables; the socket.
     let lock = lock::take(specs.family, &specs.table)?;
     let mut writer = Writer::open()?;
-    let socket = global.socket.clone().unwrap_or_else(|| config.daemon.socket.clone());
+    let socket = global.socket.clone().unwrap_or_else(|| specs.daemon.socket.clone());
     let listener = server::listen(&socket)?;
-    let access = Arc::new(Mutex::new(access(&config)));
 
     // 3. What is there: bans that go on, then the table made equal to what is wanted.
     let machine = machine::read().map_err(|e| format!("cannot read own addresses: {e}"))?;
     let mut core = Core::new(specs, machine, clock::now(), seed());
-    let adopted = adopt(&mut core, &mut writer)?;
+    if core.specs().degraded.is_none() || !core.specs().jails.is_empty() {
+        establish(&mut core, &mut writer)?;
+    }
+
+    // 4. From here on nothing refuses.
+    let access = Arc::new(Mutex::new(Access::default()));
+    let applied = applying(access.clone(), logging.clone());
+    let load = reloading(global.clone());
+    let reopen = Box::new(move || {
+        // The lock lives as long as the daemon does.
+        let _ = &lock;
+        logging.reopen();
+    });
+    Ok(Ready { core, writer, listener, socket, access, applied, load, reopen })
+}
+
+/// The specs to run, and what is to be said about them once there is a log.
+///
+/// A mistake inside one jail leaves that jail broken, its rules and bans standing as last accepted, and the others running. A
+/// mistake that concerns everything leaves the last accepted configuration running; without one no jail runs, and the kernel
+/// is left as it stands until a reload succeeds.
+fn wanted(global: &Global) -> Result<(Specs, Vec<(Level, String)>), String> {
+    let paths = load::paths(global);
+    let (sources, loaded) = load::read(&paths);
+    let mut said = Vec::new();
+    let Loaded { config, report, .. } = loaded;
+    let text = report.to_string();
+    if !text.is_empty() {
+        let level = if report.is_sound() { Level::Warn } else { Level::Error };
+        said.push((level, format!("{}: {}", paths.main.display(), text.trim_end())));
+    }
+    let rescued = config::rescue(&sources);
+    let last = || {
+        let bytes = std::fs::read(rescued.state_dir.join(ACCEPTED)).ok()?;
+        let kept = Sources::from_snapshot(&bytes)?;
+        let config = config::understand(&kept, load::shipped(), &load::Filters).config?;
+        Some(Specs { accepted: kept.to_snapshot().into(), ..load::specs(&config, None).ok()? })
+    };
+    let first = || report.notes.first().map(config::Note::headline).unwrap_or_default();
+    if let Some(config) = config {
+        let mut specs = load::specs(&config, None)?;
+        if report.is_sound() {
+            specs.accepted = sources.to_snapshot().into();
+        } else if let Some(last) = last() {
+            specs.keep_broken(&last);
+            specs.accepted = last.accepted;
+        }
+        return Ok((specs, said));
+    }
+    match last() {
+        Some(specs) => {
+            let degraded = format!("{}; running on the last accepted configuration", first());
+            said.push((Level::Error, format!("degraded: {degraded}")));
+            Ok((Specs { degraded: Some(degraded), ..specs }, said))
+        }
+        None => {
+            let degraded = format!("{}; no jail runs, the kernel is left as it stands", first());
+            said.push((
+                Level::Error,
+                format!("degraded: {degraded}\n  help: mend the configuration (`banset check`), then `banset reload`"),
+            ));
+            Ok((Specs { degraded: Some(degraded), daemon: rescued, ..Specs::default() }, said))
+        }
+    }
+}
+
+/// Takes over what the kernel's sets hold, then makes the table equal to what is wanted.
+fn establish(core: &mut Core, writer: &mut Writer) -> Result<(), String> {
+    let found = writer.adoptable(core.specs())?;
+    let now = clock::now();
+    let mut strangers = std::collections::BTreeMap::<&str, usize>::new();
+    for element in &found {
+        if !core.adopt(now, element) {
+            *strangers.entry(jail_of(&element.set).unwrap_or(&element.set)).or_default() += 1;
+        }
+    }
+    strangers.iter().for_each(|(jail, bans)| warn!("[{jail}] is no longer configured: {bans} bans lifted"));
+    let adopted = core.bans_held();
     let changed = writer.establish(&core.establish())?;
     let table = format!("{} {}", core.specs().family, core.specs().table);
     match (changed, adopted) {
@@ -54,105 +129,59 @@ fn start(global: &Global) -> Result<Ready, String> {
         (true, 0) => info!("table {table} is set up"),
         (true, _) => info!("table {table} is brought up to date: {adopted} bans go on"),
     }
-
-    // 4. From here on nothing refuses.
-    let load = reloading(global.clone(), access.clone(), logging.clone());
-    let reopen = Box::new(move || {
-        // The lock lives as long as the daemon does.
-        let _ = &lock;
-        logging.reopen();
-    });
-    Ok(Ready { core, writer, listener, socket, access, load, reopen })
-}
-
-/// The configuration, and what is to be said about it once there is a log. Without a usable one the last accepted is taken.
-fn configuration(global: &Global) -> Result<(Config, Vec<(Level, String)>), String> {
-    let paths = load::paths(global);
-    let (sources, loaded) = load::read(&paths);
-    let mut said = Vec::new();
-    let report = loaded.report.to_string();
-    let level = if loaded.report.is_sound() { Level::Warn } else { Level::Error };
-    if !report.is_empty() {
-        said.push((level, format!("{}\n{}", paths.main.display(), report.trim_end())));
-    }
-    if let Some(config) = loaded.config {
-        if loaded.report.is_sound() {
-            keep(&config.daemon.state_dir, &sources);
-        }
-        return Ok((config, said));
-    }
-    let state_dir = config::run::Daemon::default().state_dir;
-    let kept = std::fs::read(state_dir.join(ACCEPTED)).ok().and_then(|bytes| Sources::from_snapshot(&bytes));
-    match kept.and_then(|sources| config::understand(&sources, load::shipped(), &load::Filters).config) {
-        Some(config) => {
-            said.push((Level::Error, "degraded: running on the last accepted configuration".to_owned()));
-            Ok((config, said))
-        }
-        None => Err(format!(
-            "the configuration can not be used\n{report}  help: `banset check` tells the same; nothing was changed in the kernel"
-        )),
-    }
+    Ok(())
 }
 
 /// Keeps an accepted configuration for a day when the files are broken.
-fn keep(state_dir: &Path, sources: &Sources) {
+fn keep(state_dir: &Path, accepted: &str) {
     let write = || -> std::io::Result<()> {
         std::fs::create_dir_all(state_dir)?;
         let new = state_dir.join(format!("{ACCEPTED}.new"));
-        std::fs::write(&new, sources.to_snapshot())?;
+        std::fs::write(&new, accepted)?;
         std::fs::rename(new, state_dir.join(ACCEPTED))
     };
     if let Err(e) = write() {
-        warn!("{}: cannot keep the accepted configuration: {}", state_dir.display(), crate::control::client::plain(&e));
+        warn!("{}: cannot keep the accepted configuration: {}", state_dir.display(), plain(&e));
     }
 }
 
-fn access(config: &Config) -> Access {
-    let (access, missing) = Access::named(config.daemon.readers.as_deref(), config.daemon.operators.as_deref());
-    missing.iter().for_each(|text| warn!("{text}"));
-    access
-}
-
-/// Takes over what the kernel's sets hold; tells how many bans.
-fn adopt(core: &mut Core, writer: &mut Writer) -> Result<usize, String> {
-    let specs = core.specs().clone();
-    let Some(table) = writer.table(&specs)? else { return Ok(0) };
-    for set in &table.sets {
-        let Some(ours) = set.set.as_ref().filter(|ours| ours.content == Content::Bans) else { continue };
-        let elements = writer.elements(&specs, ours)?;
-        let now = clock::now();
-        let mut strangers = 0;
-        for element in &elements {
-            let (timeout, left) = element.timeout.map_or((None, None), |t| (Some(t.timeout), Some(t.expiration)));
-            if !core.adopt(now, &set.name, element.interval.first(), timeout, left) {
-                strangers += 1;
-            }
+/// What else changes when specs come into force: who may ask, how much is logged, what is kept as accepted.
+fn applying(access: Arc<Mutex<Access>>, logging: log::Handle) -> Box<dyn Fn(&Specs)> {
+    Box::new(move |specs| {
+        let (named, missing) = Access::named(specs.daemon.readers.as_deref(), specs.daemon.operators.as_deref());
+        missing.iter().for_each(|text| warn!("{text}"));
+        *access.lock().unwrap_or_else(PoisonError::into_inner) = named;
+        logging.level(specs.daemon.loglevel);
+        if specs.degraded.is_none() && !specs.accepted.is_empty() && specs.jails.iter().all(|spec| spec.broken.is_none()) {
+            keep(&specs.daemon.state_dir, &specs.accepted);
         }
-        if strangers > 0 {
-            warn!("[{}] is no longer configured: {strangers} bans lifted", jail_of(&set.name).unwrap_or(&set.name));
-        }
-    }
-    Ok(core.bans_held())
+    })
 }
 
 /// How `reload` reads the configuration: all or nothing.
-fn reloading(global: Global, access: Arc<Mutex<Access>>, logging: log::Handle) -> crate::engine::clerk::Load {
+fn reloading(global: Global) -> crate::engine::clerk::Load {
     Box::new(move |old: &Specs| {
         let (sources, loaded) = load::read(&load::paths(&global));
         if !loaded.report.is_sound() {
             return Err(loaded.report.to_string().trim_end().to_owned());
         }
         let config = loaded.config.ok_or("the configuration can not be used")?;
-        let specs = load::specs(&config, Some(old))?;
-        if specs.table != old.table {
+        let mut specs = load::specs(&config, Some(old))?;
+        let running = !old.jails.is_empty();
+        if running && specs.table != old.table {
             return Err("[nft] table: a running daemon can not move to another table; restart it".to_owned());
         }
-        *access.lock().unwrap_or_else(PoisonError::into_inner) = self::access(&config);
-        logging.level(config.daemon.loglevel);
-        if !loaded.report.to_string().is_empty() {
-            warn!("{}", loaded.report.to_string().trim_end());
+        let before = Sources::from_snapshot(old.accepted.as_bytes());
+        let before = before.and_then(|sources| config::understand(&sources, load::shipped(), &config::Lenient).config);
+        specs.changes = before.map_or_else(|| vec!["everything".to_owned()], |before| config::changes(&before, &config));
+        if running && specs.daemon.socket != old.daemon.socket {
+            specs.changes.push("the socket stays where it is until a restart".to_owned());
         }
-        keep(&config.daemon.state_dir, &sources);
+        specs.accepted = sources.to_snapshot().into();
+        let warnings = loaded.report.to_string();
+        if !warnings.is_empty() {
+            warn!("{}", warnings.trim_end());
+        }
         Ok(specs)
     })
 }
@@ -163,7 +192,7 @@ fn seed() -> u64 {
     match std::fs::File::open("/dev/urandom").and_then(|mut f| std::io::Read::read_exact(&mut f, &mut bytes)) {
         Ok(()) => u64::from_ne_bytes(bytes),
         Err(e) => {
-            error!("/dev/urandom: {e}");
+            error!("/dev/urandom: {}", plain(&e));
             clock::now().wall.0 as u64
         }
     }

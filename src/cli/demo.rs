@@ -226,7 +226,10 @@ impl Demo {
                 let status = json(&["status", "--json"])?;
                 let jails = status["jails"].as_array().map_or(&[][..], Vec::as_slice);
                 if !jails.is_empty() && jails.iter().all(|jail| jail["state"] == "running") {
-                    let names: Vec<&str> = jails.iter().filter_map(|jail| jail["name"].as_str()).collect();
+                    // `manual`, for bans by hand, watches nothing.
+                    let watching =
+                        jails.iter().filter(|jail| jail["sources"].as_array().is_some_and(|sources| !sources.is_empty()));
+                    let names: Vec<&str> = watching.filter_map(|jail| jail["name"].as_str()).collect();
                     let all = attacks().iter().all(|attack| names.contains(&attack.jail)) && names.contains(&"smtp-auth");
                     self.claims.check(all, &format!("watching: {}", names.join(", ")));
                     return Ok(());
@@ -573,7 +576,7 @@ impl Claims {
 
     fn show(&self, command: &str, output: &str) {
         println!("   {}", self.bold(&format!("$ {command}")));
-        output.trim_end().lines().for_each(|line| println!("   {line}"));
+        output.trim_end().lines().for_each(|line| println!("{}", format!("   {line}").trim_end()));
     }
 
     /// Two commands and what they said: side by side where the terminal is wide enough, else one under the other.

@@ -157,7 +157,8 @@ pub fn run() -> ExitCode {
         }
         Command::Unban { what, all, forget, shown } => change::unban(&global, what, all, forget, shown),
         Command::Reload { shown } => change::reload(&global, shown),
-        Command::Config { .. } => USAGE,
+        Command::Config { command: ConfigCommand::Show { shown } } => check::config_show(&global, shown),
+        Command::Config { command: ConfigCommand::Example } => check::config_example(),
     };
     ExitCode::from(code)
 }

@@ -19,13 +19,9 @@ pub fn ask(global: &Global, request: Request) -> Result<Reply, u8> {
 }
 
 /// The socket: as given, else that of the configuration as far as it can be read, else the default.
-fn socket(global: &Global) -> PathBuf {
-    let configured = || {
-        let paths = super::load::paths(global);
-        // No pattern is compiled for this.
-        let config = paths.main.exists().then(|| crate::config::load(&paths, super::load::shipped(), &crate::config::Lenient).config);
-        config.flatten().map_or_else(|| crate::config::run::Daemon::default().socket, |config| config.daemon.socket)
-    };
+pub fn socket(global: &Global) -> PathBuf {
+    let configured =
+        || crate::config::rescue(&crate::config::Sources::read(&super::load::paths(global), std::env::vars_os())).socket;
     global.socket.clone().unwrap_or_else(configured)
 }
 
@@ -143,10 +139,6 @@ fn status_text(value: &Value, utc: bool) -> String {
                 [one] => text(one, "path").to_owned(),
                 [first, rest @ ..] => format!("{} +{}", text(first, "path"), rest.len()),
             };
-            if jail["state"] == "broken" {
-                let dashes = std::iter::repeat_n("-".to_owned(), 7);
-                return [text(jail, "name").to_owned(), "broken".to_owned()].into_iter().chain(dashes).collect();
-            }
             vec![
                 text(jail, "name").to_owned(),
                 text(jail, "state").to_owned(),
@@ -163,6 +155,9 @@ fn status_text(value: &Value, utc: bool) -> String {
     let mut out = table(&["JAIL", "STATE", "SOURCE", "LAG", "LAST MATCH", "FAILED", "BANNED", "KERNEL", "DROPPED"], &rows);
     for jail in jails.iter().filter(|jail| jail["state"] == "broken") {
         out.push_str(&format!("\n{}: broken\n  {}\n", text(jail, "name"), text(jail, "why")));
+    }
+    if let Some(why) = value["degraded"].as_str() {
+        out.push_str(&format!("\ndegraded: {why}\n"));
     }
     for nft in value["nft"].as_array().map(Vec::as_slice).unwrap_or_default() {
         out.push_str(&format!(

@@ -53,10 +53,10 @@ impl Builder<'_> {
             let values = self.layers.jail(&name);
             // Where `enabled` itself is wrong, it was written to enable the jail.
             let enabled = flag(&values, "enabled") || self.findings.enabling.contains(&name);
-            if let Some(draft) = self.draft(&name, &values, enabled) {
-                if enabled {
-                    drafts.push(draft);
-                }
+            if let Some(draft) = self.draft(&name, &values, enabled)
+                && enabled
+            {
+                drafts.push(draft);
             }
             if enabled && self.findings.jails.contains_key(&name) {
                 broken.push(name);
@@ -139,16 +139,16 @@ impl Builder<'_> {
             let help = "write port = \"all\", or the protocols that have ports".to_owned();
             self.jail_mistake(name, file, at, "protocol: all goes with all ports only".to_owned(), help);
         }
-        if jail.observe {
-            if let Some(held) = values.get("observe").and_then(|held| held.last()) {
-                let what = format!("jail {name}: observe: it decides and logs, and can never ban");
-                self.findings.warning(
-                    held.layer.file,
-                    Some(held.field.at.clone()),
-                    what,
-                    Some("leave observe out once its decisions are right".to_owned()),
-                );
-            }
+        if jail.observe
+            && let Some(held) = values.get("observe").and_then(|held| held.last())
+        {
+            let what = format!("jail {name}: observe: it decides and logs, and can never ban");
+            self.findings.warning(
+                held.layer.file,
+                Some(held.field.at.clone()),
+                what,
+                Some("leave observe out once its decisions are right".to_owned()),
+            );
         }
         Some(Draft { jail, file, at })
     }
@@ -192,7 +192,7 @@ impl Builder<'_> {
                     None if known.is_empty() => "this filter has no parameters".to_owned(),
                     None => format!("this filter has {}", known.join(", ")),
                 };
-                let shown = crate::terms::escape(name.as_bytes(), name.floor_char_boundary(60));
+                let shown = super::source::shown(name);
                 self.jail_mistake(jail, file, at.clone(), format!("filter {}: unknown parameter {shown}", used.name), help);
                 continue;
             };
@@ -210,10 +210,10 @@ impl Builder<'_> {
             Meaning::Text(mode) => !held.from_defaults || filter.definition.modes.contains_key(mode),
             _ => false,
         };
-        if let Some(held) = values.get("mode").and_then(|held| held.last()).filter(applies) {
-            if let Meaning::Text(mode) = &held.field.meaning {
-                self.check_mode(jail, held.layer.file, &held.field.node.span, filter, mode, &mut params);
-            }
+        if let Some(held) = values.get("mode").and_then(|held| held.last()).filter(applies)
+            && let Meaning::Text(mode) = &held.field.meaning
+        {
+            self.check_mode(jail, held.layer.file, &held.field.node.span, filter, mode, &mut params);
         }
         let definition = self.with_additions(&filter.definition, values);
         if let Some(why) = self.findings.filters.get(&used.name) {
@@ -318,8 +318,9 @@ impl Builder<'_> {
             let nodes = filters::entries(&held.field.node);
             if let Some(node) = nodes.get(index) {
                 let at = self.inside(held.layer.file, &node.span, mistake.at.as_ref());
+                let concern = if held.from_defaults { Concern::All } else { Concern::Jail(jail.to_owned()) };
                 self.findings.mistake(
-                    &Concern::Jail(jail.to_owned()),
+                    &concern,
                     held.layer.file,
                     Some(at),
                     format!("{key}: {}", mistake.what),
@@ -356,6 +357,9 @@ impl Builder<'_> {
         if mistakes.is_empty() {
             mistakes = self.judge.verify(&filter.definition);
         }
+        if mistakes.is_empty() && !layer.shipped {
+            self.judge_shipped_samples(layer, filter);
+        }
         for mistake in mistakes {
             let at = self.inside(layer.file, &filter.place(&mistake.key, mistake.index), mistake.at.as_ref());
             self.findings.mistake(
@@ -366,6 +370,26 @@ impl Builder<'_> {
                 mistake.help,
             );
         }
+    }
+
+    /// Whether a filter that stands instead of a shipped one still meets the samples of that one: a notice, no mistake.
+    fn judge_shipped_samples(&mut self, layer: &Layer, filter: &FilterWritten) {
+        let name = &filter.definition.name;
+        let Some(shipped) = self.layers.shipped_filter(name) else { return };
+        let with_samples = Definition { samples: shipped.definition.samples.clone(), ..filter.definition.clone() };
+        let missed: Vec<Mistake> =
+            self.judge.verify(&with_samples).into_iter().filter(|mistake| mistake.key == "sample").collect();
+        let Some(first) = missed.first() else { return };
+        let line = with_samples
+            .samples
+            .get(first.index)
+            .map_or_else(String::new, |sample| crate::terms::escape(sample.line.as_bytes(), 200));
+        let what = format!(
+            "filter {name}: {} of {} samples of the shipped filter no longer hold",
+            missed.len(),
+            with_samples.samples.len()
+        );
+        self.findings.warning(layer.file, Some(filter.at.clone()), what, Some(format!("the first: {}: {line}", first.what)));
     }
 
     /// The filters of the enabled jails.

@@ -53,6 +53,7 @@ pub fn read(reader: &mut Reader<'_>, name: &str, at: &Range<usize>, table: &Tabl
     if let Some(field) = section.get("once") {
         filter.definition.once = once(reader, field, &concern);
         filter.places.insert(("once".to_owned(), 0), field.node.span.clone());
+        note(&mut filter.places, "once.", &field.inner);
     }
     for (name, at, table) in named(reader, section.get("param"), "param", &concern) {
         filter.places.insert((format!("param.{name}"), 0), at.clone());
@@ -139,8 +140,8 @@ fn variables(
         reader.mistake(
             concern,
             &field.node.span,
-            format!("variables: takes texts by name, not {}", field.node.value.noun()),
-            "write variables = { NAME = '''…''' }".to_owned(),
+            format!("variable: takes texts by name, not {}", field.node.value.noun()),
+            "write variable = { NAME = '''…''' }".to_owned(),
         );
         return BTreeMap::new();
     };
@@ -148,7 +149,7 @@ fn variables(
     for (name, entry) in table {
         match &entry.node.value {
             Raw::Text(text) => {
-                places.insert((format!("variables.{name}"), 0), entry.node.span.clone());
+                places.insert((format!("variable.{name}"), 0), entry.node.span.clone());
                 out.insert(name.clone(), text.clone());
             }
             other => reader.mistake(
@@ -217,7 +218,7 @@ fn named<'t>(
 }
 
 fn shown(name: &str) -> String {
-    terms::escape(name.as_bytes(), name.floor_char_boundary(60))
+    super::source::shown(name)
 }
 
 fn param(reader: &mut Reader<'_>, name: &str, at: &Range<usize>, table: &Table, concern: &Concern) -> Option<Param> {
@@ -312,15 +313,15 @@ fn sample(reader: &mut Reader<'_>, node: &Node, table: &Table, section: &Section
         }
     };
     let time = text(section, "time");
-    if let (Some(stamp), Some(field)) = (&time, section.get("time")) {
-        if stamp.parse::<jiff::Timestamp>().is_err() {
-            reader.mistake(
-                concern,
-                &field.node.span,
-                format!("time: {} is no instant", quoted(stamp)),
-                "write it as RFC 3339, for example \"2026-01-02T03:04:05Z\"".to_owned(),
-            );
-        }
+    if let (Some(stamp), Some(field)) = (&time, section.get("time"))
+        && stamp.parse::<jiff::Timestamp>().is_err()
+    {
+        reader.mistake(
+            concern,
+            &field.node.span,
+            format!("time: {} is no instant", quoted(stamp)),
+            "write it as RFC 3339, for example \"2026-01-02T03:04:05Z\"".to_owned(),
+        );
     }
     let mut params = BTreeMap::new();
     if let Some(field) = section.get("params") {
@@ -372,6 +373,6 @@ pub fn parameter(param: &Param, given: &[String]) -> Result<Vec<String>, (String
     match param {
         Param::Text(_) => Ok(given.to_vec()),
         Param::Words(_) => Ok(split().collect()),
-        Param::Nets(_) => split().map(|word| values::network(&word).map(|net| super::show::network(net))).collect(),
+        Param::Nets(_) => split().map(|word| values::network(&word).map(super::show::network)).collect(),
     }
 }

@@ -1,6 +1,6 @@
 //! The one table of keys. Validation, suggestions, the annotated example and `config show` all come from it.
 //!
-//! A key that the design names and this version does not carry out is in the table too, as [`Planned`](Status::Planned):
+//! A key that the design names and this version does not carry out is in the table too, as [`Status::Planned`]:
 //! writing it is a mistake that says so, never a silent nothing. A later version flips one word of its row.
 
 /// Where a key may stand.
@@ -185,8 +185,8 @@ pub const KEYS: &[Key] = &[
     key(Jail, "journal_path", Planned, Path, "", "\"/var/log/journal\"", "a journal other than this machine's"),
     key(Jail, "failregex_add", Now, Texts, "", "['''^bad login from <HOST>$''']", "patterns on top of the filter's failregex"),
     key(Jail, "ignoreregex_add", Now, Texts, "", "['''from monitoring''']", "patterns on top of the filter's ignoreregex"),
-    key(Jail, "maxlines", Now, Number(1, 100), "1", "1", "lines a pattern may span, instead of what the filter says"),
-    key(Jail, "datepattern", Now, Texts, "", "'%Y-%m-%d %H:%M:%S'", "how stamps look, instead of what the filter knows"),
+    key(Jail, "maxlines", Now, Number(1, 100), "", "1", "lines a pattern may span, instead of what the filter says"),
+    key(Jail, "datepattern", Now, Texts, "", "\"{DEFAULT}\"", "how stamps look, instead of what the filter knows"),
     key(
         Jail,
         "logtimezone",
@@ -382,7 +382,15 @@ pub const KEYS: &[Key] = &[
     key(Once, "key", Now, Words, "", "[\"addr\", \"user\"]", "what is the same in two lines about one try"),
     key(Once, "within", Now, Span, "", "\"5s\"", "how far apart they may be"),
     key(Mode, "include", Now, Words, "", "[]", "other modes whose patterns this one has too"),
-    key(Mode, "prefregex", Now, Text, "", "", "instead of the common one"),
+    key(
+        Mode,
+        "prefregex",
+        Now,
+        Text,
+        "",
+        "'''^\\s*\\S+ exampled\\[\\d+\\]: <F-CONTENT>.+</F-CONTENT>$'''",
+        "instead of the common one",
+    ),
     key(Mode, "failregex", Now, Texts, "", "['''^scan from <HOST>$''']", "on top of the common ones"),
     key(Mode, "ignoreregex", Now, Texts, "", "", "on top of the common ones"),
     key(Mode, "okregex", Now, Texts, "", "", "on top of the common ones"),
@@ -438,8 +446,8 @@ pub const HABITS: &[(Place, &str, &str)] = &[
     (Daemon, "dbmaxmatches", "leave it out: the lines behind a ban are read back from the log"),
     (Daemon, "pidfile", "leave it out: the daemon runs in the foreground under systemd"),
     (Daemon, "syslogsocket", "write log = \"journal\", \"stderr\" or a file"),
-    (InFilter, "before", "fail2ban's includes are not read here: write the patterns, with variables for what they share"),
-    (InFilter, "after", "fail2ban's includes are not read here: write the patterns, with variables for what they share"),
+    (InFilter, "before", "fail2ban's includes are not read here: write the patterns, with [variable] for what they share"),
+    (InFilter, "after", "fail2ban's includes are not read here: write the patterns, with [variable] for what they share"),
     (InFilter, "maxretry", "write it in a jail: a filter says what a line means, a jail what follows"),
     (InFilter, "logpath", "write it in a jail: a filter says what a line means, a jail where lines come from"),
 ];

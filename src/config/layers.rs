@@ -143,6 +143,15 @@ impl Reader<'_> {
             }
             match meaning {
                 Ok(meaning) => {
+                    if let Meaning::Ignore(list) = &meaning
+                        && place == Place::Jail
+                    {
+                        for every in list.nets.iter().filter(|net| net.prefix() == 0) {
+                            let what = format!("{name}: {every} is every address there is: none of them can ever be banned");
+                            let help = "write the addresses that are yours".to_owned();
+                            self.findings.warning(self.file, Some(entry.node.span.clone()), what, Some(help));
+                        }
+                    }
                     section.insert(key.name, Field { key, at: entry.key.clone(), node: entry.node.clone(), meaning, inner });
                 }
                 Err(wrongs)
@@ -169,7 +178,11 @@ impl Reader<'_> {
     }
 
     fn unknown(&mut self, place: Place, name: &str, at: &Range<usize>, node: &Node, concern: &Concern) {
-        let shown = terms::escape(name.as_bytes(), name.floor_char_boundary(60));
+        let shown = super::source::shown(name);
+        if self.findings.is_crowded() {
+            self.mistake(concern, at, format!("{shown}: unknown key"), None);
+            return;
+        }
         if let Some(help) = keys::habit(place, name) {
             self.mistake(concern, at, format!("{shown}: a key of fail2ban that has no place here"), help.to_owned());
             return;
@@ -220,7 +233,7 @@ impl Reader<'_> {
         };
         let mut out = Vec::new();
         for (name, entry) in tables {
-            let shown = terms::escape(name.as_bytes(), name.floor_char_boundary(60));
+            let shown = super::source::shown(name);
             let keyless = !matches!(entry.node.value, Raw::Table(_));
             let concern = match what {
                 // A key without a jail: nothing runs less for it.
@@ -615,14 +628,19 @@ impl<'a> Layers<'a> {
         for figment in [&self.shipped, &self.user] {
             let Ok(value) = figment.find_value("filter") else { continue };
             for (name, value) in value.as_dict().into_iter().flatten() {
-                if let Some((layer, _)) = self.origin(value.tag()) {
-                    if let Some((name, filter)) = layer.filters.get_key_value(name) {
-                        out.insert(name.as_str(), (layer, filter));
-                    }
+                if let Some((layer, _)) = self.origin(value.tag())
+                    && let Some((name, filter)) = layer.filters.get_key_value(name)
+                {
+                    out.insert(name.as_str(), (layer, filter));
                 }
             }
         }
         out
+    }
+
+    /// The filter of that name that is compiled in.
+    pub fn shipped_filter(&self, name: &str) -> Option<&'a FilterWritten> {
+        self.layers.iter().filter(|layer| layer.shipped).find_map(|layer| layer.filters.get(name))
     }
 
     /// `path:line` of a key that holds, in figment's words.

@@ -7,6 +7,9 @@
 //! A mistake is told once, with its file, line and column, and all mistakes are told in one run ([`Report`]). What a mistake
 //! stops is as small as it can be: one jail, where it stands in one; everything, where it stands in what all share
 //! ([`Loaded::fatal`]).
+//!
+//! A daemon reads [`Sources`] itself and gives them to [`understand`]: what it accepted it keeps with [`Sources::to_snapshot`], and
+//! understands that again when it starts over files that no longer are sound.
 
 use std::collections::BTreeMap;
 
@@ -26,6 +29,7 @@ mod written;
 
 pub use report::{Note, Report};
 pub use run::{Config, Jail};
+pub use show::{changes, check, check_json, example, merged, merged_json};
 pub use sources::{Paths, Sources};
 
 use crate::filter::{Definition, Mistake};
@@ -88,6 +92,28 @@ pub fn understand(sources: &Sources, shipped: Shipped<'_>, judge: &dyn Judge) ->
     let config = build::Builder { layers: &merged, files: &files, findings: &mut findings, judge, filters }.config();
     let fatal = findings.fatal;
     Loaded { config: (!fatal).then_some(config), report: findings.report(&files), fatal }
+}
+
+/// What the texts say of socket and state directory, however broken they are otherwise: where a daemon that can not use them is
+/// asked, and where the last accepted configuration lies.
+pub fn rescue(sources: &Sources) -> run::Daemon {
+    let mut rescued = run::Daemon::default();
+    for text in &sources.texts {
+        let source = Source::new(text.path.clone(), text.text.clone());
+        let table = match text.role {
+            Role::Main | Role::DropIn => written::read(&source).0,
+            Role::Environment => sources::environment_table(&source),
+            _ => continue,
+        };
+        let Some(written::Raw::Table(daemon)) = table.get("daemon").map(|entry| &entry.node.value) else { continue };
+        let path = |key: &str| match daemon.get(key).map(|entry| &entry.node.value) {
+            Some(written::Raw::Text(path) | written::Raw::Word(path)) if path.starts_with('/') => Some(path.into()),
+            _ => None,
+        };
+        rescued.socket = path("socket").unwrap_or(rescued.socket);
+        rescued.state_dir = path("state_dir").unwrap_or(rescued.state_dir);
+    }
+    rescued
 }
 
 /// Each text with its number, and what it says.

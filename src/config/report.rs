@@ -113,7 +113,7 @@ impl fmt::Display for Report {
 
 /// What a mistake keeps from running.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Concern {
+pub(super) enum Concern {
     /// Everything: the configuration cannot be used at all.
     All,
     /// One jail.
@@ -126,8 +126,10 @@ pub enum Concern {
 
 /// What was found so far, not yet in order.
 #[derive(Debug, Default)]
-pub struct Findings {
+pub(super) struct Findings {
     found: Vec<Finding>,
+    /// What was told, by file, place and words: a value that several jails share is wrong once.
+    told: std::collections::BTreeSet<(usize, usize, String)>,
     mistakes: usize,
     warnings: usize,
     /// Whether a mistake concerns everything.
@@ -142,7 +144,7 @@ pub struct Findings {
 
 /// The place and words of a jail's or filter's first mistake.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Why {
+pub(super) struct Why {
     /// The file's number.
     pub file: usize,
     /// The byte it begins at.
@@ -180,8 +182,16 @@ impl Findings {
             Concern::Filter(name) => first(&mut self.filters, name),
             Concern::Nothing => {}
         }
+        if self.told.len() < GATHERED && !self.told.insert((file, span.as_ref().map_or(0, |span| span.start), what.clone())) {
+            return;
+        }
         self.mistakes += 1;
         self.keep(Finding { file, span, gravity: Gravity::Mistake, what, help });
+    }
+
+    /// Whether there are so many mistakes that a suggestion for each is not worth its time.
+    pub const fn is_crowded(&self) -> bool {
+        self.mistakes > KEPT
     }
 
     /// Adds a warning.

@@ -1,6 +1,6 @@
 //! The configuration as it runs: every value already right.
 //!
-//! What a person typed is the work of [`super::written`]; here a duration is a [`Span`], a port a number, a filter its
+//! What a person typed is the work of `written`; here a duration is a [`Span`], a port a number, a filter its
 //! [`Definition`]. Rooms that act on a configuration see these types and no others.
 
 use std::collections::BTreeMap;

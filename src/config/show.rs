@@ -265,7 +265,11 @@ fn compare(out: &mut Vec<String>, before: &str, old: &[(&'static str, String)], 
     for ((key, old), (_, new)) in old.iter().zip(new) {
         if old != new {
             let or_nothing = |text: &str| {
-                if text.is_empty() { "nothing".to_owned() } else { terms::escape(text.as_bytes(), text.floor_char_boundary(120)) }
+                if text.is_empty() {
+                    "nothing".to_owned()
+                } else {
+                    terms::escape(text.as_bytes(), super::source::floor(text, 120))
+                }
             };
             out.push(format!("{before}{key}: {} -> {}", or_nothing(old), or_nothing(new)));
         }
@@ -399,7 +403,7 @@ pub fn example() -> String {
     table(&mut out, "#[filter.example.mode.aggressive]", Place::Mode, "A variant that a jail chooses with mode.");
     out.push_str("\n# What a jail may set, one kind each: filter = { name = \"example\", proxy = \"10.0.0.2\" }; a pattern pulls it in as <proxy>.\n");
     for key in keys::of(Place::Param) {
-        let _ = writeln!(out, "#[filter.example.params.{}]\n# {}\n#{} = {}", key.name, key.about, key.name, key.example);
+        let _ = writeln!(out, "#[filter.example.param.{}]\n# {}\n#{} = {}", key.name, key.about, key.name, key.example);
     }
     let _ = writeln!(out, "\n# The evidence: what the filter must say of a line. `banset check` tries every sample.");
     for (expectation, other) in [("addr", "ok"), ("ok", "addr")] {

@@ -3,7 +3,6 @@
 //! Lines and columns count from 1, columns in characters. What is shown of a line keeps its tabs, so that a caret below
 //! it lines up wherever the reader's tab stops are; control characters and bytes that reorder text are escaped.
 
-use std::fmt::Write as _;
 use std::ops::Range;
 
 use crate::terms;
@@ -57,14 +56,14 @@ impl Source {
 
     /// The line and column of a byte, both from 1. A place past the end is the end; one inside a character is its begin.
     pub fn position(&self, at: usize) -> (usize, usize) {
-        let at = self.text.floor_char_boundary(at);
+        let at = floor(&self.text, at);
         let line = self.line(at);
         (line, self.text[self.lines[line - 1]..at].chars().count() + 1)
     }
 
     /// The line that `span` begins in, with carets under as much of the span as stands in it, and at least one.
     pub fn excerpt(&self, span: &Range<usize>) -> Excerpt {
-        let at = self.text.floor_char_boundary(span.start);
+        let at = floor(&self.text, span.start);
         let line = self.line(at);
         let begin = self.lines[line - 1];
         let text = self.text_of(line);
@@ -77,13 +76,11 @@ impl Source {
             out.line.push('…');
             out.carets.push(' ');
         }
-        let mut seen = 0;
-        for (offset, c) in text.get(from..).unwrap_or("").char_indices() {
+        for (seen, (offset, c)) in text.get(from..).unwrap_or("").char_indices().enumerate() {
             if seen == SHOWN {
                 out.line.push('…');
                 break;
             }
-            seen += 1;
             let place = begin + from + offset;
             let (shown, width) = show(c);
             out.line.push_str(&shown);
@@ -212,11 +209,24 @@ const fn width(c: char) -> usize {
     }
 }
 
+/// The last boundary of a character at or before a byte.
+pub fn floor(text: &str, at: usize) -> usize {
+    (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
+}
+
+/// The first boundary of a character at or after a byte.
+pub fn ceil(text: &str, at: usize) -> usize {
+    (at..text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len())
+}
+
+/// A stranger's word as a message names it.
+pub fn shown(word: &str) -> String {
+    terms::escape(word.as_bytes(), floor(word, 60))
+}
+
 /// A stranger's word as a message quotes it.
 pub fn quoted(word: &str) -> String {
-    let mut out = String::new();
-    let _ = write!(out, "\"{}\"", terms::escape(word.as_bytes(), word.floor_char_boundary(60)));
-    out
+    format!("\"{}\"", shown(word))
 }
 
 #[cfg(test)]

@@ -102,7 +102,11 @@ impl Piece<'_> {
 }
 
 fn wrong<T>(node: &Node, what: impl Into<String>, help: impl Into<String>) -> Result<T, Vec<Wrong>> {
-    Err(vec![Wrong { span: node.span.clone(), what: what.into(), help: Some(help.into()) }])
+    Err(vec![Wrong {
+        span: node.span.clone(),
+        what: what.into(),
+        help: Some(help.into()).filter(|help: &String| !help.is_empty()),
+    }])
 }
 
 /// What the value of `key` means.
@@ -210,6 +214,11 @@ pub fn mean(key: &Key, node: &Node, source: &Source) -> Result<Meaning, Vec<Wron
         },
         Kind::Name => match &node.value {
             Raw::Text(text) | Raw::Word(text) => match name_fault(text) {
+                None if key.name == "table" && is_keyword(text) => wrong(
+                    node,
+                    format!("{} is a word of nft, which could list such a table and not load it", quoted(text)),
+                    "choose another name",
+                ),
                 None => Ok(Meaning::Text(text.clone())),
                 Some(fault) => {
                     wrong(node, format!("{} {fault}", quoted(text)), "write a letter, then letters, digits, \"-\" and \"_\"")
@@ -374,6 +383,7 @@ fn collect<T>(found: impl Iterator<Item = Result<T, Vec<Wrong>>>) -> Result<Vec<
 
 /// Units as fail2ban writes them, with their microseconds; its month is 30.4375 days and its year 365.25.
 const UNITS: &[(&[&str], u64)] = &[
+    (&["ms"], 1_000),
     (&["s", "ss", "se", "sec", "secs", "second", "seconds"], 1_000_000),
     (&["m", "mm", "mi", "min", "mins", "minute", "minutes"], 60_000_000),
     (&["h", "hh", "ho", "hou", "hour", "hours"], 3_600_000_000),
@@ -831,13 +841,14 @@ pub fn one_ignored(text: &str) -> Result<Ignored, (String, String)> {
     if bare.len() <= 253 && !numeric && bare.split('.').all(label) {
         return Ok(Ignored::Name(bare.to_ascii_lowercase()));
     }
-    if let Some((first, last)) = text.split_once('-') {
-        if first.parse::<IpAddr>().is_ok() && last.parse::<IpAddr>().is_ok() {
-            return Err((
-                format!("{} is a range", quoted(text)),
-                "write the subnets that make it up, such as \"10.0.0.0/24\"".to_owned(),
-            ));
-        }
+    if let Some((first, last)) = text.split_once('-')
+        && first.parse::<IpAddr>().is_ok()
+        && last.parse::<IpAddr>().is_ok()
+    {
+        return Err((
+            format!("{} is a range", quoted(text)),
+            "write the subnets that make it up, such as \"10.0.0.0/24\"".to_owned(),
+        ));
     }
     Err((format!("{} is neither an address nor a host name", quoted(text)), IGNORE_HELP.to_owned()))
 }
@@ -1063,4 +1074,17 @@ pub fn name_fault(name: &str) -> Option<&'static str> {
         }
         _ => None,
     }
+}
+
+/// Words of nft(8) that can not name a table: a ruleset with such a table is printed, and not read again. nft 1.0.6, `scanner.l`.
+fn is_keyword(word: &str) -> bool {
+    const WORDS: &str = "accept add ah all and arp auth bridge cgroup cgroupv2 chain chains comment comp continue counter counters cpu create ct daddr day \
+        dccp define delete describe destroy device devices dnat drop dst dup dynset element elements eq error esp ether exists exthdr fib flags \
+        flow flowtable flowtables flush frag fwd ge goto gt handle hash hbh hook hour ibrname icmp icmpv6 icmpx igmp iif iifgroup iifname iiftype \
+        import in include index inet insert ip ip6 ipsec ipv4_addr jhash jump last le limit limits list log lt map maps mark masquerade meta \
+        metainfo meter meters mh missing monitor ne neq netdev nftrace not notrack numgen obrname oif oifgroup oifname oiftype or osf performance \
+        memory pkttype policy position prandom priority queue quota quotas random redefine redirect reject rename replace reset return rt rt0 rt2 \
+        rt4 rtclassid rule rules ruleset saddr sctp secmark secmarks secpath set sets size skgid skuid snat socket symhash synproxy synproxys table \
+        tables tcp th time timeout tproxy type typeof udp udplite undefine vlan vmap vxlan warn xor xt year";
+    WORDS.split_ascii_whitespace().any(|known| known == word)
 }

@@ -125,7 +125,7 @@ fn node(span: Range<usize>, value: DeValue<'_>) -> Node {
 fn reworded(source: &Source, error: &toml::de::Error) -> Syntax {
     let text = source.text.as_str();
     let span = error.span().unwrap_or(0..0);
-    let span = text.floor_char_boundary(span.start)..text.ceil_char_boundary(span.end);
+    let span = super::source::floor(text, span.start)..super::source::ceil(text, span.end);
     let message = error.message();
     let (cause, expected) = message.split_once(", expected ").unwrap_or((message, ""));
     let line = source.text_of(source.line(span.start));

@@ -78,6 +78,8 @@ pub enum Request {
         #[serde(default)]
         forget: bool,
     },
+    /// The accepted configuration.
+    Config,
     /// Read the configuration again.
     Reload,
 }
@@ -101,7 +103,7 @@ impl Request {
         match self {
             Request::Status { .. } | Request::Stats | Request::Banned { .. } => Rank::Reader,
             Request::Unban { .. } => Rank::Operator,
-            Request::Ban { .. } | Request::Reload => Rank::Root,
+            Request::Ban { .. } | Request::Config | Request::Reload => Rank::Root,
         }
     }
 }

@@ -24,7 +24,7 @@ pub type Load = Box<dyn FnMut(&Specs) -> Result<Specs, String> + Send>;
 #[derive(Debug)]
 pub enum Errand {
     /// Read the kernel's numbers, then let the request go on to the core.
-    Look(Asked, Arc<Specs>),
+    Look(Box<Asked>, Arc<Specs>),
     /// Read the configuration.
     Load(Option<ClientId>, Arc<Specs>),
 }
@@ -46,7 +46,7 @@ pub fn run(errands: &Receiver<Errand>, mut load: Load, done: &Sender<Event>) {
             Errand::Look(mut asked, specs) => {
                 let elements = matches!(asked.request, Request::Banned { .. });
                 asked.kernel = kernel.as_mut().map(|kernel| look(kernel, &specs, elements));
-                Event::Asked(asked)
+                Event::Asked(*asked)
             }
             Errand::Load(client, specs) => Event::Reloaded(Reloaded { client, specs: load(&specs) }),
         };

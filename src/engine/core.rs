@@ -48,8 +48,8 @@ pub enum Event {
     Committed(Vec<Refusal>),
     /// [`Action::Commit`] met a table that is not what we left: nothing of it was carried out.
     Damaged(String),
-    /// The kernel's answer to [`Action::Establish`]: what was changed, or why not.
-    Established(Result<(), String>),
+    /// The kernel's answer to [`Action::Establish`]: what it held before, if that was asked for; or why not.
+    Established(Result<Vec<Adopted>, String>),
     /// A client asks.
     Asked(Asked),
     /// A configuration was read again: by signal, or for a client.
@@ -69,6 +69,19 @@ pub struct Machine {
     pub addresses: Vec<IpAddr>,
     /// Next hops of default routes.
     pub gateways: Vec<IpAddr>,
+}
+
+/// An element found in one of our sets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Adopted {
+    /// The set.
+    pub set: String,
+    /// The key.
+    pub address: IpAddr,
+    /// Its timeout; `None`: it has none.
+    pub timeout: Option<Span>,
+    /// What is left of it; `None`: it is permanent.
+    pub left: Option<Span>,
 }
 
 /// Failures of one source, in the order of their lines.
@@ -112,6 +125,8 @@ pub struct SourceReport {
     pub state: SourceState,
     /// For people: an error, a count.
     pub note: Option<String>,
+    /// An answer to a question, not news: nothing is logged.
+    pub known: bool,
 }
 
 /// The state of a source.
@@ -242,6 +257,8 @@ pub struct Establish {
     pub held: HashMap<Arc<str>, Vec<Change>>,
     /// Whether elements of the kernel's sets that are not in `held` have to go.
     pub exact: bool,
+    /// Whether the answer shall tell what the sets held: nothing was adopted yet.
+    pub adopt: bool,
 }
 
 /// The levels of the daemon's log.
@@ -376,24 +393,18 @@ impl Core {
         self.establish_for(&self.specs, false)
     }
 
-    /// An element found in one of our sets at the start: a ban that goes on.
-    pub fn adopt(&mut self, now: Now, set: &str, address: IpAddr, timeout: Option<Span>, left: Option<Span>) -> bool {
-        let Some(running) = self.jails.iter_mut().find(|j| *j.spec.set_v4 == *set || *j.spec.set_v6 == *set) else {
-            return false;
-        };
-        let lasting = timeout.or(left).map_or(Lasting::Permanent, Lasting::For);
-        let elapsed = match (lasting, left) {
+    /// An element found in one of our sets: a ban that goes on. Tells whether a jail of ours has that set.
+    pub fn adopt(&mut self, now: Now, found: &Adopted) -> bool {
+        let Some(running) = self.jails.iter_mut().find(|running| running.spec.holds(&found.set)) else { return false };
+        let lasting = found.timeout.or(found.left).map_or(Lasting::Permanent, Lasting::For);
+        let elapsed = match (lasting, found.left) {
             (Lasting::For(given), Some(left)) => Span(given.0.saturating_sub(left.0)),
             _ => Span(0),
         };
-        let held = Held {
-            since: now.wall - elapsed,
-            until: left.map(|left| now.mono + left),
-            lasting,
-            failures: 0,
-            origin: Origin::Adopted,
-        };
-        running.jail.hold(running.jail.subject(address), held)
+        let until = found.left.map(|left| now.mono + left);
+        let held = Held { since: now.wall - elapsed, until, lasting, failures: 0, origin: Origin::Adopted };
+        running.jail.hold(running.jail.subject(found.address), held);
+        true
     }
 
     /// Every ban held.
@@ -617,7 +628,7 @@ impl Core {
             source.state = report.state;
             source.note.clone_from(&report.note);
         }
-        if changed {
+        if changed && !report.known {
             let mut text = format!("{}: {}", escape(report.path.as_bytes(), 4096), report.state.name());
             if let Some(note) = &report.note {
                 let _ = write!(text, ", {note}");
@@ -685,13 +696,13 @@ impl Core {
         self.rebuild = Rebuild::Wanted { why, not_before: now.mono, failed: 0 };
     }
 
-    fn established(&mut self, now: Now, result: Result<(), String>) {
+    fn established(&mut self, now: Now, result: Result<Vec<Adopted>, String>) {
         if let Some((cause, specs)) = self.reloading.take() {
             return self.reestablished(now, cause, specs, result);
         }
         let Rebuild::Running { failed } = self.rebuild else { return };
         match result {
-            Ok(()) => {
+            Ok(_) => {
                 self.rebuild = Rebuild::No;
                 self.rebuilt += 1;
                 let held = self.bans_held();
@@ -708,15 +719,18 @@ impl Core {
         }
     }
 
-    fn reestablished(&mut self, now: Now, cause: Cause, specs: Arc<Specs>, result: Result<(), String>) {
+    fn reestablished(&mut self, now: Now, cause: Cause, specs: Arc<Specs>, result: Result<Vec<Adopted>, String>) {
         let reply = match result {
-            Ok(()) if cause == Cause::Machine => {
+            Ok(_) if cause == Cause::Machine => {
                 self.log(Level::Info, "our addresses, or those of ignored names, changed: the ignore sets follow".to_owned());
                 return;
             }
-            Ok(()) => {
+            Ok(adopted) => {
                 let said = self.switch(now, specs);
-                self.log(Level::Info, format!("configuration reloaded: {said}"));
+                for found in &adopted {
+                    self.adopt(now, found);
+                }
+                self.log(Level::Info, format!("configuration reloaded: {}", said.join("; ")));
                 Reply::done(json!({ "changed": said }))
             }
             Err(why) if cause == Cause::Machine => {
@@ -754,7 +768,14 @@ impl Core {
             }
         }
         let own_ignored = specs.jails.iter().map(|spec| spec.own_ignored(&self.names)).collect();
-        Establish { specs: specs.clone(), ignored: self.ignored_for(specs), own_ignored, held, exact }
+        Establish {
+            specs: specs.clone(),
+            ignored: self.ignored_for(specs),
+            own_ignored,
+            held,
+            exact,
+            adopt: self.specs.degraded.is_some() && self.specs.jails.is_empty(),
+        }
     }
 
     /// The content of the kernel's ignore sets: ignoreip of the defaults, own addresses, gateways.
@@ -802,8 +823,7 @@ impl Core {
     }
 
     /// Takes specs that the kernel agrees with into force; tells what changed.
-    fn switch(&mut self, now: Now, specs: Arc<Specs>) -> String {
-        let (mut added, mut changed, mut removed) = (Vec::new(), Vec::new(), Vec::new());
+    fn switch(&mut self, now: Now, specs: Arc<Specs>) -> Vec<String> {
         let mut old: HashMap<String, Running> =
             std::mem::take(&mut self.jails).into_iter().map(|r| (r.spec.name.clone(), r)).collect();
         let mut rekeyed = false;
@@ -812,16 +832,12 @@ impl Core {
             let running = match old.remove(&spec.name) {
                 Some(running) => {
                     let Running { id, spec: before, mut jail, sources, .. } = running;
-                    if *before != **spec {
-                        changed.push(spec.name.clone());
-                    }
                     rekeyed |= before.policy.ipv6_prefix != spec.policy.ipv6_prefix
                         || before.policy.ipv4_prefix != spec.policy.ipv4_prefix;
                     jail.reform(spec.policy.clone());
                     Running { id, spec: spec.clone(), jail, ignored, sources }
                 }
                 None => {
-                    added.push(spec.name.clone());
                     let id = spec.id.unwrap_or(JailId(u32::MAX));
                     Running { id, spec: spec.clone(), jail: Jail::new(spec.policy.clone()), ignored, sources: BTreeMap::new() }
                 }
@@ -833,7 +849,6 @@ impl Core {
             if bans > 0 {
                 self.log(Level::Warn, format!("[{name}] is no longer configured: {bans} bans lifted"));
             }
-            removed.push(name);
         }
         self.by_id = self.jails.iter().enumerate().map(|(at, running)| (running.id, at)).collect();
         self.specs = specs.clone();
@@ -843,10 +858,10 @@ impl Core {
             self.rebuild = Rebuild::Wanted { why: "a prefix changed".to_owned(), not_before: now.mono, failed: 0 };
         }
         self.actions.push(Action::Watch(specs));
-        let part = |what: &str, names: &[String]| (!names.is_empty()).then(|| format!("{what} {}", names.join(", ")));
-        let parts: Vec<String> =
-            [part("added", &added), part("changed", &changed), part("removed", &removed)].into_iter().flatten().collect();
-        if parts.is_empty() { "nothing changed".to_owned() } else { parts.join("; ") }
+        match self.specs.changes.as_slice() {
+            [] => vec!["nothing changed".to_owned()],
+            changes => changes.to_vec(),
+        }
     }
 
     /// A new ignore entry lifts the bans it covers.
@@ -927,6 +942,7 @@ impl Core {
                 return self.ban(now, client, uid, jail.as_deref(), &addrs, lasting, reason, force);
             }
             Request::Unban { jail, addrs, all, forget } => return self.unban(now, client, jail.as_deref(), &addrs, all, forget),
+            Request::Config => Reply::done(json!({ "accepted": &*self.specs.accepted, "degraded": self.specs.degraded })),
             Request::Reload => {
                 self.actions.push(Action::Reload(Some(client)));
                 return;
@@ -1086,9 +1102,9 @@ impl Core {
 
     fn status(&self, kernel: &KernelView) -> Value {
         let mut jails: Vec<Value> = self.jails.iter().map(|running| self.brief(running, kernel)).collect();
-        jails.extend(self.specs.broken.iter().map(|(name, why)| json!({ "name": name, "state": "broken", "why": why })));
+        jails.extend(self.specs.broken.iter().map(|(name, why)| broken_json(name, why)));
         jails.sort_by(|a, b| a["name"].as_str().cmp(&b["name"].as_str()));
-        json!({ "jails": jails, "nft": [self.nft(kernel)] })
+        json!({ "jails": jails, "nft": [self.nft(kernel)], "degraded": self.specs.degraded })
     }
 
     fn nft(&self, kernel: &KernelView) -> Value {
@@ -1106,6 +1122,7 @@ impl Core {
     fn state_of(running: &Running) -> &'static str {
         let followed = |source: &Source| matches!(source.state, SourceState::Live | SourceState::CatchingUp);
         match () {
+            () if running.spec.broken.is_some() => "broken",
             () if running.spec.patterns.is_empty() => "running",
             () if !running.sources.values().any(followed) => "waiting",
             () if running.spec.policy.observe => "observing",
@@ -1129,6 +1146,7 @@ impl Core {
             "kernel": { "v4": count(&spec.set_v4).unwrap_or(0), "v6": count(&spec.set_v6).unwrap_or(0), "net4": net("net4"), "net6": net("net6") },
             "dropped": { "packets": packets, "bytes": bytes },
             "last_match": running.jail.last_failure.map(rfc3339),
+            "why": spec.broken,
         })
     }
 
@@ -1227,6 +1245,15 @@ impl Core {
         }
         Reply::done(Value::Array(rows)).exit(u8::from(free))
     }
+}
+
+/// A jail that has nothing but a name and a mistake, with the keys of every other.
+fn broken_json(name: &str, why: &str) -> Value {
+    let none = json!({ "current": 0, "total": 0 });
+    json!({
+        "name": name, "state": "broken", "why": why, "backend": null, "sources": [], "failures": none, "bans": none,
+        "kernel": { "v4": 0, "v6": 0, "net4": 0, "net6": 0 }, "dropped": { "packets": 0, "bytes": 0 }, "last_match": null,
+    })
 }
 
 fn source_json(path: &str, source: &Source) -> Value {
@@ -1453,7 +1480,7 @@ mod tests {
         let now = at(3);
         assert_eq!(bench.core.next_wake(now), Some(Time::from_secs(3)));
         assert_eq!(bench.event(3, Event::Wake), "establish sshd-v4:2");
-        let said = bench.event(3, Event::Established(Ok(())));
+        let said = bench.event(3, Event::Established(Ok(vec![])));
         assert_eq!(said, "table inet banset is whole again, 2 bans; commit +sshd-v4 198.51.100.7 +sshd-v4 198.51.100.8");
         assert_eq!(bench.yes(3), "[sshd] Ban 198.51.100.7; [sshd] Ban 198.51.100.8");
     }
@@ -1471,12 +1498,12 @@ mod tests {
         assert!(bench.event(2, Event::Established(Err("EPERM".into()))).contains("reply 1"));
         assert_eq!(bench.core.bans_held(), 1);
         assert_eq!(bench.event(3, reloaded(&["dovecot", "sshd"])), "establish sshd-v4:1");
-        let said = bench.event(3, Event::Established(Ok(())));
-        assert_eq!(said, r#"watch; configuration reloaded: added dovecot; reply 0 {"changed":"added dovecot"}"#);
+        let said = bench.event(3, Event::Established(Ok(vec![])));
+        assert_eq!(said, r#"watch; configuration reloaded: nothing changed; reply 0 {"changed":["nothing changed"]}"#);
         bench.learn();
         assert_eq!(bench.fail(4, "dovecot", "198.51.100.9"), "[dovecot] Found 198.51.100.9");
         bench.event(5, reloaded(&["dovecot"]));
-        let said = bench.event(5, Event::Established(Ok(())));
+        let said = bench.event(5, Event::Established(Ok(vec![])));
         assert!(said.starts_with("[sshd] is no longer configured: 1 bans lifted; watch"), "{said}");
         let refused = Event::Reloaded(Reloaded { client: Some(ClientId(9)), specs: Err("x.toml:1:1: no".into()) });
         assert!(bench.event(6, refused).starts_with("reload refused; reply 1"));
@@ -1491,7 +1518,7 @@ mod tests {
         let mut changed = config(&["sshd"]);
         changed.ignore.nets.push("198.51.100.0/24".parse().expect("a net"));
         assert_eq!(bench.event(2, Event::Reloaded(Reloaded { client: None, specs: Ok(Specs::new(&changed)) })), "establish");
-        let said = bench.event(2, Event::Established(Ok(())));
+        let said = bench.event(2, Event::Established(Ok(vec![])));
         assert!(said.contains("commit -sshd-v4 198.51.100.7"), "{said}");
         assert!(bench.yes(2).contains("[sshd] Unban 198.51.100.7, ignored by 198.51.100.0/24 now"));
     }
@@ -1502,7 +1529,7 @@ mod tests {
         named.ignore.names.push("office.example.org".to_owned());
         let mut bench = Bench::new(&["sshd"]);
         bench.event(1, Event::Reloaded(Reloaded { client: None, specs: Ok(Specs::new(&named)) }));
-        bench.event(1, Event::Established(Ok(())));
+        bench.event(1, Event::Established(Ok(vec![])));
         for _ in 0..2 {
             bench.fail(2, "sshd", "198.51.100.7");
         }
@@ -1511,7 +1538,7 @@ mod tests {
         let resolved: Resolved = [("office.example.org".to_owned(), vec![ip("198.51.100.7")])].into();
         assert_eq!(bench.event(3, Event::Resolved(resolved.clone())), "establish");
         assert!(bench.core.establish().ignored.contains(&ip("198.51.100.7").into()));
-        assert!(bench.event(3, Event::Established(Ok(()))).contains("commit -sshd-v4 198.51.100.7"));
+        assert!(bench.event(3, Event::Established(Ok(vec![]))).contains("commit -sshd-v4 198.51.100.7"));
         bench.yes(3);
         assert_eq!(bench.fail(4, "sshd", "198.51.100.7"), "[sshd] Ignore 198.51.100.7 by ip 198.51.100.7");
         assert_eq!(bench.event(5, Event::Resolved(resolved)), "", "the same answer changes nothing");
@@ -1521,9 +1548,12 @@ mod tests {
     fn elements_found_at_the_start_are_bans_that_go_on() {
         let mut bench = Bench::new(&["sshd"]);
         let (timeout, left) = (Some(Span::from_secs(600)), Some(Span::from_secs(100)));
-        assert!(bench.core.adopt(at(0), "sshd-v4", ip("198.51.100.7"), timeout, left));
-        assert!(bench.core.adopt(at(0), "sshd-v6", ip("2001:db8::"), None, None));
-        assert!(!bench.core.adopt(at(0), "other-v4", ip("198.51.100.7"), timeout, left));
+        let timed = Adopted { set: "sshd-v4".to_owned(), address: ip("198.51.100.7"), timeout, left };
+        assert!(bench.core.adopt(at(0), &timed));
+        assert!(
+            bench.core.adopt(at(0), &Adopted { set: "sshd-v6".to_owned(), address: ip("2001:db8::"), timeout: None, left: None })
+        );
+        assert!(!bench.core.adopt(at(0), &Adopted { set: "other-v4".to_owned(), ..timed }));
         let row = bench.core.banned(at(0), &KernelView::default());
         assert_eq!((row[1]["left_s"].as_u64(), row[1]["since"].as_str()), (Some(100), Some("2023-11-14T22:05:00Z")));
         assert_eq!((row[0]["addr"].as_str(), row[0]["until"].is_null()), (Some("2001:db8::/64"), true));

@@ -8,12 +8,12 @@ use tokio::sync::mpsc::Sender;
 use tracing::debug;
 
 use super::clock;
-use super::core::{Change, Establish, Event, Refusal, Target};
+use super::core::{Adopted, Change, Establish, Event, Refusal, Target};
 use super::spec::Specs;
 use crate::config::run::Tristate;
 use crate::jail::Now;
 use crate::nft::element::{Element, Timeout};
-use crate::nft::ruleset::{JailPlan, Plan, Ruleset, Set};
+use crate::nft::ruleset::{Content, JailPlan, Plan, Ruleset, Set};
 use crate::nft::socket::{Kind, Refused, Socket};
 use crate::nft::transaction::{Establishment, Transaction};
 use crate::nft::{self, KernelTable};
@@ -108,9 +108,18 @@ impl Writer {
         self.reader.table(specs.family, &specs.table).map_err(|e| e.to_string())
     }
 
-    /// The elements of a set of our table.
-    pub fn elements(&mut self, specs: &Specs, set: &Set) -> Result<Vec<Element>, String> {
-        self.reader.elements(specs.family, &specs.table, set).map_err(|e| e.to_string())
+    /// What the ban sets of our table hold now.
+    pub fn adoptable(&mut self, specs: &Specs) -> Result<Vec<Adopted>, String> {
+        let mut found = Vec::new();
+        let Some(table) = self.table(specs)? else { return Ok(found) };
+        for set in table.sets.iter().filter_map(|set| set.set.as_ref()).filter(|set| set.content == Content::Bans) {
+            let elements = self.reader.elements(specs.family, &specs.table, set).map_err(|e| e.to_string())?;
+            found.extend(elements.iter().map(|element| {
+                let (timeout, left) = element.timeout.map_or((None, None), |t| (Some(t.timeout), Some(t.expiration)));
+                Adopted { set: set.name.clone(), address: element.interval.first(), timeout, left }
+            }));
+        }
+        Ok(found)
     }
 
     /// Makes the table so; says whether anything had to be sent.
@@ -213,7 +222,10 @@ impl Writer {
                     Ok(refusals) => Event::Committed(refusals),
                     Err(why) => Event::Damaged(why),
                 },
-                Work::Establish(wanted) => Event::Established(self.establish(&wanted).map(|_| ())),
+                Work::Establish(wanted) => {
+                    let adopted = if wanted.adopt { self.adoptable(&wanted.specs) } else { Ok(Vec::new()) };
+                    Event::Established(adopted.and_then(|adopted| self.establish(&wanted).map(|_| adopted)))
+                }
             };
             if done.blocking_send(event).is_err() {
                 return;

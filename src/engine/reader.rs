@@ -16,7 +16,7 @@ use super::spec::Specs;
 use crate::filter::{self, Filter, Scanner, When};
 use crate::jail::{Failure, Place};
 use crate::terms::Span;
-use crate::watch::{Chunk, Happening, Judge, Polled, SourceEvent, SourceStatus, Start, WatchHandle};
+use crate::watch::{self, Chunk, Happening, Judge, Polled, SourceEvent, SourceStatus, Start, WatchHandle};
 
 /// Failures gathered before a batch is sent even though more is at hand.
 const BATCH_AT_MOST: usize = 4096;
@@ -86,6 +86,8 @@ impl Reading {
         for (tag, pattern) in added {
             self.watch.watch(tag, pattern, Start::FromBeginning);
         }
+        // A jail that joins a file which others watch already hears no event about it.
+        self.watch.status();
     }
 
     /// Ends the reader's thread.
@@ -130,12 +132,20 @@ impl Reader {
         let _ = self.engine.blocking_send(event);
     }
 
+    fn report(&self, path: &Path, tags: &[u32], state: SourceState, note: Option<String>, known: bool) {
+        let jails = {
+            let routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+            tags.iter().filter_map(|tag| routes.by_tag.get(tag)).map(|route| route.jail).collect()
+        };
+        self.send(Event::Source(SourceReport { jails, path: path.to_string_lossy().into(), state, note, known }));
+    }
+
     /// The file's state, made or brought up to date with the routes.
     fn watched(&mut self, path: &Path, tags: &[u32]) -> Option<&mut Watched> {
         let routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
         let known = self.files.get(path);
         if known.is_none_or(|known| known.version != routes.version || known.tags != tags) {
-            let (mut filters, mut jails): (Vec<Arc<Filter>>, Vec<Vec<(JailId, Span)>>) = (Vec::new(), Vec::new());
+            let (mut filters, mut jails) = (Vec::<Arc<Filter>>::new(), Vec::<Vec<(JailId, Span)>>::new());
             for route in tags.iter().filter_map(|tag| routes.by_tag.get(tag)) {
                 let at = filters.iter().position(|known| Arc::ptr_eq(known, &route.filter)).unwrap_or_else(|| {
                     filters.push(route.filter.clone());
@@ -211,16 +221,11 @@ impl Judge for Reader {
         }
         let (state, note) = match &event.what {
             Happening::Appeared => (SourceState::CatchingUp, None),
-            Happening::Missing { waiting_at, .. } => {
-                (SourceState::Waiting, Some(format!("watching {} for it", waiting_at.display())))
-            }
+            Happening::Missing { waiting_at: dir, .. } => (SourceState::Waiting, Some(waiting_at(dir))),
             Happening::Unreadable(errno) | Happening::ReadFailed(errno) => {
                 (SourceState::Unreadable, Some(errno.desc().to_lowercase()))
             }
-            Happening::Polled(Polled::FileSystem) => {
-                (SourceState::Live, Some("polled: its file system tells of no changes".to_owned()))
-            }
-            Happening::Polled(Polled::Refused(errno)) => (SourceState::Live, Some(format!("polled: inotify says {errno:?}"))),
+            Happening::Polled(why) => (SourceState::Live, Some(polled(*why))),
             Happening::Truncated { lost } => (SourceState::Live, Some(format!("truncated, {lost} bytes lost unread"))),
             Happening::CaughtUp => (SourceState::Live, None),
             Happening::Forgotten => (SourceState::Gone, None),
@@ -228,23 +233,43 @@ impl Judge for Reader {
         };
         // The batch goes first: the state follows what was read.
         self.idle();
-        let jails = {
-            let routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
-            event.tags.iter().filter_map(|tag| routes.by_tag.get(tag)).map(|route| route.jail).collect()
-        };
+        self.report(event.path, event.tags, state, note, false);
         if state == SourceState::Gone {
             self.files.remove(event.path);
         }
-        self.send(Event::Source(SourceReport { jails, path: event.path.to_string_lossy().into(), state, note }));
     }
 
-    fn status(&mut self, _sources: Vec<SourceStatus>) {}
+    fn status(&mut self, sources: Vec<SourceStatus>) {
+        self.idle();
+        for source in sources {
+            let (state, note) = match source.state {
+                watch::SourceState::CatchingUp => (SourceState::CatchingUp, None),
+                watch::SourceState::Following => (SourceState::Live, None),
+                watch::SourceState::SameAs(other) => (SourceState::Live, Some(format!("the same file as {}", other.display()))),
+                watch::SourceState::Waiting(dir) => (SourceState::Waiting, Some(waiting_at(&dir))),
+                watch::SourceState::Unreadable(errno) => (SourceState::Unreadable, Some(errno.desc().to_lowercase())),
+            };
+            let note = note.or_else(|| source.polled.map(polled));
+            self.report(&source.path, &source.tags, state, note, true);
+        }
+    }
 
     fn idle(&mut self) {
         let batches: Vec<Batch> = self.files.values_mut().filter(|w| w.batch.changed).map(Watched::take).collect();
         for batch in batches {
             self.send(Event::Read(batch));
         }
+    }
+}
+
+fn waiting_at(directory: &Path) -> String {
+    format!("watching {} for it", directory.display())
+}
+
+fn polled(why: Polled) -> String {
+    match why {
+        Polled::FileSystem => "polled: its file system tells of no changes".to_owned(),
+        Polled::Refused(errno) => format!("polled: inotify says {errno:?}"),
     }
 }
 

@@ -17,6 +17,7 @@ use super::core::{Action, Asked, ClientId, Core, Event, Level};
 use super::kernel::{Work, Writer};
 use super::names::Names;
 use super::reader::{self, Reading};
+use super::spec::Specs;
 use super::{clock, machine};
 use crate::control::Reply;
 use crate::control::server::{self, Access, Incoming};
@@ -41,6 +42,8 @@ pub struct Ready {
     pub socket: std::path::PathBuf,
     /// Who may ask.
     pub access: Arc<Mutex<Access>>,
+    /// Called with specs that came into force.
+    pub applied: Box<dyn Fn(&Specs)>,
     /// Reads the configuration anew.
     pub load: Load,
     /// Called on SIGUSR1: log files were rotated.
@@ -60,12 +63,13 @@ struct Performer {
     errands: std_mpsc::Sender<Errand>,
     reading: Reading,
     names: Names,
+    applied: Box<dyn Fn(&Specs)>,
     clients: HashMap<ClientId, oneshot::Sender<Reply>>,
     next_client: u64,
 }
 
 async fn drive(ready: Ready) -> Result<(), String> {
-    let Ready { mut core, writer, listener, socket, access, load, reopen } = ready;
+    let Ready { mut core, writer, listener, socket, access, applied, load, reopen } = ready;
     let failed = |what: &'static str| move |e: std::io::Error| format!("cannot start the {what}: {e}");
     let (events, mut happened) = mpsc::channel(EVENTS);
     let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
@@ -97,7 +101,7 @@ async fn drive(ready: Ready) -> Result<(), String> {
     let listener = UnixListener::from_std(listener).map_err(failed("control socket"))?;
     tokio::spawn(server::serve(listener, access, incoming));
 
-    let mut performer = Performer { work, errands, reading, names, clients: HashMap::new(), next_client: 0 };
+    let mut performer = Performer { work, errands, reading, names, applied, clients: HashMap::new(), next_client: 0 };
     performer.perform(&mut core);
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     info!("ready: {} jails, {} bans held", core.specs().jails.len(), core.bans_held());
@@ -176,7 +180,7 @@ impl Performer {
         self.clients.insert(client, reply);
         let asked = Asked { client, uid, request, kernel: None };
         if clerk::shows_kernel(&asked.request) {
-            let _ = self.errands.send(Errand::Look(asked, core.specs().clone()));
+            let _ = self.errands.send(Errand::Look(Box::new(asked), core.specs().clone()));
         } else {
             core.handle(clock::now(), Event::Asked(asked));
         }
@@ -207,6 +211,7 @@ impl Performer {
                 Action::Watch(specs) => {
                     self.reading.watch(&specs);
                     self.names.resolve(specs.names());
+                    (self.applied)(&specs);
                 }
             }
         }

@@ -39,6 +39,14 @@ pub struct Specs {
     pub ipv6: bool,
     /// What else `[nft]` says.
     pub nft: run::Nft,
+    /// What `[daemon]` says.
+    pub daemon: run::Daemon,
+    /// The accepted files, as `config::Sources` keeps them.
+    pub accepted: Arc<str>,
+    /// What differs from the specs before, a line each.
+    pub changes: Vec<String>,
+    /// Why these are not what the files say now, if so: the daemon goes on with the last accepted configuration, or with none.
+    pub degraded: Option<String>,
 }
 
 impl Default for Specs {
@@ -53,6 +61,10 @@ impl Default for Specs {
             ignore_names: Arc::default(),
             ipv6: true,
             nft,
+            daemon: run::Daemon::default(),
+            accepted: "".into(),
+            changes: Vec::new(),
+            degraded: None,
         }
     }
 }
@@ -114,6 +126,8 @@ pub struct Spec {
     pub logtimezone: Option<jiff::tz::TimeZone>,
     /// For people.
     pub label: Option<String>,
+    /// Why it judges nothing, if so: its configuration is broken, its bans and rules stand as last accepted.
+    pub broken: Option<String>,
 }
 
 impl Spec {
@@ -151,6 +165,21 @@ impl Specs {
         self.ignore_names.iter().chain(jails).cloned().collect()
     }
 
+    /// Keeps the bans and rules of jails that are broken now standing as `last`, an earlier configuration, had them.
+    pub fn keep_broken(&mut self, last: &Specs) {
+        for (name, why) in std::mem::take(&mut self.broken) {
+            match last.jails.iter().find(|spec| spec.name == name) {
+                Some(spec) => {
+                    let standing =
+                        Spec { broken: Some(why), patterns: Vec::new(), filter: None, compiled: None, ..(**spec).clone() };
+                    self.jails.push(Arc::new(standing));
+                }
+                None => self.broken.push((name, why)),
+            }
+        }
+        self.jails.sort_by(|a, b| a.name.cmp(&b.name));
+    }
+
     /// From a configuration that is already right.
     pub fn new(config: &Config) -> Specs {
         let default_ignore: Arc<[IpNetwork]> = config.ignore.nets.iter().copied().collect();
@@ -166,6 +195,10 @@ impl Specs {
             ignore_names: config.ignore.names.iter().cloned().collect(),
             ipv6: config.nft.ipv6 != run::Tristate::No,
             nft: config.nft.clone(),
+            daemon: config.daemon.clone(),
+            accepted: "".into(),
+            changes: Vec::new(),
+            degraded: None,
         }
     }
 }
@@ -216,6 +249,7 @@ fn spec(config: &Config, jail: &run::Jail, default_ignore: &Arc<[IpNetwork]>) ->
         compiled: None,
         logtimezone: jail.logtimezone.clone(),
         label: jail.label.clone(),
+        broken: None,
     }
 }
 

@@ -278,9 +278,7 @@ impl Detector {
             return None;
         }
         for start in 0..line.len() {
-            let b = line[start];
-            let edge = start == 0 || !in_word(line[start - 1]);
-            if !(edge && (b.is_ascii_alphanumeric() || matches!(b, b'@' | b'+' | b'-'))) {
+            if (start > 0 && in_word(line[start - 1])) || !plausible(&line[start..]) {
                 continue;
             }
             for template in templates.iter().filter(|t| !t.only_at_head()) {
@@ -404,6 +402,30 @@ const fn days_in(year: i32, month: u32) -> u32 {
         2 if year % 4 == 0 && (year % 100 != 0 || year % 400 == 0) => 29,
         2 => 28,
         _ => 31,
+    }
+}
+
+/// Whether any template can begin here: a glance at the first word and what comes behind it, since a long line without a date
+/// has many words.
+fn plausible(rest: &[u8]) -> bool {
+    let Some(first) = rest.first() else { return false };
+    let run = |limit: usize, kind: fn(&u8) -> bool| {
+        let length = rest.iter().take(limit).take_while(|b| kind(b)).count();
+        (length, rest.get(length).copied().unwrap_or(0))
+    };
+    match first {
+        b'0'..=b'9' => match run(16, u8::is_ascii_digit) {
+            (1 | 2, next) => matches!(next, b'-' | b'/'),
+            (4, next) => matches!(next, b'-' | b'/' | b'.'),
+            (6, next) => next == b' ',
+            (length, _) => length >= 8,
+        },
+        b'A'..=b'Z' | b'a'..=b'z' => match run(6, u8::is_ascii_alphabetic) {
+            (1, next) => *first == b'Z' && next == b' ',
+            (length, next) => (2..=5).contains(&length) && next == b' ',
+        },
+        b'@' | b'+' | b'-' => rest.get(1).is_some_and(u8::is_ascii_hexdigit),
+        _ => false,
     }
 }
 
@@ -594,14 +616,10 @@ impl At<'_> {
         Some(())
     }
 
-    /// `.981746`, up to nine digits; `comma` allows `,981`.
-    fn fraction(&mut self, comma: bool) {
+    /// `.981746`, up to nine digits.
+    fn fraction(&mut self) {
         self.maybe_last(|at| {
-            let b = at.peek();
-            if b != b'.' && !(comma && b == b',') {
-                return None;
-            }
-            at.i += 1;
+            at.eat(b'.')?;
             let digits = at.line[at.i..].iter().take(9).take_while(|b| b.is_ascii_digit()).count();
             at.i += digits;
             (digits > 0).then_some(())
@@ -630,6 +648,21 @@ impl At<'_> {
         Some(sign * (hours * 3600 + minutes.unwrap_or(0) * 60) as i32)
     }
 
+    /// A fraction and a zone, each if it stands there: `.98Z`, `,5 -0200`.
+    fn fraction_and_zone(&mut self, when: &mut When) {
+        let back = self.i;
+        if matches!(self.peek(), b'.' | b',') {
+            let digits = self.line[back + 1..].iter().take(9).take_while(|b| b.is_ascii_digit()).count();
+            self.i += 1 + digits;
+            self.zone_behind(when);
+            if digits > 0 && self.ends() {
+                return;
+            }
+            (self.i, when.zone) = (back, None);
+        }
+        self.zone_behind(when);
+    }
+
     /// A zone at the end, behind blanks.
     fn zone_behind(&mut self, when: &mut When) {
         when.zone = self.maybe_last(|at| {
@@ -648,7 +681,7 @@ impl At<'_> {
         when.day = self.padded(1, 31)?;
         self.eat(b' ')?;
         self.clock(when, true)?;
-        self.fraction(false);
+        self.fraction();
         when.year = self.maybe_last(|at| {
             at.eat(b' ')?;
             at.year()
@@ -673,8 +706,7 @@ impl At<'_> {
                     let _ = self.eat(b' ').and_then(|()| self.eat(b' '));
                 }
                 self.clock(&mut when, false)?;
-                self.fraction(true);
-                self.zone_behind(&mut when);
+                self.fraction_and_zone(&mut when);
             }
             Template::Asctime => self.asctime(&mut when)?,
             Template::AsctimeYearFirst => {
@@ -686,7 +718,7 @@ impl At<'_> {
                 when.year = Some(self.year()?);
                 self.eat(b' ')?;
                 self.clock(&mut when, true)?;
-                self.fraction(false);
+                self.fraction();
             }
             Template::DayFirst => {
                 when.day = self.small(1, 31)?;
@@ -716,7 +748,7 @@ impl At<'_> {
                     self.i += 1;
                 }
                 self.clock(&mut when, false)?;
-                self.fraction(false);
+                self.fraction();
                 when.zone = self.maybe_last(|at| {
                     at.eat(b' ')?;
                     at.zone()
@@ -739,7 +771,7 @@ impl At<'_> {
                 when.year = Some(self.year()?);
                 self.eat(b' ')?;
                 self.clock(&mut when, true)?;
-                self.fraction(false);
+                self.fraction();
             }
             Template::Epoch => when.instant = Some(self.epoch(start)?),
             Template::TimeOnly => self.clock(&mut when, false)?,
@@ -808,8 +840,7 @@ impl At<'_> {
                 when.minute = self.two(0, 59)?;
                 let _ = self.eat(b':');
                 when.second = self.two(0, 61)?;
-                self.fraction(true);
-                self.zone_behind(&mut when);
+                self.fraction_and_zone(&mut when);
             }
             Template::ZoneName => {
                 let length = self.line[self.i..].iter().take(6).take_while(|b| b.is_ascii_alphabetic()).count();
@@ -981,6 +1012,33 @@ mod tests {
     }
 
     #[test]
+    fn a_glance_never_hides_a_date() {
+        let dates = [
+            "2026-01-14T21:59:59.98Z",
+            "Wed Jan 14 21:59:59.011 2026",
+            "Jan  5 01:02:03",
+            "Wed Jan 14 2026 21:59:59",
+            "5/01/2026 00:00:00",
+            "14/Jan/2026:21:59:59 +0100",
+            "1/4/2026:01:57:39",
+            "01-14-2026 16:22:44.252",
+            "260114  1:46:11",
+            "Jan 14, 2026 12:00:01 AM",
+            "20260114T215959",
+            "20260114215959",
+            "PDT Jan 14 21:05:29",
+            "AEST Jan 14 21:05:29",
+            "+00:00 Jan 14 21:59:59.011 2026",
+            "Z Jan 14 21:59:59.011 2026",
+            "@4000000069680f1f2a3b4c5d",
+        ];
+        for line in dates {
+            let at = date(&format!("word {line} word")).unwrap_or_else(|| panic!("{line}")).at;
+            assert_eq!(at, 5..5 + line.len(), "{line}");
+        }
+    }
+
+    #[test]
     fn what_is_cut_is_the_date_and_no_more() {
         let table = [
             ("[12-Jul-2022 08:56:39 +0200]: x", "[]: x"),
@@ -988,6 +1046,10 @@ mod tests {
             ("Jan 14 21:59:59 mx x", " mx x"),
             ("2022-02-18 16:23:03.719762500 helo-dns-check: x", " helo-dns-check: x"),
             ("2026-01-14 21:59:59 UTCx", " UTCx"),
+            ("2026-01-14T21:59:59.98Z x", " x"),
+            ("2026-01-14T21:59:59.123456+01:00 x", " x"),
+            ("2026-01-14 21:59:59,123 x", " x"),
+            ("2026-01-14 21:59:59. x", ". x"),
             ("<13>Jan 14 21:59:59 mx x", "<13> mx x"),
             ("1.2.3.4 - - [14/Jan/2026:21:59:59 +0100] \"GET", "1.2.3.4 - - [] \"GET"),
             ("foo Jan 14 21:05:29 mx", "foo  mx"),

@@ -360,3 +360,58 @@ mod written {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_read_as_its_grammar_says() {
+        let text = r#"
+            failregex = "bad <HOST>"
+            once = { key = ["addr"], within = "90s" }
+            [param]
+            reasons = { words = ["a", "b"] }
+            proxy = { nets = "10.0.0.0/8" }
+            tail = { text = "x?" }
+            [variable]
+            head = "^x"
+            [mode.aggressive]
+            include = "more"
+            failregex = ["worse <HOST>"]
+            [mode.more]
+            prefregex = "<F-CONTENT>.*</F-CONTENT>"
+            [[sample]]
+            line = "bad 192.0.2.1"
+            addr = "192.0.2.1"
+            params = { mode = "more", reasons = ["c"] }
+        "#;
+        let definition = parse("x", text).unwrap();
+        assert_eq!(definition.patterns.failregex, ["bad <HOST>"]);
+        assert_eq!(definition.once, Some(Once { key: vec!["addr".to_owned()], within: Span::from_secs(90) }));
+        assert_eq!(definition.params["reasons"], Param::Words(vec!["a".to_owned(), "b".to_owned()]));
+        assert_eq!(definition.params["proxy"], Param::Nets(vec!["10.0.0.0/8".parse().unwrap()]));
+        assert_eq!(definition.params["tail"], Param::Text("x?".to_owned()));
+        assert_eq!(definition.modes["aggressive"].include, ["more"]);
+        assert_eq!(definition.samples[0].expect, Expect::Addr("192.0.2.1".parse().unwrap()));
+        assert_eq!(definition.samples[0].params["mode"], ["more"]);
+        assert_eq!(definition.maxlines, 1);
+    }
+
+    #[test]
+    fn what_the_grammar_does_not_know_is_refused() {
+        let table = [
+            ("failregx = 'x'", "failregx"),
+            ("once = { key = 'addr', within = '5 minutes' }", "not a span"),
+            ("[param]\nx = { numbers = [] }", "numbers"),
+            ("[param]\nx = { nets = ['10.0.0.0/33'] }", "param.x"),
+            ("[[sample]]\nline = 'x'", "needs `addr` or `ok`"),
+            ("[[sample]]\nline = 'x'\naddr = true", "address or false"),
+            ("[[sample]]\nline = 'x'\naddr = false\nok = '192.0.2.1'", "both"),
+        ];
+        for (text, what) in table {
+            let mistake = parse("x", text).unwrap_err();
+            assert!(mistake.contains(what), "{text}: {mistake}");
+        }
+    }
+}

@@ -127,8 +127,7 @@ const fn in_word(b: u8) -> bool {
     b.is_ascii_alphanumeric() || b == b'_'
 }
 
-/// The sets that hold the pieces of this set's literals between possible seams: one piece of each literal per set. A set of
-/// one literal gives one set per piece, a larger one a set of the longest pieces.
+/// The sets that hold the pieces of this set's literals between possible seams: one piece of each literal per set.
 fn split(set: &[Vec<u8>]) -> Needs {
     let pieces = |literal: &[u8]| -> Vec<Vec<u8>> {
         let mut pieces = vec![Vec::new()];
@@ -145,11 +144,20 @@ fn split(set: &[Vec<u8>]) -> Needs {
     if let [one] = set {
         return pieces(one).into_iter().map(|piece| vec![piece]).collect();
     }
-    let longest = |literal: &Vec<u8>| pieces(literal).into_iter().max_by_key(Vec::len).unwrap_or_default();
-    let mut out: Vec<_> = set.iter().map(longest).collect();
-    out.sort();
-    out.dedup();
-    vec![out]
+    // Which piece is the telling one is for the prefilter to say: the longest, or the same one of each, counted from either end.
+    let mut variants: Needs = Vec::new();
+    let all: Vec<_> = set.iter().map(|literal| pieces(literal)).collect();
+    let longest = |pieces: &Vec<Vec<u8>>| pieces.iter().max_by_key(|piece| piece.len()).cloned().unwrap_or_default();
+    variants.push(all.iter().map(longest).collect());
+    for i in 0..all.iter().map(Vec::len).min().unwrap_or(0) {
+        variants.push(all.iter().map(|pieces| pieces[i].clone()).collect());
+        variants.push(all.iter().map(|pieces| pieces[pieces.len() - 1 - i].clone()).collect());
+    }
+    for variant in &mut variants {
+        variant.sort();
+        variant.dedup();
+    }
+    variants
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@
 //! | `definition` | a filter's file |
 //! | `tags` | `<HOST>`, `<F-USER>`, parameters and variables become one regular expression |
 //! | `pattern` | a compiled pattern and what its groups mean |
+//! | `walk` | the quick way along an anchored pattern |
 //! | `literals` | what a line must hold for a pattern to match |
 //! | `prefilter` | the literals of a source's filters, searched together |
 //! | `dates` | finding the date, cutting it out, what instant it means |
@@ -32,6 +33,7 @@ mod scanner;
 mod session;
 mod shipped;
 mod tags;
+mod walk;
 
 pub use dates::{DatePattern, Template};
 pub use definition::{Definition, Mistake};
@@ -165,15 +167,12 @@ impl Filter {
                 }
             }
         }
-        let (key, written) = match &options.datepattern {
-            Some(list) => ("datepattern", list),
-            None => ("datepattern", &definition.datepattern),
-        };
+        let written = options.datepattern.as_ref().unwrap_or(&definition.datepattern);
         let mut dates = DatePattern::Default;
         for (index, text) in written.iter().enumerate() {
             match DatePattern::parse(text) {
                 Some(pattern) if index == 0 => dates = pattern,
-                _ => mistake(key, index, "is not understood", "leave it out: all usual dates are found without it"),
+                _ => mistake("datepattern", index, "is not understood", "leave it out: all usual dates are found without it"),
             }
         }
         if !mistakes.is_empty() {
@@ -211,6 +210,18 @@ impl Filter {
     /// The okregex as written, in the order of [`Found::pattern`].
     pub fn okregex(&self) -> impl Iterator<Item = &str> {
         self.okregex.iter().map(|p| &*p.written)
+    }
+}
+
+#[cfg(test)]
+impl Filter {
+    /// The filter with nothing but the regex engine.
+    fn without_walks(mut self) -> Filter {
+        let plain = |patterns: Vec<Pattern>| patterns.into_iter().map(Pattern::without_walk).collect();
+        self.prefregex = self.prefregex.map(Pattern::without_walk);
+        self.failregex = plain(self.failregex);
+        self.okregex = plain(self.okregex);
+        self
     }
 }
 
@@ -255,11 +266,12 @@ fn chosen_patterns<'a>(
     chosen.add(&definition.patterns, "");
     let mut seen: Vec<&str> = Vec::new();
     let wanted = mode.and_then(|m| m.first()).map_or("normal", String::as_str);
-    let mut todo: Vec<(String, &str, String)> = Vec::new();
+    // The key that names a mode, and the mode.
+    let mut todo: Vec<(String, String)> = Vec::new();
     if wanted != "normal" || definition.modes.contains_key("normal") {
-        todo.push(("mode".to_owned(), "", wanted.to_owned()));
+        todo.push(("mode".to_owned(), wanted.to_owned()));
     }
-    while let Some((key, _, name)) = todo.pop() {
+    while let Some((key, name)) = todo.pop() {
         let Some((name, mode)) = definition.modes.get_key_value(&name) else {
             let known: Vec<_> = definition.modes.keys().map(String::as_str).collect();
             let help = if known.is_empty() { "this filter has no modes".to_owned() } else { format!("use {}", known.join(", ")) };
@@ -270,7 +282,7 @@ fn chosen_patterns<'a>(
             continue;
         }
         seen.push(name);
-        todo.extend(mode.include.iter().rev().map(|inner| (format!("mode.{name}.include"), "", inner.clone())));
+        todo.extend(mode.include.iter().rev().map(|inner| (format!("mode.{name}.include"), inner.clone())));
     }
     // What is included comes before what includes it, so that the chosen mode's own prefregex wins.
     for name in seen.into_iter().rev() {

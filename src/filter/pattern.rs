@@ -1,16 +1,16 @@
 //! One compiled pattern: a linear-time regular expression on bytes, what its groups mean, and the literals without
 //! which it can not match.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Range;
 
 use ipnetwork::IpNetwork;
 use regex::bytes::{CaptureLocations, Regex, RegexBuilder};
 
-use super::definition::{Mistake, Param};
+use super::definition::Mistake;
 use super::literals::{self, Needs};
 use super::tags::{self, Role, Scope};
+use super::walk::{Ended, Room, Walk};
 use crate::terms::fold;
 
 /// A pattern may compile to this many bytes.
@@ -24,6 +24,7 @@ pub(crate) struct Pattern {
     pub written: Box<str>,
     /// What a line must hold for it to match.
     pub needs: Needs,
+    walk: Option<Walk>,
     roles: Vec<(usize, Role)>,
     nets: Vec<(usize, Vec<IpNetwork>)>,
     never: bool,
@@ -43,6 +44,28 @@ pub(crate) struct Hit {
     pub nofail: bool,
     pub forget: bool,
     pub gained: bool,
+}
+
+/// Where a pattern's groups are written; one for each pattern, since their number differs.
+#[derive(Debug, Default)]
+pub(crate) struct Places {
+    locations: Option<CaptureLocations>,
+    room: Room,
+}
+
+/// The groups of a match.
+enum Groups<'a> {
+    Walked(&'a Room),
+    Searched(&'a CaptureLocations),
+}
+
+impl Groups<'_> {
+    fn get(&self, group: usize) -> Option<(usize, usize)> {
+        match self {
+            Groups::Walked(room) => room.get(group),
+            Groups::Searched(locations) => locations.get(group),
+        }
+    }
 }
 
 impl Pattern {
@@ -81,7 +104,22 @@ impl Pattern {
             _ => None,
         });
         let nets = nets.collect();
-        Ok(Pattern { needs: literals::needs(&hir), regex, written: written.into(), roles, nets, never: expanded.never })
+        Ok(Pattern {
+            needs: literals::needs(&hir),
+            walk: Walk::new(&hir),
+            regex,
+            written: written.into(),
+            roles,
+            nets,
+            never: expanded.never,
+        })
+    }
+
+    /// The pattern without its quick way.
+    #[cfg(test)]
+    pub fn without_walk(mut self) -> Pattern {
+        self.walk = None;
+        self
     }
 
     /// Whether a group of this role is in the pattern.
@@ -95,15 +133,24 @@ impl Pattern {
     }
 
     /// Tries the pattern. A text in an address's place that is no address, or one outside the nets it must lie in, is no match.
-    pub fn find(&self, text: &[u8], places: &mut CaptureLocations) -> Option<Hit> {
+    pub fn find(&self, text: &[u8], places: &mut Places) -> Option<Hit> {
         if self.never {
             return None;
         }
-        self.regex.captures_read(places, text)?;
+        let walked = self.walk.as_ref().map_or(Ended::GaveUp, |walk| walk.along(text, &mut places.room));
+        let groups = match walked {
+            Ended::NoMatch => return None,
+            Ended::Match => Groups::Walked(&places.room),
+            Ended::GaveUp => {
+                let locations = places.locations.get_or_insert_with(|| self.regex.capture_locations());
+                self.regex.captures_read(locations, text)?;
+                Groups::Searched(locations)
+            }
+        };
         let mut hit = Hit::default();
         let mut user: Option<(u8, Range<usize>)> = None;
         for (group, role) in &self.roles {
-            let Some((start, end)) = places.get(*group) else { continue };
+            let Some((start, end)) = groups.get(*group) else { continue };
             let range = start..end;
             match role {
                 Role::Addr if hit.addr.is_none() => hit.addr = Some(address(&text[range])?),
@@ -149,9 +196,6 @@ fn help_for(what: &str) -> Option<String> {
     Some(help.to_owned())
 }
 
-/// The parameters a filter is compiled with.
-pub(crate) type Params = BTreeMap<String, Param>;
-
 /// A decimal number of at most nine digits.
 fn number(text: &[u8]) -> Option<u32> {
     std::str::from_utf8(text).ok().filter(|t| t.len() <= 9)?.parse().ok()
@@ -186,13 +230,16 @@ fn quad(text: &[u8]) -> Option<Ipv4Addr> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::filter::definition::Param;
 
     fn found(written: &str, line: &str) -> Option<IpAddr> {
-        let params = Params::from([("proxy".to_owned(), Param::Nets(vec!["10.0.0.0/30".parse().unwrap()]))]);
+        let params = BTreeMap::from([("proxy".to_owned(), Param::Nets(vec!["10.0.0.0/30".parse().unwrap()]))]);
         let scope = Scope { params: &params, variables: &BTreeMap::new() };
         let pattern = Pattern::compile(written, "failregex", 0, scope).unwrap();
-        pattern.find(line.as_bytes(), &mut pattern.regex.capture_locations())?.addr
+        pattern.find(line.as_bytes(), &mut Places::default())?.addr
     }
 
     #[test]

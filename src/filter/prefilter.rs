@@ -214,23 +214,29 @@ fn pass(literals: &[&[u8]]) -> Option<Pass> {
 /// The part of a literal that a pass looks for: the packed searcher compares the first bytes of each, so it should begin with
 /// bytes that are rare together.
 fn window(literal: &[u8]) -> &[u8] {
-    let keep = literal.len().min(6);
+    let keep = literal.len().min(12);
     let rare = |from: &usize| literal[*from..literal.len().min(*from + 4)].iter().map(|b| u64::from(bits(*b))).sum::<u64>();
     let skip = (0..=literal.len() - keep).max_by_key(|from| (rare(from), std::cmp::Reverse(*from))).unwrap_or(0);
     &literal[skip..literal.len().min(skip + WINDOW)]
 }
 
-/// How often a literal is likely to stand in the logs of a mail gateway: 0 for hardly ever, hundreds for in every line.
+/// How often a literal is likely to stand in the logs of a mail gateway: 0 for hardly ever, thousands for in every other line.
+/// Words are no random bytes, so only some dozen letters say enough.
 fn frequency(literal: &[u8]) -> u64 {
     if EVERYDAY.iter().any(|phrase| memchr::memmem::find(phrase.as_bytes(), literal).is_some()) {
-        return 400;
+        return 5000;
     }
     let bits: u64 = literal.iter().map(|b| u64::from(bits(*b))).sum();
-    240_u64.saturating_sub(bits) + if literal.len() == SHORTEST { 200 } else { 0 }
+    900_u64.saturating_sub(bits) + if literal.len() == SHORTEST { 1000 } else { 0 }
 }
 
 /// What servers write into lines of every kind: no way to tell the few from the many.
-const EVERYDAY: [&str; 24] = [
+const EVERYDAY: [&str; 29] = [
+    "Disconnected: Logged out in=",
+    "Disconnected: Connection closed ",
+    " found existing recipient",
+    " reason=",
+    " not found ",
     "postfix/smtpd[",
     " dovecot: imap-login: Info: Login: ",
     " pop3-login: ",
@@ -290,7 +296,7 @@ mod tests {
         shipped().iter().flat_map(lines).filter(|l| !l.is_empty()).collect()
     }
 
-    fn filters(mode: &str) -> Vec<Arc<Filter>> {
+    fn filters(mode: &str, plain: bool) -> Vec<Arc<Filter>> {
         let compile = |(name, text): &(&str, &str)| {
             let definition = definition::parse(name, text).unwrap();
             let mode = if definition.modes.contains_key(mode) { mode } else { "normal" };
@@ -298,7 +304,8 @@ mod tests {
             if *name == "roundcube" {
                 params.insert("proxy".to_owned(), vec!["10.0.0.0/8".to_owned()]);
             }
-            Arc::new(Filter::compile(&definition, &params, &Options::default()).unwrap())
+            let filter = Filter::compile(&definition, &params, &Options::default()).unwrap();
+            Arc::new(if plain { filter.without_walks() } else { filter })
         };
         shipped().iter().map(compile).collect()
     }
@@ -323,17 +330,17 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(if cfg!(debug_assertions) { 300 } else { 20_000 }))]
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(debug_assertions) { 40 } else { 20_000 }))]
 
         #[test]
-        fn it_never_hides_a_line_that_matches(lines in proptest::collection::vec(mutated(), 1..20)) {
+        fn neither_it_nor_a_walk_changes_what_is_found(lines in proptest::collection::vec(mutated(), 1..20)) {
             thread_local! {
-                static FILTERS: Vec<Arc<Filter>> = filters("aggressive");
+                static FILTERS: [Vec<Arc<Filter>>; 2] = [filters("aggressive", false), filters("aggressive", true)];
             }
             let chunk: Vec<u8> = lines.iter().flat_map(|line| line.iter().copied().chain([b'\n'])).collect();
             let when = When { now: Time::from_secs(1_768_478_400), live: true };
-            let filters = FILTERS.with(Clone::clone);
-            let (mut filtered, mut plain) = (Scanner::new(filters.clone()), Scanner::new(filters));
+            let [quick, slow] = FILTERS.with(Clone::clone);
+            let (mut filtered, mut plain) = (Scanner::new(quick), Scanner::new(slow));
             plain.try_everything();
             let (mut a, mut b) = (Vec::new(), Vec::new());
             filtered.scan(&chunk, when, &mut a);
@@ -392,7 +399,7 @@ mod tests {
 
     #[test]
     fn shipped_filters_need_no_more_than_one_pass_and_always_a_literal() {
-        let scanner = Scanner::new(filters("normal"));
+        let scanner = Scanner::new(filters("normal", false));
         let prefilter = scanner.prefilter();
         assert!(!prefilter.sees_every_line());
         assert_eq!(prefilter.passes.len(), 1);

@@ -84,3 +84,36 @@ fn tried(filter: Filter, sample: &Sample) -> Option<String> {
     }
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::filter::definition;
+
+    #[test]
+    fn a_sample_that_does_not_hold_is_cited() {
+        let text = |sample: &str| {
+            format!("failregex = 'bad <F-USER>\\w*</F-USER> <HOST>$'\nokregex = 'good <HOST>$'\n[[sample]]\n{sample}")
+        };
+        let table = [
+            ("line = 'bad bob 192.0.2.1'\naddr = '192.0.2.1'\nuser = 'bob'\nattempts = 1", None),
+            ("line = 'Jan 14 21:59:59 bad bob 192.0.2.1'\naddr = '192.0.2.1'\ntime = '2026-01-14T21:59:59Z'", None),
+            ("line = 'good 192.0.2.1'\nok = '192.0.2.1'", None),
+            ("line = 'well'\naddr = false", None),
+            ("line = 'bad bob 192.0.2.1'\naddr = '192.0.2.2'", Some("should be a failure of 192.0.2.2, is of 192.0.2.1")),
+            ("line = 'bad bob 192.0.2.1'\naddr = false", Some("should say nothing, says Failure of 192.0.2.1")),
+            ("line = 'good 192.0.2.1'\naddr = '192.0.2.1'", Some("should be a failure of 192.0.2.1, is of none")),
+            ("line = 'bad bob 192.0.2.1'\nok = '192.0.2.1'", Some("should be a login of 192.0.2.1, is of none")),
+            ("line = 'bad bob 192.0.2.1'\naddr = '192.0.2.1'\nuser = 'rob'", Some("account \"rob\"")),
+            ("line = 'bad bob 192.0.2.1'\naddr = '192.0.2.1'\nattempts = 2", Some("should count 2, counts 1")),
+            ("line = 'Jan 14 21:59:59 bad x 192.0.2.1'\naddr = '192.0.2.1'\ntime = '2026-01-14T22:00:00Z'", Some("should be at")),
+            ("line = 'x'\naddr = false\nparams = { mode = 'no' }", Some("no mode \"no\"")),
+        ];
+        for (sample, wrong) in table {
+            let mistakes = super::verify(&definition::parse("x", &text(sample)).unwrap());
+            match wrong {
+                None => assert_eq!(mistakes, [], "{sample}"),
+                Some(wrong) => assert!(mistakes[0].what.contains(wrong), "{sample}: {}", mistakes[0].what),
+            }
+        }
+    }
+}

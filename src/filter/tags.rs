@@ -185,9 +185,8 @@ impl Walk<'_> {
         if tag.closes {
             match open.pop() {
                 Some((name, _)) if name == tag.name => self.put(")", at),
-                Some((name, opened)) => {
+                Some((name, _)) => {
                     self.wrong(at, format!("</{}> closes <{name}>", tag.name), Some(format!("write </{name}>")));
-                    drop(opened);
                 }
                 None => self.wrong(at, format!("</{}> closes nothing", tag.name), None),
             }

@@ -165,13 +165,27 @@ impl From<IpNetwork> for Interval {
 /// As nft lists it: `192.0.2.7`, `192.0.2.0/24`, `192.0.2.7-192.0.2.9`.
 impl fmt::Display for Interval {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_address(f, self.first)?;
         if self.is_host() {
-            return self.first.fmt(f);
+            return Ok(());
         }
         match self.network() {
-            Some(network) => network.fmt(f),
-            None => write!(f, "{}-{}", self.first, self.last),
+            Some(network) => write!(f, "/{}", network.prefix()),
+            None => {
+                f.write_str("-")?;
+                write_address(f, self.last)
+            }
         }
+    }
+}
+
+/// As inet_ntop(3) and so nft writes it: what was once an IPv4-compatible address ends in dots, other than in Rust.
+fn write_address(f: &mut fmt::Formatter<'_>, address: IpAddr) -> fmt::Result {
+    match address {
+        IpAddr::V6(v6) if v6.to_bits() >> 32 == 0 && v6.to_bits() > 0xffff => {
+            write!(f, "::{}", Ipv4Addr::from_bits(v6.to_bits() as u32))
+        }
+        other => write!(f, "{other}"),
     }
 }
 
@@ -299,6 +313,10 @@ mod tests {
             ("::/0", "::/0"),
             ("2001:db8::1/128", "2001:db8::1"),
             ("fe80::1/10", "fe80::/10"),
+            ("::ffff:0:0/96", "::ffff:0.0.0.0/96"),
+            ("::c000:200/120", "::192.0.2.0/120"),
+            ("::1:0/112", "::0.1.0.0/112"),
+            ("::fffe/128", "::fffe"),
         ];
         for (written, listed) in table {
             assert_eq!(networks(&[written])[0].to_string(), listed);

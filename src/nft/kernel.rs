@@ -111,6 +111,11 @@ impl KernelTable {
         self.comment.as_deref()?.strip_prefix("banset ")?.parse().ok()
     }
 
+    /// Whether it belongs to a socket that is still open.
+    pub fn is_owned(&self) -> bool {
+        self.flags & number::TABLE_OWNER != 0
+    }
+
     /// The set of this name, if it is one we could have made.
     pub fn set(&self, name: &str) -> Option<&Set> {
         self.sets.iter().find(|set| set.name == name)?.set.as_ref()

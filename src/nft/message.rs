@@ -606,6 +606,19 @@ mod tests {
         assert_eq!(attribute_at(message, HEADER + GENERIC), Some(attr::ELEMS_TABLE));
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_a_reader_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..300), offset in 0usize..400) {
+            for message in Messages(&bytes) {
+                let _ = (message.nftables(), message.family(), message.attributes().count());
+            }
+            let _ = (element_at(&bytes, offset), attribute_at(&bytes, offset));
+            let _ = super::super::expression::read_rule(Family::Inet, Attributes(&bytes), &std::collections::HashMap::new());
+            let _ = super::super::kernel::read_element(super::super::element::Key::V4, Attributes(&bytes));
+            let _ = super::super::kernel::userdata_text(&bytes, 7);
+        }
+    }
+
     #[test]
     fn broken_messages_end_the_walk() {
         assert_eq!(Messages(&[1, 2, 3]).count(), 0);

@@ -95,6 +95,9 @@ pub struct Ruleset {
     pub table: String,
     /// The comment, which holds the version mark.
     pub comment: Option<String>,
+    /// Whether it belongs to the socket that commits it and outlives that (Linux 6.9, [`super::Features::owner`]): nobody else can
+    /// change it then. Not part of the text: nft 1.0.6 knows only half of it.
+    pub owner: bool,
     /// The sets, in the order they are listed.
     pub sets: Vec<Set>,
     /// The base chains, in the order they are listed.
@@ -222,7 +225,7 @@ impl Ruleset {
             return Err(Unfit::Set(twice.name.clone()));
         }
         let comment = Some(format!("banset {VERSION}"));
-        Ok(Ruleset { family: plan.family, table: plan.table.clone(), comment, sets, chains })
+        Ok(Ruleset { family: plan.family, table: plan.table.clone(), comment, owner: false, sets, chains })
     }
 
     /// The set of this name.

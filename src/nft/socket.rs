@@ -295,6 +295,7 @@ impl Socket {
         }
         let batch_end_ack = !answers.is_empty();
 
+        // Nothing of this is ever committed, so the names are in nobody's way.
         let table = "banset-probe";
         let key = super::element::Key::V4;
         self.batch.restart(Family::Inet, self.sequence);
@@ -336,6 +337,7 @@ impl Socket {
         });
         self.batch.end(false);
         let answers = self.ask()?;
+        // Number 0 begins the batch, then in the order above: owner 1, table 2, plain set 3, counted set 4, destroy 5.
         let accepted =
             |message: u32| answers.iter().any(|(sequence, error)| *sequence == base.wrapping_add(message) && *error == 0);
         let release = nix::sys::utsname::uname().ok().and_then(|name| features::version(name.release().to_str()?));

@@ -4,7 +4,7 @@
 //! holds and lists the least statements that make them equal; none if they are. There is no moment in between for a packet to
 //! pass: a set with other flags, or a chain at another priority, is deleted, made and filled again in the same transaction.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use super::element::{Counter, Element, Interval};
@@ -13,7 +13,7 @@ use super::features::Features;
 use super::kernel::{KernelChain, KernelTable};
 use super::message::{Batch, attr, kind, number};
 use super::ruleset::{Chain, Content, Counted, Rule, Ruleset, Set, VERSION};
-use crate::terms::{Family, Hook};
+use crate::terms::{Family, Hook, Span};
 
 /// Bans beyond this many of one establishment follow in batches of their own, newest first.
 pub const AT_ONCE: usize = 100_000;
@@ -34,6 +34,8 @@ pub enum Change {
     AddTable {
         /// Its comment.
         comment: Option<String>,
+        /// Whether it belongs to the socket that commits this; on a table that lost its owner, taking it over.
+        owner: bool,
     },
     /// `delete table`, with all that is in it.
     DeleteTable,
@@ -203,6 +205,21 @@ impl Transaction {
         }
     }
 
+    /// Makes `set`, which holds `present`, hold exactly `wanted`: what is not wanted is removed, what is missing or ends more than
+    /// `tolerance` sooner or later than wanted is added anew. Neither list needs an order.
+    pub fn settle(&mut self, set: &Set, present: &[Element], wanted: &[Element], tolerance: Span) {
+        let ends_alike = |a: &Element, b: &Element| match (a.timeout, b.timeout) {
+            (None, None) => true,
+            (Some(a), Some(b)) => a.expiration.0.abs_diff(b.expiration.0) <= tolerance.0,
+            _ => false,
+        };
+        let held: HashMap<Interval, &Element> = present.iter().map(|element| (element.interval, element)).collect();
+        let meant: HashSet<Interval> = wanted.iter().map(|element| element.interval).collect();
+        self.remove(set, present.iter().map(|element| element.interval).filter(|interval| !meant.contains(interval)));
+        let added = wanted.iter().filter(|want| !held.get(&want.interval).is_some_and(|is| ends_alike(is, want)));
+        self.add(set, added.copied().collect::<Vec<_>>());
+    }
+
     /// `delete table`
     pub fn delete_table(&mut self) {
         self.push(Change::DeleteTable);
@@ -235,7 +252,9 @@ impl Transaction {
             }
         }
         if kept.is_none() {
-            transaction.push(Change::AddTable { comment: ruleset.comment.clone() });
+            transaction.push(Change::AddTable { comment: ruleset.comment.clone(), owner: ruleset.owner });
+        } else if ruleset.owner && !kept.is_some_and(KernelTable::is_owned) {
+            transaction.push(Change::AddTable { comment: None, owner: true });
         }
         let rest = transaction.put_sets(ruleset, kept, held);
         transaction.put_chains(ruleset, kept, &mut removed);
@@ -290,8 +309,10 @@ impl Transaction {
                         Some(Content::Exactly(present)) if !fresh => present.as_slice(),
                         _ => &[],
                     };
-                    self.remove(set, present.iter().filter(|interval| !wanted.contains(interval)).copied());
-                    let added = wanted.iter().filter(|interval| !present.contains(interval));
+                    // Both are sorted.
+                    let lacks = |list: &[Interval], interval: &Interval| list.binary_search(interval).is_err();
+                    self.remove(set, present.iter().filter(|interval| lacks(wanted, interval)).copied());
+                    let added = wanted.iter().filter(|interval| lacks(present, interval));
                     self.add(set, added.map(|interval| Element::permanent(*interval)).collect::<Vec<_>>());
                 }
                 Content::Bans if fresh => fill.push((set.clone(), held(set))),
@@ -346,10 +367,10 @@ impl Transaction {
         batch.end(features.batch_end_ack);
     }
 
-    /// Statement `index` in nft's language; of an element statement only element `element`, if it is known.
+    /// Statement `index` in nft's language; of an element statement only element `element` if it is known, else the first few.
     pub fn describe(&self, index: usize, element: Option<usize>) -> String {
         match self.statements.get(index) {
-            Some(change) => Said { transaction: self, change, element }.to_string(),
+            Some(change) => Said { transaction: self, change, element, at_most: Some(3) }.to_string(),
             None => format!("commit of table {} {}", self.family, self.table),
         }
     }
@@ -369,9 +390,17 @@ pub fn renewed_sets<'a>(ruleset: &'a Ruleset, kept: Option<&KernelTable>) -> Vec
         .collect()
 }
 
-/// Whether the table in the kernel can be changed into the wanted one: same shape of ours, awake, nobody's.
+/// Whether the table in the kernel can be changed into the wanted one: same shape of ours, awake, and made with or without an owner
+/// as wanted, which can not be changed.
 fn is_kept(ruleset: &Ruleset, found: &KernelTable) -> bool {
-    found.comment == ruleset.comment && found.flags == 0
+    // A table that lost its owner keeps only the flag to outlive it.
+    found.comment == ruleset.comment
+        && found.flags & !number::TABLE_OWNER == table_flags(ruleset.owner) & !number::TABLE_OWNER
+        && (ruleset.owner || !found.is_owned())
+}
+
+const fn table_flags(owner: bool) -> u32 {
+    if owner { number::TABLE_OWNER | number::TABLE_PERSIST } else { 0 }
 }
 
 fn is_kept_chain(wanted: &Chain, found: &KernelChain) -> bool {
@@ -394,6 +423,10 @@ fn difference(chain: &KernelChain, wanted: &[Rule], renewed: &[&Set]) -> Steps {
     let same = |i: usize, j: usize| chain.rules[i].rule == wanted[j] && stays(&wanted[j]);
     // Rules mostly stay: what both lists begin with needs no table.
     let head = (0..n.min(m)).take_while(|i| same(*i, *i)).count();
+    // Somebody may have filled our chain with any number of rules: then it is not worth finding out which could stay.
+    if (n - head).saturating_mul(m - head) > 1 << 22 {
+        return Steps { removed: (head..n).collect(), added: (head..m).map(|index| (index, None)).collect() };
+    }
     let mut longest = vec![vec![0u32; m - head + 1]; n - head + 1];
     for i in (head..n).rev() {
         for j in (head..m).rev() {
@@ -467,9 +500,9 @@ pub fn split_newest(mut fill: Fill, limit: usize) -> (Fill, Fill) {
 impl Change {
     fn write(&self, batch: &mut Batch, family: Family, table: &str, features: &Features) {
         match self {
-            Change::AddTable { comment } => batch.message(kind::NEWTABLE, number::F_CREATE, |b| {
+            Change::AddTable { comment, owner } => batch.message(kind::NEWTABLE, number::F_CREATE, |b| {
                 b.text(attr::TABLE_NAME, table);
-                b.u32(attr::TABLE_FLAGS, 0);
+                b.u32(attr::TABLE_FLAGS, table_flags(*owner));
                 if let Some(comment) = comment {
                     // NFTNL_UDATA_TABLE_COMMENT
                     b.bytes_of(attr::TABLE_USERDATA, &userdata_text(0, comment));
@@ -638,7 +671,9 @@ pub(crate) fn write_key(b: &mut Batch, address: std::net::IpAddr) {
 /// The whole as a script for `nft -f`.
 impl fmt::Display for Transaction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.statements.iter().try_for_each(|change| writeln!(f, "{}", Said { transaction: self, change, element: None }))
+        self.statements
+            .iter()
+            .try_for_each(|change| writeln!(f, "{}", Said { transaction: self, change, element: None, at_most: None }))
     }
 }
 
@@ -646,15 +681,20 @@ impl fmt::Display for Transaction {
 struct Said<'a> {
     transaction: &'a Transaction,
     change: &'a Change,
+    /// Only this element.
     element: Option<usize>,
+    /// Or so many.
+    at_most: Option<usize>,
 }
 
 impl fmt::Display for Said<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Transaction { family, table, .. } = self.transaction;
         match self.change {
-            Change::AddTable { comment: None } => write!(f, "add table {family} {table}"),
-            Change::AddTable { comment: Some(comment) } => write!(f, "add table {family} {table} {{ comment \"{comment}\"; }}"),
+            Change::AddTable { comment: None, .. } => write!(f, "add table {family} {table}"),
+            Change::AddTable { comment: Some(comment), .. } => {
+                write!(f, "add table {family} {table} {{ comment \"{comment}\"; }}")
+            }
             Change::DeleteTable => write!(f, "delete table {family} {table}"),
             Change::AddSet(set) => {
                 write!(f, "add set {family} {table} {} {{ {}; }}", set.name, set.properties().join("; "))
@@ -684,8 +724,12 @@ impl Said<'_> {
         match self.element.and_then(|index| elements.list.get(index)) {
             Some(element) => write!(f, "{element}")?,
             None => {
-                for (n, element) in elements.list.iter().enumerate() {
+                let shown = self.at_most.unwrap_or(elements.list.len());
+                for (n, element) in elements.list.iter().take(shown).enumerate() {
                     write!(f, "{}{element}", if n > 0 { ", " } else { "" })?;
+                }
+                if let Some(more) = elements.list.len().checked_sub(shown).filter(|more| *more > 0) {
+                    write!(f, ", … {more} more")?;
                 }
             }
         }

@@ -152,10 +152,8 @@ impl Held {
                 (mark.head_len, mark.head) = (n as u16, fingerprint(&head[..n]));
                 let want = usize::try_from(from).unwrap_or(TAIL).min(TAIL);
                 self.tail.resize(want, 0);
-                let n = read_at(file, &mut self.tail, from - want as u64)?;
-                if n < want {
-                    return Err(io::ErrorKind::UnexpectedEof.into());
-                }
+                // If the file is shorter by now the next read notices.
+                read_at(file, &mut self.tail, from - want as u64)?;
                 self.size = self.size.max(from);
             }
             Body::Fifo(..) => return Ok(()),
@@ -186,6 +184,18 @@ impl Held {
         let n = if let Body::Regular(file) = &self.body { read_at(file, &mut head, 0).unwrap_or(0) } else { 0 };
         head.truncate(n);
         head
+    }
+
+    /// Puts the offset where an earlier reader of this file left it. Its fingerprints are kept rather than taken again: if the
+    /// file was truncated since it was recognised, the next read notices.
+    pub(super) fn go_on(&mut self, mark: &mut Mark, left: &Mark) -> io::Result<()> {
+        let identity = mark.identity();
+        self.seek(mark, left.offset, left.inside)?;
+        if fingerprint(&self.tail) != left.tail {
+            self.tail.iter_mut().for_each(|byte| *byte ^= 1);
+        }
+        *mark = Mark { device: identity.0, inode: identity.1, ..*left };
+        Ok(())
     }
 
     /// Puts the offset at the end: what was there is not read, nor the rest of a line that was half written.
@@ -293,9 +303,10 @@ impl Held {
 
     /// Hands out what [`Turn::First`] left in the buffer, without reading it again: it may be gone by now.
     pub(super) fn hand_out_first(&mut self, out: &mut Outlet<'_>, bytes: usize) {
-        self.first = false;
-        self.ready = true;
-        self.hand_out(out, 0, bytes);
+        // With nothing but a half line nothing is known yet.
+        self.first = self.hand_out(out, 0, bytes) == 0;
+        // The half line may only have been cut off where following began; then more can be read at once.
+        self.ready = !self.first || std::mem::take(&mut self.until) > 0;
     }
 
     fn read_stream(&mut self, out: &mut Outlet<'_>) -> Turn {

@@ -4,7 +4,7 @@
 //! written, and calls a [`Judge`]; when the judge is slow the thread waits, for the log file is the queue. Tell files apart
 //! like this:
 //!
-//! - `reader` is the loop: what to look at next, who is served first;
+//! - `reader` is the loop: what to look at next, who is served first; `look` finds where paths lead;
 //! - `place` follows one concrete path: the inode it leads to now and the rotated ones still read;
 //! - `held` is one open inode and where we are in it; `lines` cuts bytes into chunks of whole lines;
 //! - [`position`] says where we are so that a later run finds it again, whatever was rotated meanwhile (`siblings`);
@@ -19,6 +19,7 @@
 
 mod held;
 mod lines;
+mod look;
 mod notices;
 mod pattern;
 mod place;

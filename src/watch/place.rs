@@ -150,6 +150,11 @@ pub(super) struct Known {
 }
 
 impl Known {
+    /// One more text, by its beginning.
+    pub(super) fn add(&mut self, head: Option<Vec<u8>>) {
+        self.heads.extend(head.filter(|head| !head.is_empty()));
+    }
+
     /// Whether the sibling is a copy of one of them, compressed or not.
     pub(super) fn has(&self, sibling: &Sibling) -> bool {
         self.marks.iter().any(|mark| sibling.continues(mark)) || self.heads.iter().any(|head| sibling.begins_with(head))

@@ -5,44 +5,40 @@
 //! waits to be let go.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use glob::Pattern;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::statfs::{
-    AFS_SUPER_MAGIC, CODA_SUPER_MAGIC, FUSE_SUPER_MAGIC, FsType, NCP_SUPER_MAGIC, NFS_SUPER_MAGIC, SMB_SUPER_MAGIC, fstatfs,
-};
 
 use super::held::{Held, Outlet, Turn};
-use super::notices::{Interest, Notice, Notices, Trail, Who, errno};
-use super::pattern::{Sought, Step, fits};
+use super::notices::{Notice, Notices, Trail, Who};
+use super::pattern::Sought;
 use super::place::Place;
 use super::position::{HEAD, Identity, Mark, modified};
 use super::siblings::{Sibling, siblings};
-use super::{Habits, Happening, Judge, Polled, Position, SourceEvent, SourceState, SourceStatus, Start};
+use super::{Habits, Happening, Judge, Position, SourceEvent, SourceState, SourceStatus, Start};
 
 /// The buffer that everything is read into: a chunk and the bytes before it that are compared.
 const BUFFER: usize = 256 * 1024;
 /// Bytes a live file is read before the next one has its turn.
-const TURN: usize = 1024 * 1024;
+pub(super) const TURN: usize = 1024 * 1024;
 /// Bytes a file that is being caught up is read per turn.
 const CATCH_UP_TURN: usize = 256 * 1024;
 /// Bytes handed out after which the judge is told to send on what it gathered.
 const GATHERED: usize = 1024 * 1024;
 /// By how much the times of files may lag behind the clock: the kernel stamps them with the last timer tick.
-const TICK: Duration = Duration::from_millis(20);
+pub(super) const TICK: Duration = Duration::from_millis(20);
 /// So many files that were let go are remembered.
-const DONE: usize = 8;
+pub(super) const DONE: usize = 8;
 /// Between two full looks at a polled path or glob there are this many glances.
 const GLANCES: u32 = 8;
 
@@ -170,42 +166,42 @@ impl Watch {
 }
 
 /// A glob and the directories that it watches.
-struct Glob {
-    tag: u32,
-    sought: Sought,
-    start: Start,
-    trail: Trail,
+pub(super) struct Glob {
+    pub(super) tag: u32,
+    pub(super) sought: Sought,
+    pub(super) start: Start,
+    pub(super) trail: Trail,
     /// Told that it matches nothing.
-    missing: bool,
-    polled: bool,
+    pub(super) missing: bool,
+    pub(super) polled: bool,
 }
 
-struct Reader<'a> {
-    judge: &'a mut dyn Judge,
-    habits: Habits,
-    notices: Notices,
-    places: BTreeMap<u32, Place>,
-    globs: BTreeMap<u32, Glob>,
-    by_path: HashMap<PathBuf, u32>,
+pub(super) struct Reader<'a> {
+    pub(super) judge: &'a mut dyn Judge,
+    pub(super) habits: Habits,
+    pub(super) notices: Notices,
+    pub(super) places: BTreeMap<u32, Place>,
+    pub(super) globs: BTreeMap<u32, Glob>,
+    pub(super) by_path: HashMap<PathBuf, u32>,
     /// Who holds which inode.
-    holders: HashMap<Identity, u32>,
+    pub(super) holders: HashMap<Identity, u32>,
     /// Where an earlier run stopped, until the path is looked at.
-    saved: HashMap<PathBuf, Position>,
-    next: u32,
+    pub(super) saved: HashMap<PathBuf, Position>,
+    pub(super) next: u32,
     /// To be looked at again.
-    look: BTreeSet<Who>,
+    pub(super) look: BTreeSet<Who>,
     /// Has something to read: served first.
-    live: VecDeque<u32>,
+    pub(super) live: VecDeque<u32>,
     /// Has something to read that was there when following began.
-    behind: VecDeque<u32>,
+    pub(super) behind: VecDeque<u32>,
     /// Holds a deleted file that will be let go when it is quiet.
-    leaving: BTreeSet<u32>,
-    polled: BTreeSet<Who>,
-    last_poll: Instant,
-    glances: u32,
-    buffer: Vec<u8>,
+    pub(super) leaving: BTreeSet<u32>,
+    pub(super) polled: BTreeSet<Who>,
+    pub(super) last_poll: Instant,
+    pub(super) glances: u32,
+    pub(super) buffer: Vec<u8>,
     /// Bytes handed out since the judge was last told that it is idle.
-    gathered: usize,
+    pub(super) gathered: usize,
 }
 
 impl Reader<'_> {
@@ -258,14 +254,14 @@ impl Reader<'_> {
     }
 
     /// Everything held for a place may have something to read.
-    fn stir(&mut self, id: u32) {
+    pub(super) fn stir(&mut self, id: u32) {
         if let Some(place) = self.places.get_mut(&id) {
             place.held.iter_mut().for_each(|held| held.ready = true);
             self.queue(id);
         }
     }
 
-    fn queue(&mut self, id: u32) {
+    pub(super) fn queue(&mut self, id: u32) {
         if let Some(place) = self.places.get_mut(&id)
             && !place.queued
             && place.held.iter().any(|held| held.ready)
@@ -388,7 +384,7 @@ impl Reader<'_> {
     }
 
     /// The place for a path, made if there is none.
-    fn place(&mut self, path: &Path, start: Start) -> u32 {
+    pub(super) fn place(&mut self, path: &Path, start: Start) -> u32 {
         if let Some(id) = self.by_path.get(path) {
             return *id;
         }
@@ -398,7 +394,7 @@ impl Reader<'_> {
         id
     }
 
-    fn want(&mut self, id: u32, tag: u32, glob: Option<u32>) {
+    pub(super) fn want(&mut self, id: u32, tag: u32, glob: Option<u32>) {
         if let Some(place) = self.places.get_mut(&id) {
             place.want(tag, glob);
             if place.fresh || matches!(place.state, SourceState::SameAs(_)) {
@@ -407,13 +403,13 @@ impl Reader<'_> {
         }
     }
 
-    fn tell(&mut self, id: u32, what: Happening) {
+    pub(super) fn tell(&mut self, id: u32, what: Happening) {
         if let Some(place) = self.places.get(&id) {
             self.judge.source(SourceEvent { path: &place.path, tags: &place.tags, what });
         }
     }
 
-    fn drop_place(&mut self, id: u32) {
+    pub(super) fn drop_place(&mut self, id: u32) {
         self.tell(id, Happening::Forgotten);
         while self.places.get(&id).is_some_and(|place| !place.held.is_empty()) {
             self.detach(id, 0);
@@ -426,441 +422,15 @@ impl Reader<'_> {
         self.leaving.remove(&id);
     }
 
-    // Looking where paths lead.
-
-    fn look_at_glob(&mut self, id: u32) {
-        let Some(glob) = self.globs.get(&id) else { return };
-        let (tag, steps, start, path) = (glob.tag, glob.sought.steps.clone(), glob.start, glob.sought.path.clone());
-        let (mut trail, mut refused, mut found) = (Trail::new(), None, Vec::new());
-        self.expand(PathBuf::from("/"), &steps, Who::Glob(id), &mut trail, &mut refused, &mut found);
-        let Some(glob) = self.globs.get_mut(&id) else { return };
-        let old = std::mem::replace(&mut glob.trail, trail.clone());
-        glob.polled = refused.is_some();
-        let missing = found.is_empty();
-        let turned = missing != std::mem::replace(&mut glob.missing, missing);
-        if glob.polled {
-            self.polled.insert(Who::Glob(id))
-        } else {
-            self.polled.remove(&Who::Glob(id))
-        };
-        self.notices.release(&old, &trail, Who::Glob(id));
-        if missing && turned {
-            let waiting_at = path.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("/")).to_owned();
-            let what = Happening::Missing { waiting_at, errno: Errno::ENOENT };
-            self.judge.source(SourceEvent { path: &path, tags: &[tag], what });
-        }
-        found.sort();
-        for path in found {
-            let place = self.place(&path, start);
-            self.want(place, tag, Some(id));
-        }
-    }
-
-    /// Finds what fits `steps` below `at`, watching every directory that decides it.
-    fn expand(
-        &mut self,
-        mut at: PathBuf,
-        steps: &[Step],
-        who: Who,
-        trail: &mut Trail,
-        refused: &mut Option<Errno>,
-        found: &mut Vec<PathBuf>,
-    ) {
-        let mut left = steps;
-        while let [Step::Name(name), rest @ ..] = left {
-            at.push(name);
-            left = rest;
-        }
-        let [Step::Fits(pattern), rest @ ..] = left else {
-            // Literal to the end: the place watches the way itself, but only once it is there.
-            if self.notices.walk(&at, who, trail, refused).is_ok() && !at.is_dir() {
-                found.push(at);
-            }
-            return;
-        };
-        let walked = self.notices.walk(&at, who, trail, refused);
-        if walked.is_err() {
-            return;
-        }
-        if let Err(errno) = self.notices.want(&at, Interest::Fits(Pattern::clone(pattern)), who, trail) {
-            refused.get_or_insert(errno);
-        }
-        for entry in at.read_dir().into_iter().flatten().flatten() {
-            if !fits(pattern, &entry.file_name()) {
-                continue;
-            }
-            let path = entry.path();
-            if rest.is_empty() {
-                if !path.is_dir() {
-                    found.push(path);
-                }
-            } else if path.is_dir() {
-                self.expand(path, rest, who, trail, refused, found);
-            }
-        }
-    }
-
-    fn look_at_place(&mut self, id: u32) {
-        let Some(place) = self.places.get_mut(&id) else { return };
-        let path = place.path.clone();
-        let (mut trail, mut refused) = (Trail::new(), None);
-        let walked = self.notices.walk(&path, Who::Place(id), &mut trail, &mut refused);
-        let old = std::mem::replace(&mut place.trail, trail.clone());
-        self.notices.release(&old, &trail, Who::Place(id));
-        let fresh = std::mem::replace(&mut place.fresh, false);
-        let before = place.polled;
-        place.polled = refused.map(Polled::Refused);
-        match walked {
-            Ok(()) => match path.metadata() {
-                Ok(meta) if place.current().is_some_and(|mark| mark.identity() == (meta.dev(), meta.ino())) => {
-                    place.polled = place.polled.or(before);
-                    place.since = SystemTime::now();
-                }
-                Ok(meta) if meta.is_dir() => self.leads_nowhere(id, SourceState::Unreadable(Errno::EISDIR), Errno::EISDIR, fresh),
-                _ => match open(&path).and_then(|file| file.metadata().map(|meta| (file, meta))) {
-                    Ok((file, meta)) => self.leads_to(id, file, &meta, fresh),
-                    Err(error) => {
-                        let errno = errno(&error);
-                        if matches!(errno, Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM) {
-                            place.polled.get_or_insert(Polled::Refused(errno));
-                        }
-                        if errno == Errno::ENOENT {
-                            // Gone since the walk; that was told, and the next look will say where to wait.
-                            let dir = path.parent().unwrap_or(Path::new("/")).to_owned();
-                            self.leads_nowhere(id, SourceState::Waiting(dir), errno, fresh);
-                        } else {
-                            self.leads_nowhere(id, SourceState::Unreadable(errno), errno, fresh);
-                        }
-                    }
-                },
-            },
-            Err((at, errno @ (Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP))) => {
-                self.leads_nowhere(id, SourceState::Waiting(at), errno, fresh);
-            }
-            Err((_, errno)) => self.leads_nowhere(id, SourceState::Unreadable(errno), errno, fresh),
-        }
-        let Some(place) = self.places.get(&id) else { return };
-        let polled = place.polled;
-        if polled.is_some() {
-            self.polled.insert(Who::Place(id))
-        } else {
-            self.polled.remove(&Who::Place(id))
-        };
-        if let Some(why) = polled
-            && before.is_none()
-        {
-            self.tell(id, Happening::Polled(why));
-        }
-        self.queue(id);
-        self.settle(id);
-    }
-
-    /// The path leads to nothing that can be read. What it led to before is still held.
-    fn leads_nowhere(&mut self, id: u32, state: SourceState, errno: Errno, fresh: bool) {
-        let Some(place) = self.places.get_mut(&id) else { return };
-        place.current = false;
-        let path = place.path.clone();
-        if let Some(saved) = self.saved.remove(&path) {
-            self.trace(id, &saved.marks, None);
-        }
-        let Some(place) = self.places.get_mut(&id) else { return };
-        place.held.iter_mut().for_each(|held| held.ready = true);
-        if !place.held.is_empty() {
-            self.leaving.insert(id);
-        } else if place.found() {
-            return;
-        }
-        if fresh {
-            // What appears later is read from its beginning, and there is nothing to catch up on.
-            place.start = Start::FromBeginning;
-        }
-        if std::mem::replace(&mut place.state, state.clone()) == state && !fresh {
-            return;
-        }
-        place.since = SystemTime::now();
-        match state {
-            SourceState::Waiting(waiting_at) => self.tell(id, Happening::Missing { waiting_at, errno }),
-            _ => self.tell(id, Happening::Unreadable(errno)),
-        }
-    }
-
-    /// The path leads to a file that it did not lead to before.
-    fn leads_to(&mut self, id: u32, file: File, meta: &Metadata, fresh: bool) {
-        let identity = (meta.dev(), meta.ino());
-        let (mut held, mut mark) = match Held::new(file, meta) {
-            Ok(new) => new,
-            Err(errno) => return self.leads_nowhere(id, SourceState::Unreadable(errno), errno, fresh),
-        };
-        if self.shared(id, identity) {
-            return;
-        }
-        let Some(place) = self.places.get_mut(&id) else { return };
-        let was = (place.current, std::mem::replace(&mut place.state, SourceState::Following));
-        if let Some(index) = place.index(identity) {
-            // It led there before, and we still hold it.
-            let (old, mark) = (place.held.remove(index), place.position.marks.remove(index));
-            place.held.push(old);
-            place.position.marks.push(mark);
-            place.current = true;
-            place.held.iter_mut().for_each(|held| held.ready = true);
-        } else {
-            let path = place.path.clone();
-            let saved = self.saved.remove(&path);
-            let born = meta.created().ok();
-            let Some(place) = self.places.get_mut(&id) else { return };
-            let before: Vec<Mark> = match saved {
-                Some(position) => position.marks,
-                None => place.position.marks.last().copied().into_iter().collect(),
-            };
-            let new = before.is_empty() || !place.held.is_empty();
-            // Lines in a file that was born while we watched are new; in one that was moved here they may be of any age.
-            let since = place.since;
-            let alive = !fresh && born.is_some_and(|born| born + TICK >= since);
-            if !alive {
-                held.until = meta.len();
-            }
-            if before.is_empty() && fresh && place.start == Start::End {
-                if let Err(error) = held.skip_to_end(&mut mark) {
-                    self.tell(id, Happening::ReadFailed(errno(&error)));
-                }
-                held.until = 0;
-            } else if let Some(position) = self.elsewhere(identity, &held).filter(|_| new && before.is_empty()) {
-                // Another path's reader stopped in this file before it was renamed.
-                if held.seek(&mut mark, position.offset, position.inside).is_err() {
-                    held.begin_again(&mut mark);
-                }
-            } else if !before.is_empty()
-                && let Some(found) = self.trace(id, &before, Some((identity, &held)))
-            {
-                let sought = match found {
-                    Left::At(old) => held.seek(&mut mark, old.offset, old.inside),
-                    Left::Near(old) => held.seek_line(&mut mark, old.offset),
-                };
-                if sought.is_err() {
-                    held.begin_again(&mut mark);
-                }
-            }
-            held.first = !fresh && mark.offset == 0;
-            self.attach(id, held, mark, &path, None);
-            if let Some(place) = self.places.get_mut(&id) {
-                place.current = true;
-            }
-        }
-        if let Some(place) = self.places.get_mut(&id) {
-            place.since = SystemTime::now();
-        }
-        self.tell(id, if was.0 { Happening::Rotated } else { Happening::Appeared });
-    }
-
-    /// Where another path's reader of an earlier run stopped in this inode.
-    fn elsewhere(&self, identity: Identity, held: &Held) -> Option<Mark> {
-        let file = held.file()?;
-        let marks = self.saved.values().flat_map(|position| &position.marks);
-        marks.copied().find(|mark| mark.identity() == identity && mark.offset > 0 && mark.is_of(file).unwrap_or(false))
-    }
-
-    /// Whether the inode is followed through another path for the same tags; then this one steps back. If that path no longer
-    /// leads to it, this one takes it over instead, where it is.
-    fn shared(&mut self, id: u32, identity: Identity) -> bool {
-        let Some(other) = self.holders.get(&identity).copied().filter(|other| *other != id) else { return false };
-        let (Some(theirs), Some(ours)) = (self.places.get(&other), self.places.get(&id)) else { return false };
-        if !ours.tags.iter().all(|tag| theirs.tags.contains(tag)) {
-            return false;
-        }
-        let still = theirs.path.metadata().is_ok_and(|meta| (meta.dev(), meta.ino()) == identity);
-        if still {
-            let there = SourceState::SameAs(theirs.path.clone());
-            let Some(ours) = self.places.get_mut(&id) else { return true };
-            ours.current = false;
-            ours.state = there;
-            return true;
-        }
-        if theirs.tags != ours.tags {
-            return false;
-        }
-        let Some(theirs) = self.places.get_mut(&other) else { return false };
-        let Some(index) = theirs.index(identity) else { return false };
-        if index + 1 == theirs.held.len() {
-            theirs.current = false;
-        }
-        let (mut held, mark) = (theirs.held.remove(index), theirs.position.marks.remove(index));
-        if let Some(watch) = held.watch.take() {
-            self.notices.release_data(watch, other);
-        }
-        self.holders.remove(&identity);
-        self.look.insert(Who::Place(other));
-        let Some(ours) = self.places.get_mut(&id) else { return true };
-        let was = std::mem::replace(&mut ours.current, true);
-        ours.state = SourceState::Following;
-        let path = ours.path.clone();
-        held.ready = true;
-        self.attach(id, held, mark, &path, None);
-        self.tell(id, if was { Happening::Rotated } else { Happening::Appeared });
-        true
-    }
-
-    /// Finds what became of the files that `before` marks, holds what is to be read of them and of files that came and went
-    /// after them, oldest first. Returns where we were in what the path leads to now, if it is one of them.
-    fn trace(&mut self, id: u32, before: &[Mark], now: Option<(Identity, &Held)>) -> Option<Left> {
-        let place = self.places.get(&id)?;
-        let path = place.path.clone();
-        // Of a file of which nothing was read the inode number alone is known, and that may be another file's by now. Nothing
-        // is lost without it: such a file is newer than those of which something was read.
-        // If nothing of them exists any more, what was written to since the last of them was read is new.
-        let read = before.iter().filter(|old| old.offset > 0).map(|old| old.modified).max();
-        let seen = read.or_else(|| before.iter().map(|old| old.modified).min()).unwrap_or(i64::MAX);
-        let before: Vec<Mark> = before.iter().filter(|old| old.offset > 0 || self.holds(id, old)).copied().collect();
-        let before = &before[..];
-        let texts = place.known();
-        let file = now.and_then(|(_, held)| held.file());
-        let now = now.map(|(identity, _)| identity);
-        // What the path led to a moment ago may stand among its siblings by now.
-        let ours = |sibling: &Sibling| now != Some(sibling.identity()) && !self.is_place(&sibling.path, id);
-        let beside: Vec<Sibling> = siblings(&path).into_iter().filter(ours).collect();
-        // For each mark, which of `beside` it is; `beside.len()` is what the path leads to now.
-        let last = beside.len();
-        let mut fate: Vec<Option<usize>> = vec![None; before.len()];
-        let mut near = false;
-        for (fate, old) in fate.iter_mut().zip(before) {
-            *fate = beside.iter().position(|s| s.identity() == old.identity() && (self.holds(id, old) || s.continues(old)));
-            if now == Some(old.identity()) && file.is_some_and(|file| old.is_of(file).unwrap_or(false)) {
-                *fate = Some(last);
-            }
-        }
-        for index in 0..before.len() {
-            let old = &before[index];
-            if fate[index].is_none() && old.offset > 0 && !self.holds(id, old) {
-                let free = |at: &usize| !fate.contains(&Some(*at));
-                let plain = (0..last).filter(free).find(|at| !beside[*at].gz && beside[*at].continues(old));
-                let found = plain.or_else(|| {
-                    let packed =
-                        (0..last).filter(free).filter(|at| beside[*at].gz && modified(&beside[*at].meta) >= old.modified);
-                    packed.into_iter().find(|at| beside[*at].continues(old))
-                });
-                let copied = || free(&last) && file.is_some_and(|file| old.is_of(file).unwrap_or(false));
-                fate[index] = found.or_else(|| copied().then_some(last));
-            }
-        }
-        for index in 0..before.len() {
-            let old = &before[index];
-            // The same file with the same beginning, but shorter or other than it was: power was lost, or somebody edited it.
-            // What is left of it was read.
-            let same = now == Some(old.identity()) && old.head_len > 0 && !fate.contains(&Some(last));
-            if fate[index].is_none() && same && file.is_some_and(|file| old.head_is_of(file).unwrap_or(false)) {
-                fate[index] = Some(last);
-                near = true;
-            }
-        }
-        let newest = fate.iter().zip(before).filter_map(|(fate, old)| fate.map(|at| (at, old))).max_by_key(|(at, _)| *at);
-        for (at, sibling) in beside.iter().enumerate() {
-            let known = fate.iter().position(|fate| *fate == Some(at)).map(|index| before[index]);
-            let unseen = match newest {
-                Some((newest, _)) if newest == last => false,
-                Some((newest, old)) => at != newest && sibling.newer(&beside[newest], old),
-                None => modified(&sibling.meta) >= seen,
-            };
-            if known.is_some() || (unseen && !self.holders.contains_key(&sibling.identity()) && !texts.has(sibling)) {
-                self.hold_sibling(id, sibling, known, None);
-            }
-        }
-        let left = fate.iter().position(|fate| *fate == Some(last)).map(|index| before[index])?;
-        Some(if near { Left::Near(left) } else { Left::At(left) })
-    }
-
-    fn is_place(&self, path: &Path, but: u32) -> bool {
-        let tags = self.places.get(&but).map(|place| &place.tags);
-        self.by_path.get(path).is_some_and(|id| *id != but && self.places.get(id).map(|place| &place.tags) == tags)
-    }
-
-    /// Whether the place holds the inode of this mark open.
-    fn holds(&self, id: u32, mark: &Mark) -> bool {
-        self.places.get(&id).is_some_and(|place| place.index(mark.identity()).is_some())
-    }
-
-    /// Holds a rotated file, from where `known` says or from its beginning, before what is at `index` or as the newest.
-    /// Returns how many files that made held.
-    fn hold_sibling(&mut self, id: u32, sibling: &Sibling, known: Option<Mark>, index: Option<usize>) -> usize {
-        if self.holders.contains_key(&sibling.identity()) {
-            return 0;
-        }
-        // Opened again through the descriptor, for the decoder reads with the file offset.
-        let again = format!("/proc/self/fd/{}", sibling.file.as_raw_fd());
-        let file = if sibling.gz { open(Path::new(&again)).or_else(|_| open(&sibling.path)) } else { sibling.file.try_clone() };
-        let Ok(file) = file else { return 0 };
-        let Ok(meta) = file.metadata() else { return 0 };
-        if (meta.dev(), meta.ino()) != sibling.identity() {
-            return 0;
-        }
-        let new = if sibling.gz { Ok(Held::gz(file, &meta)) } else { Held::new(file, &meta) };
-        let Ok((mut held, mut mark)) = new else { return 0 };
-        held.sibling = true;
-        if !sibling.gz {
-            held.until = meta.len();
-        }
-        if let Some(known) = known
-            && held.seek(&mut mark, known.offset, known.inside).is_err()
-        {
-            return 0;
-        }
-        self.attach(id, held, mark, &sibling.path, index);
-        1
-    }
-
-    /// Follows one more file on behalf of a place: as the newest, or before what is at `index`.
-    fn attach(&mut self, id: u32, mut held: Held, mark: Mark, path: &Path, index: Option<usize>) {
-        let Some(place) = self.places.get_mut(&id) else { return };
-        if let Some(file) = held.file() {
-            if fstatfs(file).is_ok_and(|fs| blind(fs.filesystem_type())) {
-                place.polled = Some(Polled::FileSystem);
-            }
-            match self.notices.want_data(file, path, id) {
-                Ok(watch) => held.watch = Some(watch),
-                Err(errno) => {
-                    place.polled.get_or_insert(Polled::Refused(errno));
-                }
-            }
-            if place.polled.is_some() {
-                self.polled.insert(Who::Place(id));
-            }
-        }
-        held.ready = true;
-        self.holders.entry(mark.identity()).or_insert(id);
-        let index = index.unwrap_or(place.held.len());
-        place.held.insert(index, held);
-        place.position.marks.insert(index, mark);
-        self.queue(id);
-    }
-
-    /// Lets go of a file.
-    fn detach(&mut self, id: u32, index: usize) {
-        let Some(place) = self.places.get_mut(&id) else { return };
-        if index + 1 == place.held.len() {
-            place.current = false;
-        }
-        let (held, mark) = (place.held.remove(index), place.position.marks.remove(index));
-        if let Some(watch) = held.watch {
-            self.notices.release_data(watch, id);
-        }
-        place.done.push_back(mark);
-        if place.done.len() > DONE {
-            place.done.pop_front();
-        }
-        if self.holders.get(&mark.identity()) == Some(&id) {
-            self.holders.remove(&mark.identity());
-            let waiting = self.places.iter().filter(|(_, place)| matches!(place.state, SourceState::SameAs(_)));
-            self.look.extend(waiting.map(|(id, _)| Who::Place(*id)));
-        }
-    }
-
-    // Reading.
-
     fn serve(&mut self) {
         for _ in 0..self.live.len() {
             if let Some(id) = self.live.pop_front() {
+                self.taken(id);
                 self.turn(id, TURN);
             }
         }
         if let Some(id) = self.behind.pop_front() {
+            self.taken(id);
             self.turn(id, CATCH_UP_TURN);
         }
         let rest = self.live.is_empty() && self.behind.is_empty();
@@ -870,10 +440,21 @@ impl Reader<'_> {
         }
     }
 
+    /// It is no longer in a queue.
+    fn taken(&mut self, id: u32) {
+        if let Some(place) = self.places.get_mut(&id) {
+            place.queued = false;
+        }
+    }
+
     /// One turn of a place: its files in order, oldest first, until all are read or the share is used up.
-    fn turn(&mut self, id: u32, mut share: usize) {
+    pub(super) fn turn(&mut self, id: u32, mut share: usize) {
         let Some(place) = self.places.get_mut(&id) else { return };
-        place.queued = false;
+        if std::mem::take(&mut place.queued) {
+            // Its turn came out of order.
+            self.live.retain(|queued| *queued != id);
+            self.behind.retain(|queued| *queued != id);
+        }
         let mut index = 0;
         while let Some(held) = self.places.get(&id).and_then(|place| place.held.get(index)) {
             if !held.ready {
@@ -969,9 +550,10 @@ impl Reader<'_> {
             return index;
         }
         held.begin_again(mark);
+        let head = held.head();
         // copytruncate: the copy holds what was not read yet, and a second one may have been made since.
         let path = place.path.clone();
-        let beside: Vec<Sibling> = siblings(&path)
+        let beside: Vec<Sibling> = older(&path, old.identity(), &head)
             .into_iter()
             .filter(|sibling| !self.holders.contains_key(&sibling.identity()) && !self.is_place(&sibling.path, id))
             .collect();
@@ -1005,10 +587,13 @@ impl Reader<'_> {
     fn came_before(&mut self, id: u32, index: usize, bytes: usize) -> bool {
         let Some(place) = self.places.get(&id) else { return false };
         let Some(held) = place.held.get(index) else { return false };
-        let (path, since, known) = (place.path.clone(), held.since, place.known());
+        let (path, since) = (place.path.clone(), held.since);
+        let head = &self.buffer[..bytes.min(HEAD)];
+        let beside = older(&path, place.position.marks[index].identity(), head);
+        let known = place.known();
         let mut at = index;
-        for sibling in siblings(&path) {
-            let fresh = sibling.meta.len() > 0 && modified(&sibling.meta) >= since;
+        for sibling in beside {
+            let fresh = modified(&sibling.meta) >= since;
             if fresh
                 && !self.holders.contains_key(&sibling.identity())
                 && !self.is_place(&sibling.path, id)
@@ -1058,7 +643,7 @@ impl Reader<'_> {
     }
 
     /// After reading or looking: what has become of the place.
-    fn settle(&mut self, id: u32) {
+    pub(super) fn settle(&mut self, id: u32) {
         let rotated = self.habits.rotated;
         while self
             .places
@@ -1093,24 +678,19 @@ impl Reader<'_> {
     }
 }
 
-/// Where we were in a file.
-enum Left {
-    /// Exactly here.
-    At(Mark),
-    /// Here, but what was around it is no longer the same.
-    Near(Mark),
+/// The siblings of a path that are older than the file we follow, which may itself be among them by now, as it was or compressed:
+/// `head` is how its text begins.
+pub(super) fn older(path: &Path, than: Identity, head: &[u8]) -> Vec<Sibling> {
+    let mut beside = siblings(path);
+    let ours = |s: &Sibling| s.identity() == than || (!head.is_empty() && s.begins_with(head));
+    if let Some(at) = beside.iter().position(ours) {
+        beside.truncate(at);
+    }
+    beside
 }
 
 /// Opens for reading without waiting for a FIFO's writer and without making a terminal ours.
 pub(super) fn open(path: &Path) -> io::Result<File> {
     let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
     OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)
-}
-
-/// File systems that others change without inotify knowing.
-fn blind(kind: FsType) -> bool {
-    // CIFS, SMB2, 9P and Ceph have no name in libc; linux/magic.h and fs/smb have them.
-    let unnamed = [0xff53_4d42_u32, 0xfe53_4d42, 0x0102_1997, 0x00c3_6400].map(|magic| FsType(magic as _));
-    let named = [NFS_SUPER_MAGIC, SMB_SUPER_MAGIC, FUSE_SUPER_MAGIC, AFS_SUPER_MAGIC, CODA_SUPER_MAGIC, NCP_SUPER_MAGIC];
-    named.contains(&kind) || unnamed.contains(&kind)
 }

@@ -70,11 +70,17 @@ impl Sibling {
 }
 
 impl Sibling {
-    /// Whether its text begins with these bytes.
+    /// Whether its text begins with these bytes, or these bytes with its text: it may be a copy that is being made.
     pub(super) fn begins_with(&self, bytes: &[u8]) -> bool {
-        let mut head = vec![0; bytes.len()];
-        let read = if self.gz { text_of(&self.file).read_exact(&mut head) } else { self.file.read_exact_at(&mut head, 0) };
-        read.is_ok() && head == bytes
+        let mut head = Vec::with_capacity(bytes.len());
+        let from = FromStart(&self.file, 0);
+        let most = bytes.len() as u64;
+        let read = if self.gz {
+            MultiGzDecoder::new(io::BufReader::new(from)).take(most).read_to_end(&mut head)
+        } else {
+            from.take(most).read_to_end(&mut head)
+        };
+        read.is_ok() && !head.is_empty() && bytes.starts_with(&head)
     }
 }
 
@@ -167,7 +173,14 @@ fn names(paths: &[PathBuf]) -> Vec<Listed> {
 fn opened((path, inode, age, gz): &Listed) -> Option<Sibling> {
     let file = open(path).ok()?;
     let meta = file.metadata().ok()?;
-    (meta.is_file() && meta.ino() == *inode).then(|| Sibling { path: path.clone(), file, meta, gz: *gz, age: age.clone() })
+    // An empty one may be a copy that is about to be made; nothing is lost with it in any case.
+    (meta.is_file() && meta.ino() == *inode && meta.len() > 0).then(|| Sibling {
+        path: path.clone(),
+        file,
+        meta,
+        gz: *gz,
+        age: age.clone(),
+    })
 }
 
 /// When `candidate` was rotated away from `name`, if its name says so, and whether it is compressed.

@@ -674,6 +674,9 @@ fn down(before: &str, first: &[&str], meanwhile: impl Fn(&Path), after: &[&str])
     }
     run.handle.watch(1, log.to_str().unwrap(), Start::End);
     run.reads(after);
+    if log.exists() {
+        run.caught_up();
+    }
     // Whatever happened, what comes next is read.
     append(&log, "\nnext\n");
     run.until("the next line", |run| run.lines.iter().any(|(line, _)| line == "next"));
@@ -800,4 +803,102 @@ fn a_mark_of_nonsense_harms_nothing() {
     run.handle.watch(1, log.to_str().unwrap(), Start::FromBeginning);
     let mut run = run;
     run.reads(&["1"]);
+}
+
+/// How often the calling thread went to sleep so far: each time something woke it.
+fn wakeups() -> u64 {
+    let status = fs::read_to_string("/proc/thread-self/status").unwrap();
+    let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    count.unwrap().trim().parse().unwrap()
+}
+
+struct Sink {
+    bytes: u64,
+    seen: Sender<u64>,
+}
+
+impl Judge for Sink {
+    fn chunk(&mut self, chunk: Chunk<'_>) {
+        self.bytes += chunk.bytes.len() as u64;
+        if chunk.live {
+            let _ = self.seen.send(self.bytes);
+        }
+    }
+    fn source(&mut self, event: SourceEvent<'_>) {
+        if event.what == Happening::CaughtUp {
+            let _ = self.seen.send(self.bytes);
+        }
+    }
+    fn status(&mut self, _: Vec<SourceStatus>) {}
+    fn idle(&mut self) {}
+}
+
+fn watched_by_sink(patterns: &[String]) -> (WatchHandle, Receiver<u64>, JoinHandle<(Duration, u64)>) {
+    let (watch, handle) = Watch::new(Habits::default()).unwrap();
+    for (tag, pattern) in (1..).zip(patterns) {
+        handle.watch(tag, pattern.clone(), Start::FromBeginning);
+    }
+    let (seen, sees) = channel();
+    let thread = std::thread::spawn(move || {
+        let mut sink = Sink { bytes: 0, seen };
+        watch.run(&mut sink);
+        let used = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap();
+        (Duration::from(used), wakeups())
+    });
+    (handle, sees, thread)
+}
+
+/// `cargo test --release --lib watch::tests::figures -- --ignored --nocapture`
+#[test]
+#[ignore = "prints figures; meant for a release build"]
+fn figures() {
+    let (dir, log) = room();
+    let line =
+        format!("Nov 22 05:00:00 mx sshd[77]: Failed password for root from 198.51.100.7 port 4711 ssh2 {}\n", "x".repeat(55));
+    fs::write(&log, line.repeat(1_000_000)).unwrap();
+    fs::read(&log).unwrap();
+    let (handle, sees, thread) = watched_by_sink(&[log.to_str().unwrap().to_owned()]);
+    let bytes = sees.recv_timeout(PATIENCE).unwrap();
+    let mut delays: Vec<Duration> = (0..2000)
+        .map(|_| {
+            let begin = Instant::now();
+            append(&log, &line);
+            sees.recv_timeout(PATIENCE).unwrap();
+            begin.elapsed()
+        })
+        .collect();
+    delays.sort_unstable();
+    handle.stop();
+    let (used, _) = thread.join().unwrap();
+    println!("a million lines ({bytes} bytes) and 2000 single ones: {used:?} of CPU");
+    println!("write to judge and back to the writer: median {:?}, 99 % {:?}", delays[1000], delays[1980]);
+
+    for number in 0..1000 {
+        append(dir.path().join(format!("many-{number}.txt")), "old\n");
+    }
+    let before = fs::read_to_string("/proc/self/statm").unwrap();
+    let (handle, sees, thread) = watched_by_sink(&[dir.path().join("*.txt").to_str().unwrap().to_owned()]);
+    (0..1000).for_each(|_| _ = sees.recv_timeout(PATIENCE).unwrap());
+    let after = fs::read_to_string("/proc/self/statm").unwrap();
+    let pages = |text: &str| text.split(' ').nth(1).unwrap().parse::<u64>().unwrap();
+    println!("1000 files: {} KiB resident more than before", (pages(&after) - pages(&before)) * 4);
+    handle.stop();
+    println!("1000 files: {:?} of CPU", thread.join().unwrap().0);
+}
+
+#[test]
+fn nothing_wakes_an_idle_watch() {
+    let (_dir, log) = room();
+    append(&log, "1\n");
+    let (handle, sees, thread) = watched_by_sink(&[log.to_str().unwrap().to_owned(), "/nonexistent/file".to_owned()]);
+    sees.recv_timeout(PATIENCE).unwrap();
+    // What is measured is that nothing happens for a while.
+    let idle = Duration::from_millis(1500);
+    let begin = Instant::now();
+    while begin.elapsed() < idle {
+        assert!(sees.recv_timeout(idle.saturating_sub(begin.elapsed())).is_err(), "nothing was written");
+    }
+    handle.stop();
+    let (_, wakeups) = thread.join().unwrap();
+    assert!(wakeups < 6, "{wakeups} wakeups of a watch that had one file to read and then nothing to do");
 }

@@ -1,0 +1,363 @@
+//! Following what real programs write and rotate: multilog and logrotate from Debian, inotify at its kernel limits.
+//!
+//! A test whose program is not installed prints `SKIPPED: why`.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use banset::watch::{Chunk, Habits, Happening, Judge, Polled, Position, SourceEvent, SourceStatus, Start, Watch, WatchHandle};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct Recorder(Sender<Told>);
+
+enum Told {
+    Lines(Vec<u64>, Position),
+    Happened(Happening),
+}
+
+/// The number that each of our lines holds after its last blank.
+fn numbers(bytes: &[u8]) -> Vec<u64> {
+    let text = std::str::from_utf8(bytes).expect("our lines");
+    text.lines().map(|line| line.rsplit(' ').next().unwrap_or_default().parse().expect("a whole line of ours")).collect()
+}
+
+impl Judge for Recorder {
+    fn chunk(&mut self, chunk: Chunk<'_>) {
+        let _ = self.0.send(Told::Lines(numbers(chunk.bytes), chunk.position.clone()));
+    }
+    fn source(&mut self, event: SourceEvent<'_>) {
+        let _ = self.0.send(Told::Happened(event.what));
+    }
+    fn status(&mut self, _: Vec<SourceStatus>) {}
+    fn idle(&mut self) {}
+}
+
+struct Run {
+    handle: WatchHandle,
+    told: Receiver<Told>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Run {
+    fn following(log: &Path, position: Option<&Position>) -> Run {
+        let (watch, handle) = Watch::new(Habits { poll: Duration::from_millis(50), ..Habits::default() }).expect("a watch");
+        let (sender, told) = channel();
+        let thread = std::thread::spawn(move || watch.run(&mut Recorder(sender)));
+        if let Some(position) = position {
+            handle.resume(log, position.clone());
+        }
+        handle.watch(1, log.to_str().expect("a path of ours"), Start::FromBeginning);
+        Run { handle, told, thread: Some(thread) }
+    }
+
+    fn stop(mut self) -> Receiver<Told> {
+        self.handle.stop();
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("no panic");
+        }
+        let (_, empty) = channel();
+        std::mem::replace(&mut self.told, empty)
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        self.handle.stop();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn missing(program: &str) -> bool {
+    let there = Command::new(program).arg("--version").stdin(Stdio::null()).output().is_ok();
+    if !there {
+        eprintln!("SKIPPED: {program} is not installed");
+    }
+    !there
+}
+
+/// Waits for the numbers up to `last`, each exactly once.
+#[track_caller]
+fn all_once(run: &Run, seen: &mut Vec<u64>, last: u64) {
+    let limit = Instant::now() + PATIENCE;
+    while (seen.len() as u64) < last {
+        match run.told.recv_timeout(limit.saturating_duration_since(Instant::now())) {
+            Ok(Told::Lines(lines, _)) => seen.extend(lines),
+            Ok(Told::Happened(_)) => {}
+            Err(_) => panic!("{} of {last} lines; missing {:?}", seen.len(), first_missing(seen, last)),
+        }
+    }
+    let mut sorted = seen.clone();
+    sorted.sort_unstable();
+    assert!(sorted.iter().copied().eq(1..=last), "a line came twice; missing {:?}", first_missing(seen, last));
+}
+
+fn first_missing(seen: &[u64], last: u64) -> Vec<u64> {
+    (1..=last).filter(|number| !seen.contains(number)).take(10).collect()
+}
+
+fn multilog(dir: &Path) -> Child {
+    // 4096 is the smallest size multilog takes; 200 files are more than it will fill, so that none is destroyed unread.
+    let mut command = Command::new("multilog");
+    command.args(["t", "s4096", "n200"]).arg(dir).stdin(Stdio::piped());
+    command.spawn().expect("multilog")
+}
+
+#[test]
+fn nothing_is_lost_when_multilog_rotates() {
+    if missing("multilog") {
+        return;
+    }
+    let room = tempfile::tempdir().expect("a directory");
+    let dir = room.path().join("smtpd");
+    let run = Run::following(&dir.join("current"), None);
+    let mut writer = multilog(&dir);
+    let mut input = writer.stdin.take().expect("a pipe");
+    let mut seen = Vec::new();
+    for number in 1..=3000_u64 {
+        writeln!(input, "qmail-smtpd: pid 1 from 198.51.100.7 auth failed {number}").expect("multilog reads");
+        if number % 500 == 0 {
+            all_once(&run, &mut seen, number);
+        }
+    }
+    drop(input);
+    all_once(&run, &mut seen, 3000);
+    writer.wait().expect("multilog ends");
+    let files = fs::read_dir(&dir).expect("the log directory").count();
+    assert!(files > 20, "{files} files: multilog did not rotate");
+}
+
+#[test]
+fn nothing_is_lost_when_multilog_rotates_while_we_are_down() {
+    if missing("multilog") {
+        return;
+    }
+    let room = tempfile::tempdir().expect("a directory");
+    let dir = room.path().join("smtpd");
+    let current = dir.join("current");
+    let mut writer = multilog(&dir);
+    let mut input = writer.stdin.take().expect("a pipe");
+    let (mut seen, mut position) = (Vec::new(), None);
+    let mut number = 0_u64;
+    for round in 0..8 {
+        let run = Run::following(&current, position.as_ref());
+        for _ in 0..50 {
+            number += 1;
+            writeln!(input, "qmail-smtpd: pid 1 from 198.51.100.7 auth failed {number}").expect("multilog reads");
+            // A first start owes nothing of what was rotated away before it, so its first line is waited for.
+            while round == 0 && seen.is_empty() {
+                if let Told::Lines(lines, after) = run.told.recv_timeout(PATIENCE).expect("the first line") {
+                    seen.extend(lines);
+                    position = Some(after);
+                }
+            }
+        }
+        for told in run.stop() {
+            if let Told::Lines(lines, after) = told {
+                seen.extend(lines);
+                position = Some(after);
+            }
+        }
+        for _ in 0..200 {
+            number += 1;
+            writeln!(input, "qmail-smtpd: pid 1 from 198.51.100.7 auth failed {number}").expect("multilog reads");
+        }
+    }
+    drop(input);
+    writer.wait().expect("multilog ends");
+    let run = Run::following(&current, position.as_ref());
+    all_once(&run, &mut seen, number);
+}
+
+/// A directory with a log and a logrotate configuration for it.
+struct Rotated {
+    room: tempfile::TempDir,
+    log: PathBuf,
+}
+
+impl Rotated {
+    fn new(directives: &str) -> Rotated {
+        let room = tempfile::tempdir().expect("a directory");
+        let log = room.path().join("mail.log");
+        fs::write(&log, "").expect("an empty log");
+        let configuration = format!("{} {{\n rotate 4\n size 1\n nodateext\n su root root\n{directives}\n}}\n", log.display());
+        fs::write(room.path().join("conf"), configuration).expect("a configuration");
+        Rotated { room, log }
+    }
+
+    fn write(&self, numbers: std::ops::RangeInclusive<u64>) {
+        let mut file = OpenOptions::new().append(true).create(true).open(&self.log).expect("the log");
+        for number in numbers {
+            writeln!(file, "Nov 22 05:00:00 mx sshd[1]: Failed password for root from 198.51.100.7 {number}").expect("room");
+        }
+    }
+
+    fn rotate(&self) {
+        let status = Command::new("/usr/sbin/logrotate")
+            .arg("-s")
+            .arg(self.room.path().join("state"))
+            .arg(self.room.path().join("conf"))
+            .status()
+            .expect("logrotate");
+        assert!(status.success());
+    }
+}
+
+#[test]
+fn nothing_is_lost_when_logrotate_rotates() {
+    if missing("/usr/sbin/logrotate") {
+        return;
+    }
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED: logrotate's su directive needs root");
+        return;
+    }
+    let table = [
+        " create 0640 root root",
+        " create 0640 root root\n compress",
+        " create 0640 root root\n compress\n delaycompress",
+        " copytruncate",
+        " copytruncate\n compress",
+        " nocreate\n dateext\n dateformat -%Y%m%d-%s\n compress",
+    ];
+    for directives in table {
+        let log = Rotated::new(directives);
+        let run = Run::following(&log.log, None);
+        let (mut seen, mut last) = (Vec::new(), 0);
+        for round in 0..4 {
+            log.write(last + 1..=last + 100);
+            last += 100;
+            // Every other time what was written is unread when logrotate comes.
+            if round % 2 == 0 {
+                all_once(&run, &mut seen, last);
+            }
+            if !directives.contains("dateext") || round == 0 {
+                log.rotate();
+            }
+        }
+        log.write(last + 1..=last + 10);
+        all_once(&run, &mut seen, last + 10);
+    }
+}
+
+#[test]
+fn nothing_is_lost_when_logrotate_rotates_while_we_are_down() {
+    if missing("/usr/sbin/logrotate") || !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED: needs logrotate and root");
+        return;
+    }
+    let table = [
+        " create 0640 root root",
+        " create 0640 root root\n compress",
+        " create 0640 root root\n compress\n delaycompress",
+        " copytruncate",
+        " copytruncate\n compress",
+        " copytruncate\n compress\n delaycompress",
+    ];
+    for directives in table {
+        for rotations in 1..=3 {
+            let log = Rotated::new(directives);
+            log.write(1..=100);
+            let run = Run::following(&log.log, None);
+            let mut seen = Vec::new();
+            all_once(&run, &mut seen, 100);
+            let mut position = None;
+            // A second chunk, so that the position is in the middle of what will be rotated.
+            log.write(101..=110);
+            while seen.len() < 110 {
+                if let Told::Lines(lines, after) = run.told.recv_timeout(PATIENCE).expect("ten lines") {
+                    seen.extend(lines);
+                    position = Some(after);
+                }
+            }
+            drop(run);
+            log.write(111..=120);
+            let mut last = 120;
+            for _ in 0..rotations {
+                log.rotate();
+                log.write(last + 1..=last + 20);
+                last += 20;
+            }
+            let run = Run::following(&log.log, position.as_ref());
+            all_once(&run, &mut seen, last);
+        }
+    }
+}
+
+/// Runs again as a child in a user namespace of its own, where inotify's limits can be lowered by anybody.
+#[test]
+fn at_the_kernels_inotify_limits_paths_are_polled() {
+    const INSIDE: &str = "BANSET_TEST_INSIDE";
+    if let Ok(limit) = std::env::var(INSIDE) {
+        let (name, value) = limit.split_once('=').expect("a limit");
+        if fs::write(format!("/proc/sys/user/{name}"), value).is_err() {
+            println!("SKIPPED: user.{name} cannot be set here");
+            return;
+        }
+        return polled();
+    }
+    for limit in ["max_inotify_watches=2", "max_inotify_instances=0"] {
+        let this = std::env::current_exe().expect("this test");
+        let output = Command::new("unshare")
+            .args(["--user", "--map-root-user"])
+            .arg(this)
+            .args(["--exact", "at_the_kernels_inotify_limits_paths_are_polled", "--nocapture"])
+            .env(INSIDE, limit)
+            .output();
+        match output {
+            Ok(output) if output.status.success() => {
+                let said = String::from_utf8_lossy(&output.stdout);
+                said.lines()
+                    .filter(|line| line.contains("SKIPPED") || line.contains("polled"))
+                    .for_each(|line| println!("{line}"));
+            }
+            Ok(output) if String::from_utf8_lossy(&output.stderr).contains("unshare") => {
+                eprintln!("SKIPPED: no user namespaces: {}", String::from_utf8_lossy(&output.stderr).trim());
+            }
+            Ok(output) => panic!("{limit}: {}", String::from_utf8_lossy(&output.stderr)),
+            Err(error) => eprintln!("SKIPPED: unshare: {error}"),
+        }
+    }
+}
+
+fn polled() {
+    let room = tempfile::tempdir().expect("a directory");
+    let log = room.path().join("mail.log");
+    let write = |number: u64| {
+        let mut file = OpenOptions::new().append(true).create(true).open(&log).expect("the log");
+        writeln!(file, "line {number}").expect("room");
+    };
+    write(1);
+    let run = Run::following(&log, None);
+    let why = loop {
+        match run.told.recv_timeout(PATIENCE).expect("told that it is polled") {
+            Told::Happened(Happening::Polled(why)) => break why,
+            Told::Happened(_) => {}
+            Told::Lines(lines, _) => assert_eq!(lines, [1]),
+        }
+    };
+    assert!(matches!(why, Polled::Refused(_)));
+    println!("polled because of {why:?}");
+    let mut seen = vec![1];
+    write(2);
+    all_once_after(&run, &mut seen, 2);
+    fs::rename(&log, room.path().join("mail.log.1")).expect("a rename");
+    write(3);
+    all_once_after(&run, &mut seen, 3);
+}
+
+fn all_once_after(run: &Run, seen: &mut Vec<u64>, last: u64) {
+    while (seen.len() as u64) < last {
+        if let Told::Lines(lines, _) = run.told.recv_timeout(PATIENCE).expect("a line") {
+            seen.extend(lines.into_iter().filter(|number| *number != 1));
+        }
+    }
+    assert!(seen.iter().copied().eq(1..=last), "{seen:?}");
+}

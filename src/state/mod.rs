@@ -184,7 +184,9 @@ impl Store {
                 connection.execute_batch(&format!("BEGIN;{TABLES}PRAGMA user_version = {VERSION};COMMIT;"))?;
             }
             VERSION => {}
-            newer => return Err(Failed::Unusable(format!("made by another version of banset ({newer}, this one knows {VERSION})"))),
+            newer => {
+                return Err(Failed::Unusable(format!("made by another version of banset ({newer}, this one knows {VERSION})")));
+            }
         }
         let store = Store { connection, path: path.to_owned() };
         let restored = store.restore()?;
@@ -200,7 +202,8 @@ impl Store {
             (Some(boot), Some(table)) => Some(KernelIdentity { boot, table }),
             _ => None,
         };
-        let text = |row: &rusqlite::Row<'_>, at| -> Result<Arc<str>, rusqlite::Error> { Ok(Arc::from(row.get_ref(at)?.as_str()?)) };
+        let text =
+            |row: &rusqlite::Row<'_>, at| -> Result<Arc<str>, rusqlite::Error> { Ok(Arc::from(row.get_ref(at)?.as_str()?)) };
         let positions = db
             .prepare("SELECT path, place, mark, scanner FROM position")?
             .query_map([], |row| {
@@ -219,7 +222,9 @@ impl Store {
                 let kept = KeptBan {
                     since: Time(row.get(2)?),
                     until: row.get::<_, Option<i64>>(3)?.map(Time),
-                    lasting: row.get::<_, Option<i64>>(4)?.map_or(Lasting::Permanent, |span| Lasting::For(Span(span.max(0) as u64))),
+                    lasting: row
+                        .get::<_, Option<i64>>(4)?
+                        .map_or(Lasting::Permanent, |span| Lasting::For(Span(span.max(0) as u64))),
                     failures: row.get(5)?,
                     uid: row.get(6)?,
                     reason: row.get(7)?,
@@ -258,7 +263,9 @@ impl Store {
             transaction.execute("DELETE FROM failures", [])?;
         }
         for (jail, packed) in &save.failures {
-            transaction.prepare_cached("INSERT INTO failures (jail, packed) VALUES (?1, ?2)")?.execute(params![&**jail, packed])?;
+            transaction
+                .prepare_cached("INSERT INTO failures (jail, packed) VALUES (?1, ?2)")?
+                .execute(params![&**jail, packed])?;
         }
         for (jail, subject, kept) in &save.bans {
             let subject = subject.to_string();
@@ -279,9 +286,9 @@ impl Store {
                         ban.reason,
                         ban.in_kernel
                     ])?,
-                None => {
-                    transaction.prepare_cached("DELETE FROM ban WHERE jail = ?1 AND subject = ?2")?.execute(params![&**jail, subject])?
-                }
+                None => transaction
+                    .prepare_cached("DELETE FROM ban WHERE jail = ?1 AND subject = ?2")?
+                    .execute(params![&**jail, subject])?,
             };
         }
         for (path, kept) in &save.positions {
@@ -294,9 +301,12 @@ impl Store {
         }
         for (jail, totals) in &save.totals {
             let last = totals.last_failure.map(|time| time.0);
-            transaction
-                .prepare_cached("INSERT OR REPLACE INTO jail VALUES (?1, ?2, ?3, ?4)")?
-                .execute(params![&**jail, totals.failures as i64, totals.bans as i64, last])?;
+            transaction.prepare_cached("INSERT OR REPLACE INTO jail VALUES (?1, ?2, ?3, ?4)")?.execute(params![
+                &**jail,
+                totals.failures as i64,
+                totals.bans as i64,
+                last
+            ])?;
         }
         if let Some(kernel) = &save.kernel {
             let mut put = transaction.prepare_cached("INSERT OR REPLACE INTO meta VALUES (?1, ?2)")?;
@@ -341,7 +351,6 @@ pub fn boot_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -381,7 +390,11 @@ mod tests {
             ..Save::default()
         };
         store.save(&save).expect("saved");
-        let more = Save { failures: vec![("sshd".into(), vec![4])], bans: vec![("sshd".into(), "192.0.2.7".parse().expect("a net"), None)], ..Save::default() };
+        let more = Save {
+            failures: vec![("sshd".into(), vec![4])],
+            bans: vec![("sshd".into(), "192.0.2.7".parse().expect("a net"), None)],
+            ..Save::default()
+        };
         store.save(&more).expect("saved");
         drop(store);
         let (mut store, restored, _) = open(dir.path());

@@ -2,8 +2,12 @@
 
 CARGO ?= cargo
 # What the tests need besides Rust and gcc, as Debian calls it: the kernel's own tools, the libraries of the oracles in
-# integration/, a tracer, and the programs that write and rotate logs.
-PACKAGES = nftables iproute2 libmnl-dev libclang-dev pkg-config strace util-linux daemontools logrotate rsyslog
+# integration/, a tracer, the programs that write and rotate logs, and fail2ban, whose filters and samples are read.
+PACKAGES = nftables iproute2 libmnl-dev libclang-dev pkg-config strace util-linux daemontools logrotate rsyslog fail2ban
+# fail2ban is there to be read and must not run, now or after a reboot: its unit is masked, and nothing is started meanwhile.
+READ_ONLY = unit=/etc/systemd/system/fail2ban.service policy=/usr/sbin/policy-rc.d; \
+	test -e $$unit || test -L $$unit || { $$as mkdir -p /etc/systemd/system; $$as ln -s /dev/null $$unit; }; \
+	test -e $$policy || { printf '\#!/bin/sh\nexit 101\n' | $$as tee $$policy >/dev/null; $$as chmod 755 $$policy; trap "$$as rm -f $$policy" EXIT; }
 # Kernel tests mostly wait for the kernel's clock: more of them than cores at a time.
 THREADS ?= 6
 
@@ -28,6 +32,7 @@ packages:
 	if test "$$(id -u)" = 0; then as=; elif sudo -n true 2>/dev/null; then as="sudo -n"; \
 	else echo "the tests need: apt-get install$$missing"; exit 0; fi; \
 	echo "installing$$missing"; \
+	case "$$missing" in *fail2ban*) $(READ_ONLY) ;; esac; \
 	$$as apt-get update -qq </dev/null || true; \
 	$$as env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing </dev/null
 

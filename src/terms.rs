@@ -233,6 +233,23 @@ pub fn fold(address: IpAddr) -> IpAddr {
     }
 }
 
+/// An I/O error in the system's words, without Rust's `(os error N)`.
+pub fn plain(error: &std::io::Error) -> String {
+    match error.raw_os_error() {
+        Some(number) => nix::errno::Errno::from_raw(number).desc().to_lowercase(),
+        None => error.to_string(),
+    }
+}
+
+/// The beginning of a text, at most so many bytes of it, whole characters.
+pub fn head(text: &str, bytes: usize) -> &str {
+    let mut end = bytes.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
 /// Escapes what a stranger may have written before it reaches a log, a mail or a terminal: control characters,
 /// bytes that are not UTF-8, and the backslash itself become `\xNN` or `\\`. Bounded to `limit` bytes of input, with `…`
 /// where it was cut.

@@ -1112,7 +1112,7 @@ fn an_owned_table_outlives_its_socket_and_is_taken_over() {
     in_netns("an_owned_table_outlives_its_socket_and_is_taken_over", || {
         let (mut socket, mut kernel) = sockets();
         if !socket.features().owner {
-            return nft_support::skipped(
+            return banset_integration::skip(
                 "an_owned_table_outlives_its_socket_and_is_taken_over",
                 "this kernel has no owned tables",
             );

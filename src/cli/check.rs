@@ -41,7 +41,7 @@ pub fn config_show(global: &Global, shown: Shown) -> u8 {
 fn running(global: &Global, files: &config::Config) -> String {
     let Ok(reply) = client::ask(&show::socket(global), Request::Config) else { return String::new() };
     let accepted = reply.result["accepted"].as_str().and_then(|text| Sources::from_snapshot(text.as_bytes()));
-    let accepted = accepted.and_then(|sources| config::understand(&sources, load::shipped(), &config::Lenient).config);
+    let accepted = accepted.and_then(|sources| config::understand(&sources, load::shipped(), &load::Filters).config);
     let Some(accepted) = accepted else { return String::new() };
     let changes = config::changes(&accepted, files);
     if changes.is_empty() {

@@ -7,7 +7,6 @@ use tracing::{error, info, warn};
 
 use super::{Global, NEGATIVE, load, log};
 use crate::config::{self, Loaded, Sources};
-use crate::control::client::plain;
 use crate::control::server::{self, Access};
 use crate::engine::core::{Core, Level};
 use crate::engine::kernel::Writer;
@@ -15,6 +14,7 @@ use crate::engine::run::{self, Ready};
 use crate::engine::{Specs, clock, lock, machine};
 use crate::nft::ruleset::jail_of;
 use crate::state::{self, KernelIdentity, Restored, Store};
+use crate::terms::plain;
 
 /// The last accepted configuration, in the state directory.
 const ACCEPTED: &str = "accepted.json";
@@ -221,7 +221,7 @@ fn reloading(global: Global) -> crate::engine::clerk::Load {
             return Err("[nft] table: a running daemon can not move to another table; restart it".to_owned());
         }
         let before = Sources::from_snapshot(old.accepted.as_bytes());
-        let before = before.and_then(|sources| config::understand(&sources, load::shipped(), &config::Lenient).config);
+        let before = before.and_then(|sources| config::understand(&sources, load::shipped(), &load::Filters).config);
         specs.changes = before.map_or_else(|| vec!["everything".to_owned()], |before| config::changes(&before, &config));
         if running && specs.daemon.socket != old.daemon.socket {
             specs.changes.push("the socket stays where it is until a restart".to_owned());

@@ -32,6 +32,27 @@ impl config::Judge for Filters {
     fn verify(&self, definition: &Definition) -> Vec<Mistake> {
         filter::samples::verify(definition)
     }
+    fn fail2ban(&self, path: &str, params: &BTreeMap<String, String>) -> Result<config::Fail2ban, Vec<String>> {
+        let cited = |list: Vec<filter::fail2ban::Cited>| list.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let definition = super::regex::imported(path, params).map_err(cited)?;
+        let compiled = Filter::compile(&definition, &BTreeMap::new(), &filter::Options::default());
+        let placed = |key: &str, index: usize| {
+            let place = definition.fail2ban.as_ref().and_then(|resolved| super::regex::place(resolved, key, index));
+            place.map_or_else(|| path.to_owned(), |(file, line)| format!("{file}:{line}"))
+        };
+        match compiled {
+            Ok(filter) => {
+                let hard: Vec<String> = filter.backtracking().iter().map(|(key, index)| format!("{key} {}", index + 1)).collect();
+                let note = format!("{path}: beyond linear time, and run under a limit of steps: {}", hard.join(", "));
+                let notes = if hard.is_empty() { Vec::new() } else { vec![note] };
+                Ok(config::Fail2ban { definition, notes })
+            }
+            Err(mistakes) => {
+                let cite = |m: &Mistake| format!("{}: {} {}: {}", placed(&m.key, m.index), m.key, m.index + 1, m.what);
+                Err(mistakes.iter().map(cite).collect())
+            }
+        }
+    }
 }
 
 /// Reads the files.

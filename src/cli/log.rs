@@ -37,7 +37,7 @@ impl Handle {
         if let Some(file) = &self.file
             && let Err(e) = file.lock().unwrap_or_else(PoisonError::into_inner).reopen()
         {
-            tracing::error!("cannot reopen the log file: {}", crate::control::client::plain(&e));
+            tracing::error!("cannot reopen the log file: {}", crate::terms::plain(&e));
         }
     }
 }
@@ -49,8 +49,7 @@ pub fn start(log: &Log, level: Loglevel) -> Result<Handle, String> {
     let registry = tracing_subscriber::registry().with(filter);
     let file = match log {
         Log::File(path) => {
-            let opened =
-                Reopened::open(path).map_err(|e| format!("{}: {}", path.display(), crate::control::client::plain(&e)))?;
+            let opened = Reopened::open(path).map_err(|e| format!("{}: {}", path.display(), crate::terms::plain(&e)))?;
             let file = Arc::new(Mutex::new(opened));
             let writer = Shared(file.clone());
             registry

@@ -4,8 +4,10 @@ pub mod change;
 pub mod check;
 pub mod daemon;
 pub mod demo;
+pub mod explain;
 pub mod load;
 pub mod log;
+pub mod regex;
 pub mod show;
 
 use std::path::PathBuf;
@@ -126,6 +128,10 @@ enum Command {
         #[command(flatten)]
         shown: Shown,
     },
+    /// Try a filter on a log file or a quoted line
+    Regex(Box<regex::Args>),
+    /// Say what each step makes of a line, or why an address is not banned
+    Explain(Box<explain::Args>),
     /// Play the whole way in a throwaway network namespace
     Demo(demo::Args),
 }
@@ -148,6 +154,8 @@ pub fn run() -> ExitCode {
         Command::Daemon => daemon::daemon(&global),
         Command::Check { shown } => check::check(&global, shown),
         Command::Ruleset => check::ruleset(&global),
+        Command::Explain(args) => explain::explain(&global, &args),
+        Command::Regex(args) => regex::regex(&global, &args),
         Command::Demo(args) => return demo::run(&args),
         Command::Status { jail, shown } => show::status(&global, jail, shown),
         Command::Stats { shown } => show::stats(&global, shown),

@@ -12,7 +12,7 @@ use super::layers::{Held, JailWritten, Layer, Layers, Values};
 use super::report::{Concern, Findings};
 use super::run::{Backend, Broken, Config, Daemon, FilterUse, IgnoreList, Increment, Jail, Log, Loglevel, MANUAL, Nft, Window};
 use super::source::{Source, quoted};
-use super::values::{FilterName, Meaning};
+use super::values::{self, FilterName, Meaning};
 use crate::filter::{Definition, Mistake};
 use crate::terms::{Blocktype, Hook, Ports, Protocols};
 
@@ -163,6 +163,9 @@ impl Builder<'_> {
             _ if self.findings.jails.contains_key(jail) => return None,
             _ => (own, place.0),
         };
+        if values::names_fail2ban(&used.name) {
+            return self.fail2ban_use(jail, values, file, used);
+        }
         let Some((layer, filter)) = self.filters.get(used.name.as_str()).copied() else {
             let near = nearest(&used.name, self.filters.keys().copied());
             let help = near.map_or_else(
@@ -225,6 +228,55 @@ impl Builder<'_> {
             }
         }
         Some(FilterUse { name: used.name, params, definition: Arc::new(definition) })
+    }
+
+    /// A filter of fail2ban, named by its path.
+    fn fail2ban_use(&mut self, jail: &str, values: &Values<'_>, file: usize, used: FilterName) -> Option<FilterUse> {
+        let mut params: BTreeMap<String, String> =
+            used.params.iter().map(|(name, (given, _))| (name.to_lowercase(), given.join(" "))).collect();
+        let mode = values.get("mode").and_then(|held| held.last()).and_then(|held| match &held.field.meaning {
+            Meaning::Text(mode) => Some((mode.clone(), held.from_defaults)),
+            _ => None,
+        });
+        let mut read = None;
+        if let Some((mode, from_defaults)) = mode {
+            params.insert("mode".to_owned(), mode);
+            let with = self.judge.fail2ban(&used.name, &params);
+            // A mode for every jail goes to those whose filter has it.
+            if with.is_err() && from_defaults {
+                params.remove("mode");
+            } else {
+                read = Some(with);
+            }
+        }
+        let read = read.unwrap_or_else(|| self.judge.fail2ban(&used.name, &params));
+        let found = match read {
+            Ok(found) => found,
+            Err(mistakes) => {
+                for what in mistakes {
+                    let help = "the line is one of the filter's files".to_owned();
+                    self.jail_mistake(jail, file, used.at.clone(), format!("filter: {what}"), help);
+                }
+                return None;
+            }
+        };
+        for note in found.notes {
+            self.findings.warning(file, Some(used.at.clone()), format!("filter: {note}"), None);
+        }
+        let definition = self.with_additions(&found.definition, values);
+        if definition != found.definition {
+            for mistake in self.judge.compile(&definition, &BTreeMap::new()) {
+                let nodes = values.get(mistake.key.as_str()).into_iter().flatten();
+                let written =
+                    nodes.flat_map(|held| filters::entries(&held.field.node).iter().map(|node| (held.layer.file, node)));
+                let place = written.map(|(file, node)| (file, node.span.clone())).nth(mistake.index);
+                let (file, at) = place.unwrap_or_else(|| (file, used.at.clone()));
+                let what = format!("{}: {}", mistake.key, mistake.what);
+                let help = mistake.help.or_else(|| Some("it is read as fail2ban's patterns are".to_owned()));
+                self.findings.mistake(&Concern::Jail(jail.to_owned()), file, Some(at), what, help);
+            }
+        }
+        Some(FilterUse { name: used.name, params: BTreeMap::new(), definition: Arc::new(definition) })
     }
 
     fn check_mode(

@@ -44,6 +44,21 @@ pub trait Judge {
     fn compile(&self, filter: &Definition, params: &BTreeMap<String, Vec<String>>) -> Vec<Mistake>;
     /// Which of its samples do not hold.
     fn verify(&self, filter: &Definition) -> Vec<Mistake>;
+    /// Reads a filter of fail2ban with the parameters a jail gives. A judge that reads no files refuses.
+    ///
+    /// # Errors
+    /// Everything that is wrong with its files, each with its file and line in front.
+    fn fail2ban(&self, _path: &str, _params: &BTreeMap<String, String>) -> Result<Fail2ban, Vec<String>> {
+        Err(vec!["filters of fail2ban are not read here".to_owned()])
+    }
+}
+
+/// A filter of fail2ban.
+pub struct Fail2ban {
+    /// What it says.
+    pub definition: Definition,
+    /// What a person should know of it: it is used all the same.
+    pub notes: Vec<String>,
 }
 
 /// A judge without an opinion.

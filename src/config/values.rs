@@ -925,12 +925,20 @@ fn filter(node: &Node, source: &Source) -> Result<FilterName, Vec<Wrong>> {
     }
 }
 
+/// Whether a filter's name is the path of one of fail2ban's files.
+pub fn names_fail2ban(name: &str) -> bool {
+    name.starts_with('/') && (name.ends_with(".conf") || name.ends_with(".local")) && name.len() <= 4096
+}
+
 fn filter_name(name: &str, at: &Range<usize>) -> Result<(), Vec<Wrong>> {
     let told = |what: String, help: &str| Err(vec![Wrong { span: at.clone(), what, help: Some(help.to_owned()) }]);
+    if names_fail2ban(name) {
+        return Ok(());
+    }
     if name.starts_with('/') || name.ends_with(".conf") || name.ends_with(".local") {
         return told(
-            format!("{}: a filter of fail2ban: known, but this version does not carry it out yet", quoted(name)),
-            "write its patterns into a file of filter.d and name that",
+            format!("{} is no path of a filter of fail2ban", quoted(name)),
+            "write the whole path, for example \"/etc/fail2ban/filter.d/sshd.conf\"",
         );
     }
     if let Some(bare) = name.strip_suffix(".toml") {

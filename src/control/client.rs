@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::request::{Envelope, Reply, Request, VERSION};
+use crate::terms::plain;
 
 /// No reply is longer: a million bans in JSON are below it.
 const REPLY_AT_MOST: u64 = 1 << 30;
@@ -30,12 +31,4 @@ pub fn ask(socket: &Path, request: Request) -> Result<Reply, String> {
     let mut reply = Vec::new();
     BufReader::new(stream.take(REPLY_AT_MOST)).read_until(b'\n', &mut reply).map_err(lost)?;
     serde_json::from_slice(&reply).map_err(|e| format!("the daemon at {named} answered what this client can not read: {e}"))
-}
-
-/// An I/O error without Rust's `(os error N)`.
-pub fn plain(error: &std::io::Error) -> String {
-    match error.raw_os_error() {
-        Some(number) => nix::errno::Errno::from_raw(number).desc().to_lowercase(),
-        None => error.to_string(),
-    }
 }

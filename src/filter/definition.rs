@@ -67,6 +67,9 @@ pub struct Definition {
     pub journalmatch: Vec<String>,
     /// The evidence.
     pub samples: Vec<Sample>,
+    /// What was read from fail2ban's files, where the filter is one of its. Then the patterns above are the jail's own, on top
+    /// of these; `datepattern` and `maxlines` (unless 0) are instead of these.
+    pub fail2ban: Option<std::sync::Arc<super::fail2ban::Resolved>>,
 }
 
 /// The patterns of a filter or of one of its modes.
@@ -310,6 +313,7 @@ mod written {
                 once: once.transpose()?,
                 journalmatch: self.journalmatch.list(),
                 samples: samples.map(|(i, s)| s.mean(i)).collect::<Result<_, String>>()?,
+                fail2ban: None,
             })
         }
     }

@@ -18,21 +18,30 @@
 //! | `scanner` | lines in, failures out |
 //! | `samples` | a filter's own evidence, tried |
 //! | `shipped` | the filters compiled into the binary |
+//! | `borrowed` | filters of ours that need fail2ban's way with a line |
+//! | `fail2ban` | its filter files, its dialect, its dates, its way with a line |
+//! | `repeated` | `message repeated 5 times: [ … ]` |
+//! | `trial` | one line at a time, with all that can be said about it |
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use jiff::tz::TimeZone;
 
+mod borrowed;
 pub mod dates;
 pub mod definition;
+pub mod fail2ban;
 mod literals;
 mod pattern;
 mod prefilter;
+mod repeated;
 pub mod samples;
 mod scanner;
 mod session;
 mod shipped;
 mod tags;
+pub mod trial;
 mod walk;
 
 pub use dates::{DatePattern, Template};
@@ -81,6 +90,8 @@ pub enum UseDns {
     /// It does not match.
     #[default]
     No,
+    /// It counts as it is written, as a name without an address: for whoever tries a filter of fail2ban.
+    Raw,
 }
 
 /// A filter that judges lines.
@@ -98,6 +109,8 @@ pub struct Filter {
     ignores_lines: bool,
     /// The filter's patterns name connections, so lines have a memory.
     sessions: bool,
+    /// It was read from fail2ban's files, and these judge.
+    foreign: Option<Arc<fail2ban::rules::Rules>>,
 }
 
 impl Filter {
@@ -111,10 +124,23 @@ impl Filter {
         params: &BTreeMap<String, Vec<String>>,
         options: &Options,
     ) -> Result<Filter, Vec<Mistake>> {
+        if let Some(resolved) = &definition.fail2ban {
+            return Filter::foreign(definition, resolved, options);
+        }
         let mut mistakes = Vec::new();
         let values = parameters(definition, params, &mut mistakes);
         let scope = Scope { params: &values, variables: &definition.variables };
         let chosen = chosen_patterns(definition, params.get("mode"), options, &mut mistakes);
+        if let Some(why) = borrowed::why(definition, options, &chosen) {
+            if !mistakes.is_empty() {
+                return Err(mistakes);
+            }
+            let resolved = borrowed::resolve(definition, &values, &chosen, why)?;
+            // The jail's own additions are among the chosen patterns already.
+            let bare = Definition { patterns: Patterns::default(), ..definition.clone() };
+            let options = Options { failregex_add: Vec::new(), ignoreregex_add: Vec::new(), ..options.clone() };
+            return Filter::foreign(&bare, &resolved, &options);
+        }
         let mut compile = |written: &Written<'_>| match Pattern::compile(written.text, &written.key, written.index, scope) {
             Ok(pattern) => Some((pattern, written.key.clone(), written.index)),
             Err(more) => {
@@ -152,14 +178,6 @@ impl Filter {
         if chosen.failregex.is_empty() {
             mistake("failregex", 0, "is empty", "write at least one pattern with <HOST> in it");
         }
-        if options.maxlines.unwrap_or(definition.maxlines) > 1 {
-            mistake(
-                "maxlines",
-                0,
-                "patterns over several lines are not supported",
-                "use <F-MLFID> to join lines of one connection",
-            );
-        }
         if let Some(once) = &definition.once {
             for (index, key) in once.key.iter().enumerate() {
                 if !matches!(key.as_str(), "addr" | "user" | "session" | "reason") {
@@ -168,13 +186,7 @@ impl Filter {
             }
         }
         let written = options.datepattern.as_ref().unwrap_or(&definition.datepattern);
-        let mut dates = DatePattern::Default;
-        for (index, text) in written.iter().enumerate() {
-            match DatePattern::parse(text) {
-                Some(pattern) if index == 0 => dates = pattern,
-                _ => mistake("datepattern", index, "is not understood", "leave it out: all usual dates are found without it"),
-            }
-        }
+        let dates = written.first().and_then(|text| DatePattern::parse(text)).unwrap_or(DatePattern::Default);
         if !mistakes.is_empty() {
             return Err(mistakes);
         }
@@ -194,7 +206,44 @@ impl Filter {
             dates,
             zone: options.logtimezone.clone(),
             sessions,
+            foreign: None,
         })
+    }
+
+    /// Compiles what was read from fail2ban's files, with what a jail adds.
+    fn foreign(definition: &Definition, resolved: &fail2ban::Resolved, options: &Options) -> Result<Filter, Vec<Mistake>> {
+        let jails = |own: &'_ [String], key| own.iter().map(|text| (text.clone(), key)).collect::<Vec<_>>();
+        let mut fails = jails(&definition.patterns.failregex, "failregex_add");
+        fails.extend(jails(&options.failregex_add, "failregex_add"));
+        let mut ignores = jails(&definition.patterns.ignoreregex, "ignoreregex_add");
+        ignores.extend(jails(&options.ignoreregex_add, "ignoreregex_add"));
+        let own = (!definition.datepattern.is_empty()).then_some(&definition.datepattern);
+        let wanted = fail2ban::rules::Wanted {
+            names: options.usedns == UseDns::Raw,
+            failregex: fails.iter().map(|(text, key)| (text.as_str(), *key)).collect(),
+            ignoreregex: ignores.iter().map(|(text, key)| (text.as_str(), *key)).collect(),
+            datepattern: options.datepattern.as_ref().or(own).map(Vec::as_slice),
+            maxlines: options.maxlines.or((definition.maxlines > 0).then_some(definition.maxlines)),
+        };
+        let rules = fail2ban::rules::Rules::new(resolved, &wanted)?;
+        Ok(Filter {
+            name: definition.name.as_str().into(),
+            prefregex: None,
+            failregex: Vec::new(),
+            ignoreregex: Vec::new(),
+            okregex: Vec::new(),
+            once: None,
+            dates: DatePattern::None,
+            zone: options.logtimezone.clone(),
+            ignores_lines: false,
+            sessions: rules.sessions,
+            foreign: Some(Arc::new(rules)),
+        })
+    }
+
+    /// Which patterns need more than linear time, each with its key and its number from 0: they run under a limit of steps.
+    pub fn backtracking(&self) -> Vec<(&'static str, usize)> {
+        self.foreign.iter().flat_map(|rules| rules.backtracking()).collect()
     }
 
     /// The filter's name.
@@ -204,7 +253,20 @@ impl Filter {
 
     /// The failregex as written, in the order of [`Found::pattern`].
     pub fn failregex(&self) -> impl Iterator<Item = &str> {
-        self.failregex.iter().map(|p| &*p.written)
+        let foreign = self.foreign.iter().flat_map(|rules| &rules.failregex).map(|rule| &*rule.written);
+        self.failregex.iter().map(|p| &*p.written).chain(foreign)
+    }
+
+    /// The ignoreregex as written.
+    pub fn ignoreregex(&self) -> impl Iterator<Item = &str> {
+        let foreign = self.foreign.iter().flat_map(|rules| &rules.ignoreregex).map(|rule| &*rule.written);
+        self.ignoreregex.iter().map(|p| &*p.written).chain(foreign)
+    }
+
+    /// The prefregex as written.
+    pub fn prefregex(&self) -> Option<&str> {
+        let foreign = self.foreign.as_ref().and_then(|rules| rules.prefregex.as_ref()).map(|rule| &*rule.written);
+        self.prefregex.as_ref().map(|p| &*p.written).or(foreign)
     }
 
     /// The okregex as written, in the order of [`Found::pattern`].
@@ -238,6 +300,14 @@ struct Chosen<'a> {
     failregex: Vec<Written<'a>>,
     ignoreregex: Vec<Written<'a>>,
     okregex: Vec<Written<'a>>,
+}
+
+impl Chosen<'_> {
+    /// Every pattern's text.
+    fn texts(&self) -> impl Iterator<Item = &str> {
+        let lists = self.failregex.iter().chain(&self.ignoreregex).chain(&self.okregex);
+        self.prefregex.iter().chain(lists).map(|written| written.text)
+    }
 }
 
 impl<'a> Chosen<'a> {
@@ -349,7 +419,6 @@ mod tests {
         let text = r#"
             failregex = ["no address", 'a <HOST> (b', 'x(?!y) <HOST>', '<head><HOST>', '<hed> <HOST>']
             okregex = ["fine"]
-            maxlines = 2
             variable = { head = "(" }
         "#;
         let options = Options { failregex_add: vec!["<HOST>[".to_owned()], ..Options::default() };
@@ -361,7 +430,6 @@ mod tests {
             "failregex_add[0] Some(6..7): unclosed character class",
             "failregex[0] None: names no address",
             "okregex[0] None: names no address",
-            "maxlines[0] None: patterns over several lines are not supported",
         ];
         assert_eq!(mistakes(text, &options), expected);
     }

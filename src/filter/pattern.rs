@@ -184,6 +184,32 @@ impl Pattern {
     }
 }
 
+impl Pattern {
+    /// The groups that took part in a match, by what they mean.
+    pub fn named(&self, text: &[u8]) -> Vec<(String, Range<usize>)> {
+        let mut places = self.regex.capture_locations();
+        if self.regex.captures_read(&mut places, text).is_none() {
+            return Vec::new();
+        }
+        let named = |(group, role): &(usize, Role)| {
+            let name = match role {
+                Role::Reason => "reason",
+                Role::Mlfid => "mlfid",
+                Role::Session => "session",
+                Role::Attempts => "attempts",
+                Role::User(_) => "user",
+                Role::Nofail => "nofail",
+                Role::Forget => "mlfforget",
+                Role::Gained => "mlfgained",
+                Role::Other(name) => name,
+                Role::Addr | Role::Within(_) | Role::Content | Role::Secret => return None,
+            };
+            places.get(*group).map(|(start, end)| (name.to_owned(), start..end))
+        };
+        self.roles.iter().filter_map(named).collect()
+    }
+}
+
 /// What to write instead of something only fail2ban's regex engine knows.
 fn help_for(what: &str) -> Option<String> {
     let help = if what.contains("look-around") || what.contains("backreference") {

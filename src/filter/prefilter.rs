@@ -398,10 +398,13 @@ mod tests {
     }
 
     #[test]
-    fn shipped_filters_need_no_more_than_one_pass_and_always_a_literal() {
-        let scanner = Scanner::new(filters("normal", false));
-        let prefilter = scanner.prefilter();
-        assert!(!prefilter.sees_every_line());
-        assert_eq!(prefilter.passes.len(), 1);
+    fn every_shipped_filter_needs_one_pass_and_always_a_literal() {
+        for filter in filters("normal", false) {
+            let name = filter.name().to_owned();
+            let scanner = Scanner::new(vec![filter]);
+            let prefilter = scanner.prefilter();
+            assert!(!prefilter.sees_every_line(), "{name}");
+            assert_eq!(prefilter.passes.len(), 1, "{name}");
+        }
     }
 }

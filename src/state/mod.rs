@@ -140,7 +140,7 @@ impl Store {
     /// The directory or the file can not be made or written: the daemon goes on without, and says so.
     pub fn open(directory: &Path) -> Result<(Store, Restored, Option<String>), String> {
         let named = |e: &dyn std::fmt::Display| format!("{}: {e}", directory.display());
-        std::fs::create_dir_all(directory).map_err(|e| named(&crate::control::client::plain(&e)))?;
+        std::fs::create_dir_all(directory).map_err(|e| named(&crate::terms::plain(&e)))?;
         let path = directory.join(FILE);
         let (why, aside) = match Store::open_file(&path) {
             Ok((store, restored)) => return Ok((store, restored, None)),
@@ -167,7 +167,7 @@ impl Store {
     fn open_file(path: &Path) -> Result<(Store, Restored), Failed> {
         // Made by us first, so that it is never readable for others, not even for a moment.
         let made = std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
-        let file = made.map_err(|e| Failed::Io(crate::control::client::plain(&e)))?;
+        let file = made.map_err(|e| Failed::Io(crate::terms::plain(&e)))?;
         let _ = file.set_permissions(std::fs::Permissions::from_mode(0o600));
         drop(file);
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;

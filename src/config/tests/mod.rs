@@ -59,6 +59,15 @@ impl Judge for Strict {
         out
     }
 
+    fn fail2ban(&self, path: &str, params: &BTreeMap<String, String>) -> Result<Fail2ban, Vec<String>> {
+        if params.get("mode").is_some_and(|mode| mode == "nonsense") {
+            return Err(vec![format!("{path}:17: failregex 2: <mdre-nonsense> names nothing")]);
+        }
+        let resolved = crate::filter::fail2ban::Resolved::default();
+        let definition = Definition { fail2ban: Some(std::sync::Arc::new(resolved)), ..Definition::default() };
+        Ok(Fail2ban { definition, notes: vec![format!("{path}: beyond linear time: failregex 1")] })
+    }
+
     fn verify(&self, filter: &Definition) -> Vec<Mistake> {
         let misses = |line: &str| {
             filter

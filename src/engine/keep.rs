@@ -320,6 +320,42 @@ mod tests {
     }
 
     #[test]
+    fn the_first_position_in_a_log_goes_at_once() {
+        let mut keep = Keep::default();
+        let (old, new): (Arc<str>, Arc<str>) = ("/old".into(), "/new".into());
+        let resume = || Some(Arc::new(Resume::default()));
+        keep.start([old.clone()]);
+        keep.position(at(0), &old, resume());
+        assert_eq!(keep.due(), Some(Time(250_000)), "an earlier run kept one");
+        keep.position(at(0), &new, resume());
+        let save = next(&mut keep, at(0)).expect("due at once");
+        assert_eq!((save.positions.len(), save.sync), (2, false));
+        keep.saved(at(0), Ok(()));
+        keep.position(at(1), &new, resume());
+        assert!(next(&mut keep, at(1)).is_none());
+        keep.position(at(1), &new, None);
+        keep.position(at(1), &new, resume());
+        assert!(next(&mut keep, at(1)).is_some(), "it was forgotten meanwhile");
+    }
+
+    #[test]
+    fn a_position_whose_save_failed_goes_with_the_next() {
+        let mut keep = Keep::default();
+        let (a, b): (Arc<str>, Arc<str>) = ("/a".into(), "/b".into());
+        let resume = |place| Some(Arc::new(Resume { place, ..Resume::default() }));
+        keep.start([]);
+        keep.position(at(0), &a, resume(1));
+        keep.position(at(0), &b, resume(2));
+        next(&mut keep, at(0)).expect("due");
+        keep.position(at(0), &b, resume(3));
+        keep.saved(at(0), Err("disk full".into()));
+        let save = next(&mut keep, at(6)).expect("tried again");
+        let mut places: Vec<u16> = save.positions.iter().filter_map(|(_, resume)| Some(resume.as_ref()?.place)).collect();
+        places.sort_unstable();
+        assert_eq!((places, save.whole), (vec![1, 3], true));
+    }
+
+    #[test]
     fn after_a_failure_everything_is_told_anew() {
         let mut keep = Keep::default();
         keep.start([]);

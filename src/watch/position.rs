@@ -153,7 +153,8 @@ mod tests {
 
     #[test]
     fn a_position_survives_json() {
-        let position = Position { marks: vec![Mark { inode: u64::MAX, birth: -1, offset: 7, head: u64::MAX, ..Mark::default() }] };
+        let position =
+            Position { marks: vec![Mark { inode: u64::MAX, birth: -1, offset: 7, head: u64::MAX, ..Mark::default() }] };
         let text = serde_json::to_string(&position).unwrap();
         assert_eq!(serde_json::from_str::<Position>(&text).unwrap(), position);
         let before_births = text.replace(r#""birth":-1,"#, "");

@@ -63,6 +63,7 @@ fn what_an_admin_did_to_the_sets_while_the_daemon_was_away_is_his_will() {
         nft(&["delete", "element", "inet", "banset", "sshd-v4", "{ 198.51.100.7 }"]);
         nft(&["add", "element", "inet", "banset", "sshd-v4", "{ 198.51.100.50 timeout 30m }"]);
         daemon.start_again();
+        daemon.wait_running();
         daemon.wait_log("1 bans added, 1 lifted");
         assert_eq!(elements("sshd-v4"), ["198.51.100.200", "198.51.100.50"]);
         assert_eq!(daemon.cli(&["banned", "198.51.100.50"]).code, 0);
@@ -83,6 +84,7 @@ fn bans_are_put_back_into_a_table_that_vanished_while_the_daemon_was_away() {
         daemon.kill();
         nft(&["flush", "ruleset"]);
         daemon.start_again();
+        daemon.wait_running();
         assert_eq!(elements("sshd-v4"), ["198.51.100.200", "198.51.100.7"]);
         assert_eq!(elements("manual-v4"), ["203.0.113.77"]);
         let (left, given) = expires("sshd-v4", "198.51.100.7").expect("it ends");
@@ -96,6 +98,7 @@ fn bans_are_put_back_into_a_table_that_vanished_while_the_daemon_was_away() {
         std::fs::write(&file, stale).expect("a file");
         nft(&["-f", file.to_str().expect("a path of our own")]);
         daemon.start_again();
+        daemon.wait_running();
         assert_eq!(elements("sshd-v4"), ["198.51.100.200"], "no lifted ban comes back from the dead");
     });
 }
@@ -143,6 +146,7 @@ fn kills_at_random_lose_no_line_and_count_none_twice() {
                 }
             }
             daemon.start_again();
+        daemon.wait_running();
         }
         judged(&mut log, "198.51.100.200");
         let mut free: Vec<String> = Vec::new();
@@ -176,6 +180,7 @@ fn a_broken_state_file_is_set_aside_and_a_missing_place_for_it_stops_nothing() {
         let state = lab.dir().join("banset/state");
         std::fs::write(state.join("banset.sqlite3"), vec![0x5a; 20_000]).expect("a file of our own");
         daemon.start_again();
+        daemon.wait_running();
         daemon.wait_log("set aside as");
         assert_eq!(elements("sshd-v4"), ["198.51.100.7"], "the kernel still knows");
         daemon.stop();

@@ -7,6 +7,7 @@ pub mod filter;
 pub mod jail;
 pub mod netns;
 pub mod nft;
+pub mod state;
 mod sys;
 pub mod terms;
 pub mod watch;

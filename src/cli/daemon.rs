@@ -13,6 +13,7 @@ use crate::engine::kernel::Writer;
 use crate::engine::run::{self, Ready};
 use crate::engine::{Specs, clock, lock, machine};
 use crate::nft::ruleset::jail_of;
+use crate::state::{self, KernelIdentity, Restored, Store};
 use crate::terms::plain;
 
 /// The last accepted configuration, in the state directory.
@@ -44,8 +45,9 @@ fn start(global: &Global) -> Result<Ready, String> {
     // 3. What is there: bans that go on, then the table made equal to what is wanted.
     let machine = machine::read().map_err(|e| format!("cannot read own addresses: {e}"))?;
     let mut core = Core::new(specs, machine, clock::now(), seed());
+    let state = remembered(&mut core);
     if core.specs().degraded.is_none() || !core.specs().jails.is_empty() {
-        establish(&mut core, &mut writer)?;
+        establish(&mut core, &mut writer, state.as_ref().map(|(_, restored)| restored))?;
     }
 
     // 4. From here on nothing refuses.
@@ -57,7 +59,7 @@ fn start(global: &Global) -> Result<Ready, String> {
         let _ = &lock;
         logging.reopen();
     });
-    Ok(Ready { core, writer, listener, socket, access, applied, load, reopen })
+    Ok(Ready { core, writer, listener, socket, state, access, applied, load, reopen })
 }
 
 /// The specs to run, and what is to be said about them once there is a log.
@@ -110,24 +112,71 @@ fn wanted(global: &Global) -> Result<(Specs, Vec<(Level, String)>), String> {
     }
 }
 
-/// Takes over what the kernel's sets hold, then makes the table equal to what is wanted.
-fn establish(core: &mut Core, writer: &mut Writer) -> Result<(), String> {
-    let found = writer.adoptable(core.specs())?;
-    let now = clock::now();
-    let mut strangers = std::collections::BTreeMap::<&str, usize>::new();
-    for element in &found {
-        if !core.adopt(now, element) {
-            *strangers.entry(jail_of(&element.set).unwrap_or(&element.set)).or_default() += 1;
+/// Opens the state and gives the core what an earlier run knew. Without it the daemon goes on, and says so.
+fn remembered(core: &mut Core) -> Option<(Store, Restored)> {
+    if core.specs().degraded.is_some() && core.specs().jails.is_empty() {
+        // What is kept belongs to jails that nobody knows now: it waits for a start with a configuration.
+        core.cannot_keep("started without a usable configuration: nothing is kept until the next start".to_owned());
+        return None;
+    }
+    match Store::open(&core.specs().daemon.state_dir) {
+        Ok((store, restored, said)) => {
+            said.iter().for_each(|said| error!("{said}"));
+            let now = clock::now();
+            core.restore(now, &restored);
+            core.keep(now, state::boot_id(), &restored);
+            Some((store, restored))
+        }
+        Err(why) => {
+            error!("{why}\n  help: nothing is remembered over a restart until this is mended; bans go on in the kernel");
+            core.cannot_keep(why);
+            None
         }
     }
-    strangers.iter().for_each(|(jail, bans)| warn!("[{jail}] is no longer configured: {bans} bans lifted"));
-    let adopted = core.bans_held();
-    let changed = writer.establish(&core.establish())?;
-    let table = format!("{} {}", core.specs().family, core.specs().table);
-    match (changed, adopted) {
-        (false, _) => info!("table {table} is as it was left: {adopted} bans go on"),
+}
+
+/// Makes kernel and books one, then the table equal to what is wanted.
+///
+/// If the table is the one an earlier run left, in the same boot, what differs is what an admin did meanwhile. Otherwise the
+/// state wins; only if nothing is remembered is everything adopted.
+fn establish(core: &mut Core, writer: &mut Writer, restored: Option<&Restored>) -> Result<(), String> {
+    let specs = core.specs().clone();
+    let table = format!("{} {}", specs.family, specs.table);
+    let handle = writer.handle(&specs)?;
+    let identity = KernelIdentity { boot: state::boot_id(), table: handle };
+    let last = restored.and_then(|restored| restored.kernel.as_ref());
+    let now = clock::now();
+    let mut wanted = core.establish();
+    match last {
+        Some(last) if *last == identity => {
+            let found = writer.adoptable(&specs)?;
+            let (added, lifted) = core.compare(now, &found);
+            if added + lifted > 0 {
+                info!("table {table} was changed while the daemon was away: {added} bans added, {lifted} lifted");
+            }
+            wanted = core.establish();
+        }
+        Some(_) => {
+            info!("table {table} is not the one that was left: {} bans are put back", core.bans_held());
+            wanted.exact = true;
+        }
+        None => {
+            let mut strangers = std::collections::BTreeMap::<String, usize>::new();
+            for element in writer.adoptable(&specs)? {
+                if !core.adopt(now, &element) {
+                    *strangers.entry(jail_of(&element.set).unwrap_or(&element.set).to_owned()).or_default() += 1;
+                }
+            }
+            strangers.iter().for_each(|(jail, bans)| warn!("[{jail}] is no longer configured: {bans} bans lifted"));
+            wanted = core.establish();
+        }
+    }
+    let changed = writer.establish(&wanted)?;
+    core.settled_in(clock::now(), writer.handle(&specs)?);
+    match (changed, core.bans_held()) {
+        (false, held) => info!("table {table} is as it was left: {held} bans go on"),
         (true, 0) => info!("table {table} is set up"),
-        (true, _) => info!("table {table} is brought up to date: {adopted} bans go on"),
+        (true, held) => info!("table {table} is brought up to date: {held} bans go on"),
     }
     Ok(())
 }

@@ -4,7 +4,7 @@
 //! daemon does to the world. Effects that people see (a log line `Ban`, a reply to `banset ban`) come after the kernel said
 //! yes: a change waits in `pending`, travels in a [`Flight`], and only then has its effects.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,10 +12,13 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
+use super::keep::{self, Keep, Keeping};
 use super::pace::Pace;
 use super::spec::{Resolved, Spec, Specs, addresses};
 use crate::control::{Reply, Request};
 use crate::jail::{self, Failure, Held, Jail, Nets, Now, Origin, Verdict, ignore::is_nobody};
+use crate::state::packed::{self, Step};
+use crate::state::{KernelIdentity, Restored, Totals};
 use crate::terms::{Lasting, Span, Time, escape};
 
 /// A jail while the daemon runs: never given twice, so that a message about a jail that a reload removed finds nobody.
@@ -49,13 +52,15 @@ pub enum Event {
     /// [`Action::Commit`] met a table that is not what we left: nothing of it was carried out.
     Damaged(String),
     /// The kernel's answer to [`Action::Establish`]: what it held before, if that was asked for; or why not.
-    Established(Result<Vec<Adopted>, String>),
+    Established(Result<Done, String>),
     /// A client asks.
     Asked(Asked),
     /// A configuration was read again: by signal, or for a client.
     Reloaded(Reloaded),
     /// The machine's addresses or gateways changed.
     Machine(Machine),
+    /// The answer to [`Action::Save`].
+    Saved(Result<(), String>),
     /// Host names of ignoreip resolved to other addresses than before.
     Resolved(Resolved),
     /// The instant of [`Core::next_wake`] came.
@@ -69,6 +74,15 @@ pub struct Machine {
     pub addresses: Vec<IpAddr>,
     /// Next hops of default routes.
     pub gateways: Vec<IpAddr>,
+}
+
+/// A table that is as it was wanted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Done {
+    /// What its sets held before, if that was asked for.
+    pub adopted: Vec<Adopted>,
+    /// The table's handle.
+    pub table: u64,
 }
 
 /// An element found in one of our sets.
@@ -89,6 +103,8 @@ pub struct Adopted {
 pub struct Batch {
     /// The file.
     pub path: Arc<str>,
+    /// Where a later run goes on after this batch.
+    pub resume: Option<Arc<Resume>>,
     /// What was found; a line that several jails watch stands once for each.
     pub found: Vec<Found>,
     /// How far reading has come.
@@ -101,6 +117,17 @@ pub struct Batch {
     pub live: bool,
     /// Whether anything was read since the last batch.
     pub changed: bool,
+}
+
+/// The whole state of one reader after a batch.
+#[derive(Clone, Debug, Default)]
+pub struct Resume {
+    /// The source's number in failures' places.
+    pub place: u16,
+    /// Where in the files.
+    pub position: crate::watch::Position,
+    /// What its filters remember.
+    pub scanner: crate::filter::State,
 }
 
 /// One failure or success for one jail.
@@ -234,6 +261,8 @@ pub enum Action {
     Commit(Vec<Change>),
     /// Make the kernel equal to these specs, with these elements in the sets that have to be filled.
     Establish(Establish),
+    /// Keep this.
+    Save(Box<Keeping>),
     /// Answer a client.
     Reply(ClientId, Reply),
     /// Write a log line.
@@ -314,6 +343,8 @@ struct Running {
     id: JailId,
     spec: Arc<Spec>,
     jail: Jail,
+    /// Its name, as notes of what is to be kept carry it.
+    key: Arc<str>,
     ignored: Nets,
     sources: BTreeMap<Arc<str>, Source>,
 }
@@ -342,6 +373,8 @@ pub struct Core {
     rebuild: Rebuild,
     rebuilt: u64,
     pace: Pace,
+    keep: Keep,
+    boot: String,
     next_id: u32,
     tidy_at: Time,
     random: u64,
@@ -368,6 +401,8 @@ impl Core {
             rebuild: Rebuild::No,
             rebuilt: 0,
             pace: Pace::default(),
+            keep: Keep::default(),
+            boot: String::new(),
             next_id: 0,
             tidy_at: now.mono + TIDY,
             random: seed | 1,
@@ -402,8 +437,13 @@ impl Core {
             _ => Span(0),
         };
         let until = found.left.map(|left| now.mono + left);
-        let held = Held { since: now.wall - elapsed, until, lasting, failures: 0, origin: Origin::Adopted };
-        running.jail.hold(running.jail.subject(found.address), held);
+        let held = Held { since: now.wall - elapsed, until, lasting, failures: 0, origin: Origin::Adopted, in_kernel: true };
+        let subject = running.jail.subject(found.address);
+        if running.jail.hold(subject, held) {
+            self.keep.ban(now, &running.key, subject);
+        } else {
+            running.jail.confirm(subject);
+        }
         true
     }
 
@@ -416,8 +456,9 @@ impl Core {
     pub fn handle(&mut self, now: Now, event: Event) {
         match event {
             Event::Read(batch) => self.read(now, &batch),
-            Event::Source(report) => self.source(report),
-            Event::Committed(refusals) => self.committed(refusals),
+            Event::Source(report) => self.source(now, report),
+            Event::Committed(refusals) => self.committed(now, refusals),
+            Event::Saved(result) => self.saved(now, result),
             Event::Damaged(why) => self.damaged(now, why),
             Event::Established(result) => self.established(now, result),
             Event::Asked(asked) => self.asked(now, asked),
@@ -441,6 +482,7 @@ impl Core {
 
     /// Turns what has gathered into the next commit, if the kernel is idle and the pace allows it.
     pub fn settle(&mut self, now: Now) {
+        self.save(now);
         if self.flying.is_some() || matches!(self.rebuild, Rebuild::Running { .. }) || self.reloading.is_some() {
             return;
         }
@@ -479,12 +521,18 @@ impl Core {
         };
         let ends = self.jails.iter().filter_map(|running| running.jail.next_end()).min();
         let tidy = self.jails.iter().any(|running| running.jail.failing() > 0).then_some(self.tidy_at);
-        [paced, rebuild, ends, tidy].into_iter().flatten().min()
+        [paced, rebuild, ends, tidy, self.keep.due()].into_iter().flatten().min()
     }
 
-    /// Whether nothing waits for the kernel.
+    /// The daemon ends: what waits to be kept goes now.
+    pub fn farewell(&mut self, now: Now) {
+        self.keep.hurry(now);
+    }
+
+    /// Whether nothing waits for the kernel or to be kept.
     pub fn is_quiet(&self) -> bool {
-        self.pending.changes.is_empty()
+        self.keep.is_quiet()
+            && self.pending.changes.is_empty()
             && self.flying.is_none()
             && self.reloading.is_none()
             && matches!(self.rebuild, Rebuild::No)
@@ -517,12 +565,15 @@ impl Core {
             }
             self.judge(now, at, &found.failure, batch.live, random);
         }
+        if let Some(resume) = &batch.resume {
+            self.keep.position(now, &batch.path, Some(resume.clone()));
+        }
         for running in &mut self.jails {
             if let Some(source) = running.sources.get_mut(&batch.path) {
                 source.offset = batch.offset;
                 source.size = batch.size.max(batch.offset);
                 source.lines += batch.lines;
-                if !matches!(source.state, SourceState::Unreadable) {
+                if batch.lines > 0 && !matches!(source.state, SourceState::Unreadable) {
                     source.state = if batch.live { SourceState::Live } else { SourceState::CatchingUp };
                 }
             }
@@ -542,6 +593,9 @@ impl Core {
         let name = &running.spec.name;
         let found = format!("[{name}] Found {}", failure.address);
         let verdict = running.jail.judge(now, failure, random);
+        if !matches!(verdict, Verdict::Stale | Verdict::AlreadyBanned) {
+            self.keep.failure(now, &running.key, running.jail.subject(failure.address), failure);
+        }
         if verdict != Verdict::Stale {
             self.actions.push(Action::Log(if live { Level::Info } else { Level::Debug }, found));
         }
@@ -557,7 +611,7 @@ impl Core {
             }
             Verdict::Ban(ban) => {
                 let text = format!("[{}] Ban {}", self.jails[at].spec.name, shown(ban.subject));
-                self.want(at, ban.subject, &ban.held, Effect::Log(Level::Warn, text));
+                self.want(now, at, ban.subject, &ban.held, Effect::Log(Level::Warn, text));
             }
         }
     }
@@ -578,13 +632,14 @@ impl Core {
     }
 
     /// Puts the element of a held ban on its way.
-    fn want(&mut self, at: usize, subject: IpNetwork, held: &Held, effect: Effect) {
+    fn want(&mut self, now: Now, at: usize, subject: IpNetwork, held: &Held, effect: Effect) {
         let to = Target::Held { lasting: held.lasting, until: held.until };
-        self.change(at, subject, to, effect);
+        self.change(now, at, subject, to, effect);
     }
 
-    fn change(&mut self, at: usize, subject: IpNetwork, to: Target, effect: Effect) {
+    fn change(&mut self, now: Now, at: usize, subject: IpNetwork, to: Target, effect: Effect) {
         let set = self.jails[at].spec.set(subject);
+        self.keep.ban(now, &self.jails[at].key, subject);
         if let Effect::Tell(client) = effect
             && let Some(waiting) = self.waiting.get_mut(&client)
         {
@@ -598,6 +653,7 @@ impl Core {
         let mut ended = Vec::new();
         for running in &mut self.jails {
             for (subject, _) in running.jail.expire(now) {
+                self.keep.ban(now, &running.key, subject);
                 ended.push(format!("[{}] Unban {}", running.spec.name, shown(subject)));
             }
         }
@@ -610,13 +666,14 @@ impl Core {
         }
     }
 
-    fn source(&mut self, report: SourceReport) {
+    fn source(&mut self, now: Now, report: SourceReport) {
         let mut changed = false;
         for id in &report.jails {
             let Some(&at) = self.by_id.get(id) else { continue };
             let sources = &mut self.jails[at].sources;
             if report.state == SourceState::Gone {
                 changed |= sources.remove(&report.path).is_some();
+                self.keep.position(now, &report.path, None);
                 continue;
             }
             let source = sources.entry(report.path.clone()).or_insert_with(|| {
@@ -643,7 +700,7 @@ impl Core {
 
     // ---- the kernel ----
 
-    fn committed(&mut self, refusals: Vec<Refusal>) {
+    fn committed(&mut self, now: Now, refusals: Vec<Refusal>) {
         let Some(flight) = self.flying.take() else { return };
         let refused: HashMap<usize, String> = refusals.into_iter().map(|refusal| (refusal.index, refusal.why)).collect();
         for (index, why) in &refused {
@@ -654,21 +711,170 @@ impl Core {
             {
                 let (set, address) = (change.set.clone(), change.address);
                 for running in self.jails.iter_mut().filter(|j| j.spec.holds(&set)) {
-                    running.jail.lift(running.jail.subject(address));
+                    let subject = running.jail.subject(address);
+                    running.jail.lift(subject);
+                    self.keep.ban(now, &running.key, subject);
                 }
+            }
+        }
+        for (index, change) in flight.changes.iter().enumerate() {
+            if let (Target::Held { .. }, false) = (change.to, refused.contains_key(&index))
+                && let Some(running) = self.jails.iter_mut().find(|j| j.spec.holds(&change.set))
+            {
+                let subject = running.jail.subject(change.address);
+                running.jail.confirm(subject);
+                self.keep.ban(now, &running.key, subject);
             }
         }
         for (index, effect) in flight.effects {
             match (effect, refused.get(&index)) {
                 (Effect::Log(level, text), None) => self.log(level, text),
                 (Effect::Log(..), Some(_)) => {}
-                (Effect::Tell(client), why) => self.told(client, why.cloned()),
+                (Effect::Tell(client), why) => self.told(now, client, why.cloned()),
             }
         }
     }
 
+    // ---- what is kept ----
+
+    fn save(&mut self, now: Now) {
+        let Core { keep, jails, .. } = self;
+        let running = |name: &str| jails.iter().find(|running| *running.key == *name);
+        let tell = |jail: &str, subject| Some(keep::kept(now, running(jail)?.jail.held(subject)?));
+        let totals = |jail: &str| {
+            let jail = running(jail).map(|running| &running.jail);
+            jail.map_or_else(Totals::default, |jail| Totals {
+                failures: jail.failures_total,
+                bans: jail.bans_total,
+                last_failure: jail.last_failure,
+            })
+        };
+        let all = || {
+            let packed = |running: &Running| {
+                let mut packed = Vec::new();
+                running.jail.counted_failures().for_each(|failure| packed::push(&mut packed, Step::Fail(failure)));
+                (running.key.clone(), packed)
+            };
+            jails.iter().map(packed).filter(|(_, packed)| !packed.is_empty()).collect()
+        };
+        if let Some(keeping) = keep.next(now, tell, totals, all) {
+            self.actions.push(Action::Save(Box::new(keeping)));
+        }
+    }
+
+    fn saved(&mut self, now: Now, result: Result<(), String>) {
+        let (replies, change) = self.keep.saved(now, result);
+        match change {
+            None => {}
+            Some(keep::Change::Failed(why)) => {
+                self.log(Level::Error, format!("{why}\n  help: the state is not kept until this is mended; bans go on"));
+                self.note_everything(now);
+            }
+            Some(keep::Change::StillFailing) => self.note_everything(now),
+            Some(keep::Change::Mended) => self.log(Level::Warn, "the state is kept again".to_owned()),
+        }
+        self.actions.extend(replies.into_iter().map(|(client, reply)| Action::Reply(client, reply)));
+    }
+
+    /// Every ban is to be told again; positions are kept in mind until they are saved.
+    fn note_everything(&mut self, now: Now) {
+        for running in &self.jails {
+            running.jail.bans().for_each(|(subject, _)| self.keep.ban(now, &running.key, subject));
+        }
+    }
+
+    /// What an earlier run kept: counted failures, totals, bans. Called before anything is judged.
+    pub fn restore(&mut self, now: Now, restored: &Restored) {
+        for (jail, steps) in &restored.failures {
+            let Some(running) = self.jails.iter_mut().find(|running| running.key == *jail) else { continue };
+            for step in packed::steps(steps) {
+                match step {
+                    Step::Fail(failure) => running.jail.recount(&failure),
+                    Step::Forget(address) => running.jail.forget_failures(address),
+                }
+            }
+        }
+        for (jail, subject, kept) in &restored.bans {
+            let Some(running) = self.jails.iter_mut().find(|running| running.key == *jail) else { continue };
+            if let Some(held) = keep::held(now, kept) {
+                let subject = running.spec.subject(*subject);
+                running.jail.hold(subject, held);
+            }
+        }
+        for (jail, totals) in &restored.totals {
+            let Some(running) = self.jails.iter_mut().find(|running| running.key == *jail) else { continue };
+            running.jail.failures_total = totals.failures;
+            running.jail.bans_total = totals.bans;
+            running.jail.last_failure = totals.last_failure;
+        }
+        self.jails.iter_mut().for_each(|running| running.jail.tidy(now));
+    }
+
+    /// From here on changes are kept; `boot` names this boot. Bans that an earlier run kept and that are over by now are let go.
+    pub fn keep(&mut self, now: Now, boot: String, restored: &Restored) {
+        self.boot = boot;
+        self.keep.start(restored.positions.iter().map(|(path, _)| path.clone()));
+        for (jail, subject, _) in &restored.bans {
+            // What a broken jail held waits until it is mended.
+            if !self.specs.broken.iter().any(|(broken, _)| **broken == **jail) {
+                self.keep.ban(now, jail, *subject);
+            }
+        }
+        self.note_everything(now);
+    }
+
+    /// Nothing can be kept, because of this.
+    pub fn cannot_keep(&mut self, why: String) {
+        self.keep.cannot(why);
+    }
+
+    /// The bans are in the table with this handle now.
+    pub fn settled_in(&mut self, now: Now, table: u64) {
+        let identity = KernelIdentity { boot: self.boot.clone(), table };
+        self.keep.kernel(now, identity);
+    }
+
+    /// The table is the one an earlier run left, in the same boot: what differs is what an admin did meanwhile. An element we do
+    /// not know is a ban of his, one that we know the kernel had and that is gone is an unban of his; what the kernel was not
+    /// told yet is told now. Gives how many were added and lifted.
+    pub fn compare(&mut self, now: Now, found: &[Adopted]) -> (usize, usize) {
+        let present: HashSet<(&str, IpAddr)> = found.iter().map(|element| (element.set.as_str(), element.address)).collect();
+        let (mut lifted, mut missing) = (Vec::new(), Vec::new());
+        for (at, running) in self.jails.iter().enumerate() {
+            for (subject, held) in running.jail.bans() {
+                let set = running.spec.set(subject);
+                match (present.contains(&(&*set, subject.network())), held.in_kernel) {
+                    (true, _) => {}
+                    // It was about to end: the kernel's clock and ours differ by a little.
+                    (false, true) if held.left(now).is_some_and(|left| left < Span::from_secs(3)) => {}
+                    (false, true) => lifted.push((at, subject)),
+                    (false, false) => missing.push((at, subject, held.clone())),
+                }
+            }
+        }
+        for (at, subject) in &lifted {
+            self.jails[*at].jail.lift(*subject);
+            self.keep.ban(now, &self.jails[*at].key, *subject);
+            let text = format!(
+                "[{}] Unban {}: it was taken out of the set while the daemon was away",
+                self.jails[*at].spec.name,
+                shown(*subject)
+            );
+            self.log(Level::Warn, text);
+        }
+        for (at, subject, held) in missing {
+            let text = format!("[{}] Restore Ban {}", self.jails[at].spec.name, shown(subject));
+            self.want(now, at, subject, &held, Effect::Log(Level::Warn, text));
+        }
+        let held_before = self.bans_held();
+        for element in found {
+            self.adopt(now, element);
+        }
+        (self.bans_held() - held_before, lifted.len())
+    }
+
     /// One of a client's changes is through.
-    fn told(&mut self, client: ClientId, why: Option<String>) {
+    fn told(&mut self, now: Now, client: ClientId, why: Option<String>) {
         let Some(waiting) = self.waiting.get_mut(&client) else { return };
         waiting.open = waiting.open.saturating_sub(1);
         waiting.refused.extend(why);
@@ -679,7 +885,8 @@ impl Core {
                 true => waiting.reply,
                 false => Reply { error: Some(waiting.refused.join("\n")), exit: 4, ..waiting.reply },
             };
-            self.actions.push(Action::Reply(client, reply));
+            let at_once = self.keep.then_reply(now, client, reply);
+            self.actions.extend(at_once.map(|(client, reply)| Action::Reply(client, reply)));
         }
     }
 
@@ -696,7 +903,10 @@ impl Core {
         self.rebuild = Rebuild::Wanted { why, not_before: now.mono, failed: 0 };
     }
 
-    fn established(&mut self, now: Now, result: Result<Vec<Adopted>, String>) {
+    fn established(&mut self, now: Now, result: Result<Done, String>) {
+        if let Ok(done) = &result {
+            self.settled_in(now, done.table);
+        }
         if let Some((cause, specs)) = self.reloading.take() {
             return self.reestablished(now, cause, specs, result);
         }
@@ -719,15 +929,15 @@ impl Core {
         }
     }
 
-    fn reestablished(&mut self, now: Now, cause: Cause, specs: Arc<Specs>, result: Result<Vec<Adopted>, String>) {
+    fn reestablished(&mut self, now: Now, cause: Cause, specs: Arc<Specs>, result: Result<Done, String>) {
         let reply = match result {
             Ok(_) if cause == Cause::Machine => {
                 self.log(Level::Info, "our addresses, or those of ignored names, changed: the ignore sets follow".to_owned());
                 return;
             }
-            Ok(adopted) => {
+            Ok(done) => {
                 let said = self.switch(now, specs);
-                for found in &adopted {
+                for found in &done.adopted {
                     self.adopt(now, found);
                 }
                 self.log(Level::Info, format!("configuration reloaded: {}", said.join("; ")));
@@ -835,11 +1045,12 @@ impl Core {
                     rekeyed |= before.policy.ipv6_prefix != spec.policy.ipv6_prefix
                         || before.policy.ipv4_prefix != spec.policy.ipv4_prefix;
                     jail.reform(spec.policy.clone());
-                    Running { id, spec: spec.clone(), jail, ignored, sources }
+                    Running { id, key: spec.name.as_str().into(), spec: spec.clone(), jail, ignored, sources }
                 }
                 None => {
                     let id = spec.id.unwrap_or(JailId(u32::MAX));
-                    Running { id, spec: spec.clone(), jail: Jail::new(spec.policy.clone()), ignored, sources: BTreeMap::new() }
+                    let jail = Jail::new(spec.policy.clone());
+                    Running { id, key: spec.name.as_str().into(), spec: spec.clone(), jail, ignored, sources: BTreeMap::new() }
                 }
             };
             self.jails.push(running);
@@ -848,12 +1059,14 @@ impl Core {
             let bans = running.jail.bans_held();
             if bans > 0 {
                 self.log(Level::Warn, format!("[{name}] is no longer configured: {bans} bans lifted"));
+                let subjects: Vec<IpNetwork> = running.jail.bans().map(|(subject, _)| subject).collect();
+                subjects.into_iter().for_each(|subject| self.keep.ban(now, &running.key, subject));
             }
         }
         self.by_id = self.jails.iter().enumerate().map(|(at, running)| (running.id, at)).collect();
         self.specs = specs.clone();
-        self.lift_ignored();
-        self.drop_stranded();
+        self.lift_ignored(now);
+        self.drop_stranded(now);
         if rekeyed {
             self.rebuild = Rebuild::Wanted { why: "a prefix changed".to_owned(), not_before: now.mono, failed: 0 };
         }
@@ -865,7 +1078,7 @@ impl Core {
     }
 
     /// A new ignore entry lifts the bans it covers.
-    fn lift_ignored(&mut self) {
+    fn lift_ignored(&mut self, now: Now) {
         let mut lifted = Vec::new();
         for (at, running) in self.jails.iter().enumerate() {
             let own: Nets = match running.spec.ignoreself {
@@ -882,12 +1095,12 @@ impl Core {
         for (at, subject, entry) in lifted {
             self.jails[at].jail.lift(subject);
             let text = format!("[{}] Unban {}, ignored by {} now", self.jails[at].spec.name, shown(subject), shown(entry));
-            self.change(at, subject, Target::Gone, Effect::Log(Level::Warn, text));
+            self.change(now, at, subject, Target::Gone, Effect::Log(Level::Warn, text));
         }
     }
 
     /// Changes for sets that no longer exist would make the kernel refuse a whole transaction.
-    fn drop_stranded(&mut self) {
+    fn drop_stranded(&mut self, now: Now) {
         let pending = std::mem::take(&mut self.pending);
         let mut kept = HashMap::new();
         for (index, change) in pending.changes.into_iter().enumerate() {
@@ -899,7 +1112,7 @@ impl Core {
         for (index, effect) in pending.effects {
             match (kept.get(&index), effect) {
                 (Some(&new), effect) => self.pending.effects.push((new, effect)),
-                (None, Effect::Tell(client)) => self.told(client, Some("its jail is no longer configured".to_owned())),
+                (None, Effect::Tell(client)) => self.told(now, client, Some("its jail is no longer configured".to_owned())),
                 (None, Effect::Log(..)) => {}
             }
         }
@@ -910,7 +1123,7 @@ impl Core {
         for running in &mut self.jails {
             running.ignored = running.spec.ignored(&self.names).collect();
         }
-        self.lift_ignored();
+        self.lift_ignored(now);
         // The ignore sets are part of the table: the same way that rebuilds it changes only them.
         if matches!(self.rebuild, Rebuild::No) && self.queued_reload.is_none() && self.reloading.is_none() {
             self.queued_reload = Some((Cause::Machine, (*self.specs).clone()));
@@ -1004,8 +1217,10 @@ impl Core {
                 Lasting::For(span) => Some(now.mono + span),
             };
             let reason = reason.clone().map(|reason| escape(reason.as_bytes(), 500));
-            let held = Held { since: now.wall, until, lasting, failures: 0, origin: Origin::Manual { uid, reason } };
+            let origin = Origin::Manual { uid, reason };
+            let held = Held { since: now.wall, until, lasting, failures: 0, origin, in_kernel: false };
             if running.jail.hold(subject, held.clone()) {
+                self.keep.step(now, &running.key, Step::Forget(subject.network()));
                 running.jail.bans_total += 1;
                 banned.push(json!({ "jail": name, "addr": shown(subject) }));
                 wanted.push((subject, held));
@@ -1027,7 +1242,7 @@ impl Core {
         self.waiting.insert(client, Waiting { open: 0, refused: Vec::new(), reply });
         for (subject, held) in wanted {
             self.log(Level::Warn, format!("[{name}] Ban {} by uid {uid}", shown(subject)));
-            self.want(at, subject, &held, Effect::Tell(client));
+            self.want(now, at, subject, &held, Effect::Tell(client));
         }
     }
 
@@ -1059,6 +1274,7 @@ impl Core {
                 let subject = if host && running.jail.held(net).is_none() { running.jail.subject(net.network()) } else { net };
                 if forget {
                     running.jail.forget(subject);
+                    self.keep.step(now, &running.key, Step::Forget(subject.network()));
                 }
                 if running.jail.held(subject).is_some() {
                     wanted.push((at, subject));
@@ -1096,7 +1312,7 @@ impl Core {
             self.jails[at].jail.lift(subject);
             let text = format!("[{}] Unban {}", self.jails[at].spec.name, shown(subject));
             self.log(Level::Warn, text);
-            self.change(at, subject, Target::Gone, Effect::Tell(client));
+            self.change(now, at, subject, Target::Gone, Effect::Tell(client));
         }
     }
 
@@ -1104,7 +1320,7 @@ impl Core {
         let mut jails: Vec<Value> = self.jails.iter().map(|running| self.brief(running, kernel)).collect();
         jails.extend(self.specs.broken.iter().map(|(name, why)| broken_json(name, why)));
         jails.sort_by(|a, b| a["name"].as_str().cmp(&b["name"].as_str()));
-        json!({ "jails": jails, "nft": [self.nft(kernel)], "degraded": self.specs.degraded })
+        json!({ "jails": jails, "nft": [self.nft(kernel)], "degraded": self.specs.degraded, "state": self.keep.failed() })
     }
 
     fn nft(&self, kernel: &KernelView) -> Value {
@@ -1390,6 +1606,7 @@ mod tests {
             Action::Log(_, text) => text.lines().next().unwrap_or("").to_owned(),
             Action::Reload(_) => "reload".to_owned(),
             Action::Watch(_) => "watch".to_owned(),
+            Action::Save(_) => "save".to_owned(),
         }
     }
 
@@ -1480,7 +1697,7 @@ mod tests {
         let now = at(3);
         assert_eq!(bench.core.next_wake(now), Some(Time::from_secs(3)));
         assert_eq!(bench.event(3, Event::Wake), "establish sshd-v4:2");
-        let said = bench.event(3, Event::Established(Ok(vec![])));
+        let said = bench.event(3, Event::Established(Ok(Done::default())));
         assert_eq!(said, "table inet banset is whole again, 2 bans; commit +sshd-v4 198.51.100.7 +sshd-v4 198.51.100.8");
         assert_eq!(bench.yes(3), "[sshd] Ban 198.51.100.7; [sshd] Ban 198.51.100.8");
     }
@@ -1498,12 +1715,12 @@ mod tests {
         assert!(bench.event(2, Event::Established(Err("EPERM".into()))).contains("reply 1"));
         assert_eq!(bench.core.bans_held(), 1);
         assert_eq!(bench.event(3, reloaded(&["dovecot", "sshd"])), "establish sshd-v4:1");
-        let said = bench.event(3, Event::Established(Ok(vec![])));
+        let said = bench.event(3, Event::Established(Ok(Done::default())));
         assert_eq!(said, r#"watch; configuration reloaded: nothing changed; reply 0 {"changed":["nothing changed"]}"#);
         bench.learn();
         assert_eq!(bench.fail(4, "dovecot", "198.51.100.9"), "[dovecot] Found 198.51.100.9");
         bench.event(5, reloaded(&["dovecot"]));
-        let said = bench.event(5, Event::Established(Ok(vec![])));
+        let said = bench.event(5, Event::Established(Ok(Done::default())));
         assert!(said.starts_with("[sshd] is no longer configured: 1 bans lifted; watch"), "{said}");
         let refused = Event::Reloaded(Reloaded { client: Some(ClientId(9)), specs: Err("x.toml:1:1: no".into()) });
         assert!(bench.event(6, refused).starts_with("reload refused; reply 1"));
@@ -1518,7 +1735,7 @@ mod tests {
         let mut changed = config(&["sshd"]);
         changed.ignore.nets.push("198.51.100.0/24".parse().expect("a net"));
         assert_eq!(bench.event(2, Event::Reloaded(Reloaded { client: None, specs: Ok(Specs::new(&changed)) })), "establish");
-        let said = bench.event(2, Event::Established(Ok(vec![])));
+        let said = bench.event(2, Event::Established(Ok(Done::default())));
         assert!(said.contains("commit -sshd-v4 198.51.100.7"), "{said}");
         assert!(bench.yes(2).contains("[sshd] Unban 198.51.100.7, ignored by 198.51.100.0/24 now"));
     }
@@ -1529,7 +1746,7 @@ mod tests {
         named.ignore.names.push("office.example.org".to_owned());
         let mut bench = Bench::new(&["sshd"]);
         bench.event(1, Event::Reloaded(Reloaded { client: None, specs: Ok(Specs::new(&named)) }));
-        bench.event(1, Event::Established(Ok(vec![])));
+        bench.event(1, Event::Established(Ok(Done::default())));
         for _ in 0..2 {
             bench.fail(2, "sshd", "198.51.100.7");
         }
@@ -1538,7 +1755,7 @@ mod tests {
         let resolved: Resolved = [("office.example.org".to_owned(), vec![ip("198.51.100.7")])].into();
         assert_eq!(bench.event(3, Event::Resolved(resolved.clone())), "establish");
         assert!(bench.core.establish().ignored.contains(&ip("198.51.100.7").into()));
-        assert!(bench.event(3, Event::Established(Ok(vec![]))).contains("commit -sshd-v4 198.51.100.7"));
+        assert!(bench.event(3, Event::Established(Ok(Done::default()))).contains("commit -sshd-v4 198.51.100.7"));
         bench.yes(3);
         assert_eq!(bench.fail(4, "sshd", "198.51.100.7"), "[sshd] Ignore 198.51.100.7 by ip 198.51.100.7");
         assert_eq!(bench.event(5, Event::Resolved(resolved)), "", "the same answer changes nothing");

@@ -8,7 +8,7 @@ use tokio::sync::mpsc::Sender;
 use tracing::debug;
 
 use super::clock;
-use super::core::{Adopted, Change, Establish, Event, Refusal, Target};
+use super::core::{Adopted, Change, Done, Establish, Event, Refusal, Target};
 use super::spec::Specs;
 use crate::config::run::Tristate;
 use crate::jail::Now;
@@ -106,6 +106,11 @@ impl Writer {
     /// Our table as it is now.
     pub fn table(&mut self, specs: &Specs) -> Result<Option<KernelTable>, String> {
         self.reader.table(specs.family, &specs.table).map_err(|e| e.to_string())
+    }
+
+    /// The handle of our table; 0 if there is none.
+    pub fn handle(&mut self, specs: &Specs) -> Result<u64, String> {
+        Ok(self.table(specs)?.map_or(0, |table| table.handle))
     }
 
     /// What the ban sets of our table hold now.
@@ -224,7 +229,10 @@ impl Writer {
                 },
                 Work::Establish(wanted) => {
                     let adopted = if wanted.adopt { self.adoptable(&wanted.specs) } else { Ok(Vec::new()) };
-                    Event::Established(adopted.and_then(|adopted| self.establish(&wanted).map(|_| adopted)))
+                    Event::Established(adopted.and_then(|adopted| {
+                        self.establish(&wanted)?;
+                        Ok(Done { adopted, table: self.handle(&wanted.specs)? })
+                    }))
                 }
             };
             if done.blocking_send(event).is_err() {

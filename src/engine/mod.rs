@@ -3,6 +3,8 @@
 pub mod clerk;
 pub mod clock;
 pub mod core;
+pub mod keep;
+pub mod keeper;
 pub mod kernel;
 pub mod lock;
 pub mod machine;

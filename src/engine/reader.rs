@@ -11,12 +11,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::mpsc::Sender;
 
 use super::clock;
-use super::core::{Batch, Event, Found, JailId, SourceReport, SourceState};
+use super::core::{Batch, Event, Found, JailId, Resume, SourceReport, SourceState};
 use super::spec::Specs;
 use crate::filter::{self, Filter, Scanner, When};
 use crate::jail::{Failure, Place};
 use crate::terms::Span;
-use crate::watch::{self, Chunk, Happening, Judge, Polled, SourceEvent, SourceStatus, Start, WatchHandle};
+use crate::watch::{self, Chunk, Happening, Judge, Polled, Position, SourceEvent, SourceStatus, Start, WatchHandle};
 
 /// Failures gathered before a batch is sent even though more is at hand.
 const BATCH_AT_MOST: usize = 4096;
@@ -28,6 +28,37 @@ struct Routes {
     version: u64,
     by_tag: HashMap<u32, Route>,
     next_tag: u32,
+    /// What is known of files of which this run has read nothing yet.
+    unread: HashMap<PathBuf, Unread>,
+    /// The next source's number.
+    next_place: u16,
+}
+
+/// A file's number, and what its filters remember of an earlier run, if one stopped in it.
+#[derive(Debug)]
+struct Unread {
+    place: u16,
+    scanner: Option<filter::State>,
+}
+
+impl Routes {
+    /// A file of which nothing was read yet.
+    fn unread(&mut self, path: &Path) -> &mut Unread {
+        let next = &mut self.next_place;
+        self.unread.entry(path.to_owned()).or_insert_with(|| {
+            let place = *next;
+            *next = next.wrapping_add(1);
+            Unread { place, scanner: None }
+        })
+    }
+
+    /// The same, for good.
+    fn take(&mut self, path: &Path) -> Unread {
+        let Unread { place, scanner } = self.unread(path);
+        let taken = Unread { place: *place, scanner: scanner.take() };
+        self.unread.remove(path);
+        taken
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -90,6 +121,14 @@ impl Reading {
         self.watch.status();
     }
 
+    /// Says where an earlier run stopped; before anything is watched.
+    pub fn resume(&self, path: &str, resume: Resume) {
+        self.watch.resume(path, resume.position.clone());
+        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        routes.next_place = routes.next_place.max(resume.place.wrapping_add(1));
+        routes.unread.insert(PathBuf::from(path), Unread { place: resume.place, scanner: Some(resume.scanner) });
+    }
+
     /// Ends the reader's thread.
     pub fn stop(&self) {
         self.watch.stop();
@@ -102,7 +141,6 @@ pub struct Reader {
     files: HashMap<PathBuf, Watched>,
     found: Vec<filter::Found>,
     engine: Sender<Event>,
-    next_place: u16,
 }
 
 /// One file and what judges it.
@@ -115,6 +153,10 @@ struct Watched {
     /// For each filter of the scanner: the jails that use it, and how far back they look.
     jails: Vec<Vec<(JailId, Span)>>,
     batch: Batch,
+    /// Where a later run goes on.
+    position: Position,
+    /// An earlier run stopped in it: what came since counts by its own time, however old.
+    resumed: bool,
     /// Lines of the scanner that batches have told.
     lines: u64,
 }
@@ -122,7 +164,7 @@ struct Watched {
 /// A reader and the engine's hold on it.
 pub fn new(engine: Sender<Event>, watch: WatchHandle) -> (Reader, Reading) {
     let routes = Arc::new(Mutex::new(Routes::default()));
-    let reader = Reader { routes: routes.clone(), files: HashMap::new(), found: Vec::new(), engine, next_place: 0 };
+    let reader = Reader { routes: routes.clone(), files: HashMap::new(), found: Vec::new(), engine };
     (reader, Reading { routes, watch })
 }
 
@@ -167,13 +209,26 @@ impl Reader {
                 }
                 None => {
                     let name: Arc<str> = path.to_string_lossy().into();
-                    let place = self.next_place;
-                    self.next_place = self.next_place.wrapping_add(1);
+                    let earlier = self.routes.lock().unwrap_or_else(PoisonError::into_inner).take(path);
                     let batch = Batch { path: name.clone(), ..Batch::default() };
-                    let scanner = Scanner::new(filters);
+                    let mut scanner = Scanner::new(filters);
+                    let resumed = earlier.scanner.is_some();
+                    scanner.restore(earlier.scanner.unwrap_or_default());
+                    let place = earlier.place;
                     self.files.insert(
                         path.to_owned(),
-                        Watched { name, place, version, tags: tags.to_vec(), scanner, jails, batch, lines: 0 },
+                        Watched {
+                            name,
+                            place,
+                            version,
+                            tags: tags.to_vec(),
+                            scanner,
+                            jails,
+                            batch,
+                            position: Position::default(),
+                            resumed,
+                            lines: 0,
+                        },
                     );
                 }
             }
@@ -193,13 +248,14 @@ impl Judge for Reader {
         batch.size = batch.offset.max(batch.size);
         batch.live = chunk.live;
         batch.changed = true;
+        watched.position.clone_from(chunk.position);
         for found in found.drain(..) {
             let place = Place(u64::from(watched.place) << 48 | (chunk.offset + u64::from(found.offset)) & 0xffff_ffff_ffff);
             let failure = Failure { address: found.addr, time: found.time, attempts: found.attempts, place };
             let ok = found.kind == filter::Kind::Ok;
             for (jail, findtime) in &watched.jails[found.filter] {
                 // What was there before us and is older than findtime can not count any more.
-                if chunk.live || found.time + *findtime >= now {
+                if chunk.live || watched.resumed || found.time + *findtime >= now {
                     batch.found.push(Found { jail: *jail, failure, ok });
                 }
             }
@@ -210,6 +266,24 @@ impl Judge for Reader {
         if let Some(batch) = full {
             self.send(Event::Read(batch));
         }
+    }
+
+    fn taken_up(&mut self, path: &Path, _: &[u32], position: &Position) {
+        let batch = match self.files.get_mut(path) {
+            Some(watched) => {
+                watched.position.clone_from(position);
+                watched.take()
+            }
+            // Its scanner is made when there is something to scan.
+            None => {
+                let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+                let unread = routes.unread(path);
+                let (place, scanner) = (unread.place, unread.scanner.clone().unwrap_or_default());
+                let resume = Some(Arc::new(Resume { place, position: position.clone(), scanner }));
+                Batch { path: path.to_string_lossy().into(), resume, changed: true, ..Batch::default() }
+            }
+        };
+        self.send(Event::Read(batch));
     }
 
     fn source(&mut self, event: SourceEvent<'_>) {
@@ -236,6 +310,7 @@ impl Judge for Reader {
         self.report(event.path, event.tags, state, note, false);
         if state == SourceState::Gone {
             self.files.remove(event.path);
+            self.routes.lock().unwrap_or_else(PoisonError::into_inner).unread.remove(event.path);
         }
     }
 
@@ -283,6 +358,8 @@ impl Watched {
             ..Batch::default()
         };
         let mut batch = std::mem::replace(&mut self.batch, fresh);
+        let resume = Resume { place: self.place, position: self.position.clone(), scanner: self.scanner.state() };
+        batch.resume = Some(Arc::new(resume));
         batch.lines = self.scanner.lines() - self.lines;
         self.lines = self.scanner.lines();
         batch

@@ -1,6 +1,6 @@
 //! The performer: the loop around the core. It waits for what can happen, tells the core, and does what the core says.
 //!
-//! Threads, each with one thing that may block: `reader` (files), `writer` (nf_tables), `clerk` (slow reading), `machine`
+//! Threads, each with one thing that may block: `reader` (files), `writer` (nf_tables), `keeper` (the state file), `clerk` (slow reading), `machine`
 //! (rtnetlink), `names` (DNS, only if ignoreip holds host names); here, on the main thread, the loop and the control socket, on one current-thread tokio runtime.
 
 use std::collections::HashMap;
@@ -14,6 +14,8 @@ use tracing::{debug, error, info, warn};
 
 use super::clerk::{self, Errand, Load};
 use super::core::{Action, Asked, ClientId, Core, Event, Level};
+use super::keep::Keeping;
+use super::keeper;
 use super::kernel::{Work, Writer};
 use super::names::Names;
 use super::reader::{self, Reading};
@@ -21,6 +23,7 @@ use super::spec::Specs;
 use super::{clock, machine};
 use crate::control::Reply;
 use crate::control::server::{self, Access, Incoming};
+use crate::state::{Restored, Store};
 use crate::watch::{Habits, Watch};
 
 /// Events that may wait; a full queue makes the reader wait, and the log file is the queue.
@@ -40,6 +43,8 @@ pub struct Ready {
     pub listener: std::os::unix::net::UnixListener,
     /// Where it is; removed at the end.
     pub socket: std::path::PathBuf,
+    /// The state file and what it held, if it can be written.
+    pub state: Option<(Store, Restored)>,
     /// Who may ask.
     pub access: Arc<Mutex<Access>>,
     /// Called with specs that came into force.
@@ -62,6 +67,7 @@ struct Performer {
     work: std_mpsc::Sender<Work>,
     errands: std_mpsc::Sender<Errand>,
     reading: Reading,
+    saves: Option<std_mpsc::Sender<Keeping>>,
     names: Names,
     applied: Box<dyn Fn(&Specs)>,
     clients: HashMap<ClientId, oneshot::Sender<Reply>>,
@@ -69,7 +75,7 @@ struct Performer {
 }
 
 async fn drive(ready: Ready) -> Result<(), String> {
-    let Ready { mut core, writer, listener, socket, access, applied, load, reopen } = ready;
+    let Ready { mut core, writer, listener, socket, state, access, applied, load, reopen } = ready;
     let failed = |what: &'static str| move |e: std::io::Error| format!("cannot start the {what}: {e}");
     let (events, mut happened) = mpsc::channel(EVENTS);
     let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
@@ -94,6 +100,7 @@ async fn drive(ready: Ready) -> Result<(), String> {
 
     let (watch, handle) = Watch::new(Habits::default()).map_err(failed("file watch"))?;
     let names = Names::new(events.clone());
+    let kept = events.clone();
     let (mut reader, reading) = reader::new(events, handle);
     let reader = thread("reader").spawn(move || watch.run(&mut reader)).map_err(failed("reader"))?;
 
@@ -101,7 +108,19 @@ async fn drive(ready: Ready) -> Result<(), String> {
     let listener = UnixListener::from_std(listener).map_err(failed("control socket"))?;
     tokio::spawn(server::serve(listener, access, incoming));
 
-    let mut performer = Performer { work, errands, reading, names, applied, clients: HashMap::new(), next_client: 0 };
+    let mut saves = None;
+    if let Some((store, restored)) = state {
+        let (sender, to_save) = std_mpsc::channel();
+        let done = kept;
+        thread("keeper").spawn(move || keeper::run(store, &to_save, &done)).map_err(failed("keeper"))?;
+        saves = Some(sender);
+        for (path, kept) in &restored.positions {
+            if let Some(resume) = keeper::resume(kept) {
+                reading.resume(path, resume);
+            }
+        }
+    }
+    let mut performer = Performer { saves, work, errands, reading, names, applied, clients: HashMap::new(), next_client: 0 };
     performer.perform(&mut core);
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     info!("ready: {} jails, {} bans held", core.specs().jails.len(), core.bans_held());
@@ -144,7 +163,7 @@ async fn drive(ready: Ready) -> Result<(), String> {
     performer.reading.stop();
     farewell(&mut core, &mut performer, &mut happened).await;
     // Both threads may wait for a place in the channel: it goes first.
-    drop((performer.work, happened));
+    drop((performer.work, performer.saves, happened));
     let _ = reader.join();
     let _ = writing.join();
     info!("stopped; table {} {} stands, its bans go on", core.specs().family, core.specs().table);
@@ -154,6 +173,7 @@ async fn drive(ready: Ready) -> Result<(), String> {
 /// Lets what was read and decided reach the kernel before the end.
 async fn farewell(core: &mut Core, performer: &mut Performer, happened: &mut mpsc::Receiver<Event>) {
     let end = tokio::time::Instant::now() + FAREWELL;
+    core.farewell(clock::now());
     loop {
         core.settle(clock::now());
         performer.perform(core);
@@ -198,6 +218,11 @@ impl Performer {
                 }
                 Action::Establish(wanted) => {
                     let _ = self.work.send(Work::Establish(wanted));
+                }
+                Action::Save(keeping) => {
+                    if let Some(saves) = &self.saves {
+                        let _ = saves.send(*keeping);
+                    }
                 }
                 Action::Reply(client, reply) => {
                     if let Some(waiting) = self.clients.remove(&client) {

@@ -103,6 +103,8 @@ pub struct Held {
     pub failures: u32,
     /// How it came about.
     pub origin: Origin,
+    /// Whether the kernel said yes to it.
+    pub in_kernel: bool,
 }
 
 impl Held {
@@ -226,13 +228,15 @@ impl Jail {
             };
         let lasting = self.grown(now, subject, random);
         let held = match lasting {
-            Lasting::Permanent => Held { since: time, until: None, lasting, failures, origin: Origin::Failures },
+            Lasting::Permanent => {
+                Held { since: time, until: None, lasting, failures, origin: Origin::Failures, in_kernel: false }
+            }
             Lasting::For(span) => {
                 let left = (time + span).since(now.wall);
                 if left == Span(0) {
                     return Verdict::Over;
                 }
-                Held { since: time, until: Some(now.mono + left), lasting, failures, origin: Origin::Failures }
+                Held { since: time, until: Some(now.mono + left), lasting, failures, origin: Origin::Failures, in_kernel: false }
             }
         };
         let ban = Ban { subject, held, places };
@@ -270,6 +274,29 @@ impl Jail {
             self.ends.remove(&(until, subject));
         }
         Some(held)
+    }
+
+    /// The kernel said yes to the ban of a subject.
+    pub fn confirm(&mut self, subject: IpNetwork) {
+        if let Some(held) = self.held.get_mut(&subject) {
+            held.in_kernel = true;
+        }
+    }
+
+    /// Counts a failure that was counted before: what a start reads back. Whatever it led to has been carried out.
+    pub fn recount(&mut self, failure: &Failure) {
+        let Policy { maxretry, findtime, .. } = self.policy;
+        self.window.fail(failure.address, failure.time, failure.attempts, failure.place, maxretry, findtime);
+    }
+
+    /// Forgets the failures counted for an address.
+    pub fn forget_failures(&mut self, address: IpAddr) {
+        self.window.forget(address);
+    }
+
+    /// Everything counted, in an order in which counting it again comes to the same.
+    pub fn counted_failures(&self) -> impl Iterator<Item = Failure> + '_ {
+        self.window.failures()
     }
 
     /// Forgets counted failures and earlier offences of a subject.
@@ -482,6 +509,7 @@ mod tests {
             lasting: Lasting::Permanent,
             failures: 0,
             origin: Origin::Adopted,
+            in_kernel: true,
         };
         assert!(jail.hold(subject, held(Some(100))));
         assert!(!jail.hold(subject, held(Some(50))));
@@ -496,7 +524,14 @@ mod tests {
     #[test]
     fn every_ban_that_covers_an_address_is_found() {
         let mut jail = Jail::new(policy());
-        let held = Held { since: at(0).wall, until: None, lasting: Lasting::Permanent, failures: 0, origin: Origin::Adopted };
+        let held = Held {
+            since: at(0).wall,
+            until: None,
+            lasting: Lasting::Permanent,
+            failures: 0,
+            origin: Origin::Adopted,
+            in_kernel: true,
+        };
         for net in ["192.0.2.0/24", "192.0.2.65/32", "198.51.100.0/24"] {
             jail.hold(net.parse().expect("a net"), held.clone());
         }

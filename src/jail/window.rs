@@ -13,6 +13,7 @@ use std::net::IpAddr;
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 
+use super::Failure;
 use crate::terms::{Span, Time};
 
 /// How failures are counted.
@@ -112,6 +113,24 @@ impl Window {
     /// Addresses dropped at the ceiling since the start.
     pub fn evicted(&self) -> u64 {
         self.evicted
+    }
+
+    /// Every failure that is counted, address by address from the least recent, each address's in order of time.
+    pub fn failures(&self) -> impl Iterator<Item = Failure> + '_ {
+        let mut next = self.oldest;
+        std::iter::from_fn(move || {
+            let address = self.addresses.get(next as usize)?;
+            let index = next;
+            next = address.newer;
+            Some(index)
+        })
+        .flat_map(|index| {
+            let address = address_of(self.addresses[index as usize].key);
+            self.chain(index).map(move |node| {
+                let place = Place(u64::from(node.place[0]) | u64::from(node.place[1]) << 32);
+                Failure { address, time: Time::from_secs(i64::from(node.second)), attempts: 1, place }
+            })
+        })
     }
 
     /// Counts a failure of `address` at `time`, worth `attempts`.
@@ -363,6 +382,10 @@ fn key_of(address: IpAddr) -> u128 {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
         IpAddr::V6(v6) => v6.to_bits(),
     }
+}
+
+fn address_of(key: u128) -> IpAddr {
+    crate::terms::fold(IpAddr::from(key.to_be_bytes()))
 }
 
 /// Seconds since 1970, bounded to what a node holds (until 2106).

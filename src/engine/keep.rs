@@ -1,0 +1,372 @@
+//! What has to be kept and is not yet: the core notes it here as it happens, and it goes out in one save at a time.
+//!
+//! A save holds what one transaction must hold together: positions, the failures counted up to them, and the bans that came of
+//! those. It goes at most every 250 ms while there is something to keep. The first position in a log goes at once: without one
+//! a later start would not know that what is rotated until then was ours to read. What somebody asked for by hand goes at once
+//! too, and is on the disk before the reply. After a save that failed the next one tells everything anew.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use ipnetwork::IpNetwork;
+
+use super::core::{ClientId, Resume};
+use crate::control::Reply;
+use crate::jail::{Failure, Held, Now, Origin};
+use crate::state::packed::{self, Step};
+use crate::state::{KeptBan, KernelIdentity, Totals};
+use crate::terms::{Span, Time};
+
+/// Changes gather for this long before they are saved.
+const GATHER: Span = Span(250_000);
+/// After a save that failed.
+const RETRY: Span = Span::from_secs(5);
+/// Packed failures appended before everything is written anew, if that is also several times what was written anew last.
+const REWRITE: usize = 256 * 1024;
+
+/// One save, as the core sees it: positions are still values, the keeper's thread makes them text.
+#[derive(Debug, Default)]
+pub struct Keeping {
+    /// Packed steps by jail.
+    pub failures: Vec<(Arc<str>, Vec<u8>)>,
+    /// Whether they are all there is.
+    pub whole: bool,
+    /// Bans as they are now; `None`: no more.
+    pub bans: Vec<(Arc<str>, IpNetwork, Option<KeptBan>)>,
+    /// How far sources were read; `None`: no longer followed.
+    pub positions: Vec<(Arc<str>, Option<Arc<Resume>>)>,
+    /// Totals by jail.
+    pub totals: Vec<(Arc<str>, Totals)>,
+    /// The table the bans are in.
+    pub kernel: Option<KernelIdentity>,
+    /// Must be on the disk before the answer.
+    pub sync: bool,
+}
+
+/// How far sources were read; `None`: no longer followed.
+type Positions = HashMap<Arc<str>, Option<Arc<Resume>>>;
+
+/// The core's notes.
+#[derive(Debug, Default)]
+pub struct Keep {
+    /// Whether anything is kept at all.
+    on: bool,
+    failures: BTreeMap<Arc<str>, Vec<u8>>,
+    bans: BTreeSet<(Arc<str>, IpNetwork)>,
+    positions: Positions,
+    /// Those of the save under way: if it fails they go with the next.
+    sent: Positions,
+    /// Paths with a position kept or on its way.
+    placed: HashSet<Arc<str>>,
+    totals: BTreeSet<Arc<str>>,
+    kernel: Option<KernelIdentity>,
+    /// Since when something waits.
+    dirty: Option<Time>,
+    not_before: Time,
+    urgent: bool,
+    at_once: bool,
+    whole: bool,
+    appended: usize,
+    rewritten: usize,
+    under_way: bool,
+    waiting: Vec<(ClientId, Reply)>,
+    carried: Vec<(ClientId, Reply)>,
+    /// Why nothing is kept, if so.
+    failed: Option<String>,
+}
+
+impl Keep {
+    /// Begins to keep; there are positions for these paths already.
+    pub fn start(&mut self, placed: impl IntoIterator<Item = Arc<str>>) {
+        self.on = true;
+        self.placed.extend(placed);
+    }
+
+    /// Nothing can be kept, because of this.
+    pub fn cannot(&mut self, why: String) {
+        self.failed = Some(why);
+    }
+
+    /// Why nothing is kept at the moment, if so.
+    pub fn failed(&self) -> Option<&str> {
+        self.failed.as_deref()
+    }
+
+    fn touch(&mut self, now: Now) {
+        if self.on {
+            self.dirty.get_or_insert(now.mono);
+        }
+    }
+
+    /// A jail's window changed.
+    pub fn step(&mut self, now: Now, jail: &Arc<str>, step: Step) {
+        if self.on {
+            packed::push(self.failures.entry(jail.clone()).or_default(), step);
+            self.totals.insert(jail.clone());
+            self.touch(now);
+        }
+    }
+
+    /// A failure was counted.
+    pub fn failure(&mut self, now: Now, jail: &Arc<str>, subject: IpNetwork, failure: &Failure) {
+        let counted = Failure { address: subject.network(), time: failure.time.min(now.wall), ..*failure };
+        self.step(now, jail, Step::Fail(counted));
+    }
+
+    /// A ban began, changed, or ended.
+    pub fn ban(&mut self, now: Now, jail: &Arc<str>, subject: IpNetwork) {
+        if self.on {
+            self.bans.insert((jail.clone(), subject));
+            self.totals.insert(jail.clone());
+            self.touch(now);
+        }
+    }
+
+    /// Reading has come so far.
+    pub fn position(&mut self, now: Now, path: &Arc<str>, resume: Option<Arc<Resume>>) {
+        if self.on {
+            match resume {
+                Some(_) => self.at_once |= self.placed.insert(path.clone()),
+                None => _ = self.placed.remove(path),
+            }
+            self.positions.insert(path.clone(), resume);
+            self.touch(now);
+        }
+    }
+
+    /// The bans are in this table now.
+    pub fn kernel(&mut self, now: Now, identity: KernelIdentity) {
+        if self.on {
+            self.kernel = Some(identity);
+            self.touch(now);
+        }
+    }
+
+    /// Answers a client once everything up to now is on the disk; at once if nothing is kept.
+    pub fn then_reply(&mut self, now: Now, client: ClientId, reply: Reply) -> Option<(ClientId, Reply)> {
+        if !self.on || self.failed.is_some() {
+            return Some((client, reply));
+        }
+        self.waiting.push((client, reply));
+        self.urgent = true;
+        self.dirty.get_or_insert(now.mono);
+        None
+    }
+
+    /// Has what waits saved now: the daemon ends.
+    pub fn hurry(&mut self, now: Now) {
+        if self.on {
+            self.urgent = true;
+            self.dirty.get_or_insert(now.mono);
+        }
+    }
+
+    /// Whether nothing waits and nothing is under way.
+    pub fn is_quiet(&self) -> bool {
+        !self.under_way && (self.dirty.is_none() || !self.on || self.failed.is_some())
+    }
+
+    /// When the next save is due, if one is.
+    pub fn due(&self) -> Option<Time> {
+        let dirty = self.dirty.filter(|_| self.on && !self.under_way)?;
+        Some(if self.urgent || self.at_once { dirty } else { dirty + GATHER }.max(self.not_before))
+    }
+
+    /// The next save, if one is due. `tell` gives a ban as it is now, `totals` those of a jail, `all` every window's steps.
+    pub fn next(
+        &mut self,
+        now: Now,
+        tell: impl Fn(&str, IpNetwork) -> Option<KeptBan>,
+        totals: impl Fn(&str) -> Totals,
+        all: impl FnOnce() -> Vec<(Arc<str>, Vec<u8>)>,
+    ) -> Option<Keeping> {
+        if self.due()? > now.mono {
+            return None;
+        }
+        let mut failures: Vec<(Arc<str>, Vec<u8>)> = std::mem::take(&mut self.failures).into_iter().collect();
+        self.appended += failures.iter().map(|(_, packed)| packed.len()).sum::<usize>();
+        let whole = self.whole || (self.appended > REWRITE && self.appended > 4 * self.rewritten);
+        if whole {
+            failures = all();
+            self.rewritten = failures.iter().map(|(_, packed)| packed.len()).sum();
+            self.appended = 0;
+        }
+        let bans = std::mem::take(&mut self.bans).into_iter().map(|(jail, subject)| {
+            let kept = tell(&jail, subject);
+            (jail, subject, kept)
+        });
+        self.sent = std::mem::take(&mut self.positions);
+        let keeping = Keeping {
+            failures,
+            whole,
+            bans: bans.collect(),
+            positions: self.sent.iter().map(|(path, resume)| (path.clone(), resume.clone())).collect(),
+            totals: std::mem::take(&mut self.totals).into_iter().map(|jail| (jail.clone(), totals(&jail))).collect(),
+            kernel: self.kernel.take(),
+            sync: self.urgent,
+        };
+        self.carried = std::mem::take(&mut self.waiting);
+        (self.dirty, self.urgent, self.at_once, self.whole, self.under_way) = (None, false, false, false, true);
+        Some(keeping)
+    }
+
+    /// The answer to a save: who is to be replied to now, and whether the caller has to note everything anew.
+    pub fn saved(&mut self, now: Now, result: Result<(), String>) -> (Vec<(ClientId, Reply)>, Option<Change>) {
+        self.under_way = false;
+        let sent = std::mem::take(&mut self.sent);
+        if result.is_err() {
+            // The failures counted up to them are told anew: without them those would be read and counted again.
+            sent.into_iter().for_each(|(path, resume)| _ = self.positions.entry(path).or_insert(resume));
+        }
+        let change = match (result, self.failed.take()) {
+            (Ok(()), None) => None,
+            (Ok(()), Some(_)) => Some(Change::Mended),
+            (Err(why), before) => {
+                self.failed = Some(why.clone());
+                self.whole = true;
+                self.not_before = now.mono + RETRY;
+                self.dirty.get_or_insert(now.mono);
+                Some(if before.is_none() { Change::Failed(why) } else { Change::StillFailing })
+            }
+        };
+        (std::mem::take(&mut self.carried), change)
+    }
+}
+
+/// What a save's answer changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Saving does not work any more.
+    Failed(String),
+    /// Nor this time.
+    StillFailing,
+    /// It works again.
+    Mended,
+}
+
+/// A held ban as it is kept.
+pub fn kept(now: Now, held: &Held) -> KeptBan {
+    let (uid, reason) = match &held.origin {
+        Origin::Manual { uid, reason } => (Some(*uid), reason.clone()),
+        Origin::Failures | Origin::Adopted => (None, None),
+    };
+    KeptBan {
+        since: held.since,
+        until: held.until.map(|until| now.wall_of(until)),
+        lasting: held.lasting,
+        failures: held.failures,
+        uid,
+        reason,
+        in_kernel: held.in_kernel,
+    }
+}
+
+/// A kept ban as it is held; `None` if it is over by now.
+pub fn held(now: Now, kept: &KeptBan) -> Option<Held> {
+    let until = match kept.until {
+        Some(until) if until <= now.wall => return None,
+        Some(until) => Some(now.mono + until.since(now.wall)),
+        None => None,
+    };
+    let origin = match kept.uid {
+        Some(uid) => Origin::Manual { uid, reason: kept.reason.clone() },
+        None => Origin::Failures,
+    };
+    Some(Held { since: kept.since, until, lasting: kept.lasting, failures: kept.failures, origin, in_kernel: kept.in_kernel })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jail::Place;
+
+    fn at(secs: i64) -> Now {
+        Now { wall: Time::from_secs(1000 + secs), mono: Time::from_secs(secs) }
+    }
+
+    fn next(keep: &mut Keep, now: Now) -> Option<Keeping> {
+        keep.next(now, |_, _| None, |_| Totals::default(), || vec![("sshd".into(), vec![1])])
+    }
+
+    #[test]
+    fn changes_gather_and_go_in_one_save_at_a_time() {
+        let mut keep = Keep::default();
+        let jail: Arc<str> = "sshd".into();
+        let failure = Failure { address: [192, 0, 2, 7].into(), time: at(0).wall, attempts: 1, place: Place(0) };
+        let subject = IpNetwork::from(failure.address);
+        keep.failure(at(0), &jail, subject, &failure);
+        assert!(keep.due().is_none(), "nothing is kept before it starts");
+        keep.start([]);
+        keep.failure(at(0), &jail, subject, &failure);
+        assert_eq!(keep.due(), Some(Time(250_000)));
+        assert!(next(&mut keep, at(0)).is_none());
+        let save = next(&mut keep, at(1)).expect("due");
+        assert_eq!((save.failures.len(), save.whole, save.sync), (1, false, false));
+        keep.ban(at(1), &jail, subject);
+        assert!(next(&mut keep, at(2)).is_none(), "one is under way");
+        keep.saved(at(2), Ok(()));
+        assert_eq!(next(&mut keep, at(2)).map(|save| save.bans.len()), Some(1));
+    }
+
+    #[test]
+    fn what_is_asked_for_by_hand_goes_at_once_and_is_answered_after() {
+        let mut keep = Keep::default();
+        assert!(keep.then_reply(at(0), ClientId(1), Reply::done(1.into())).is_some(), "nothing is kept");
+        keep.start([]);
+        assert!(keep.then_reply(at(0), ClientId(1), Reply::done(1.into())).is_none());
+        let save = next(&mut keep, at(0)).expect("due at once");
+        assert!(save.sync);
+        assert_eq!(keep.saved(at(0), Ok(())).0.len(), 1);
+    }
+
+    #[test]
+    fn the_first_position_in_a_log_goes_at_once() {
+        let mut keep = Keep::default();
+        let (old, new): (Arc<str>, Arc<str>) = ("/old".into(), "/new".into());
+        let resume = || Some(Arc::new(Resume::default()));
+        keep.start([old.clone()]);
+        keep.position(at(0), &old, resume());
+        assert_eq!(keep.due(), Some(Time(250_000)), "an earlier run kept one");
+        keep.position(at(0), &new, resume());
+        let save = next(&mut keep, at(0)).expect("due at once");
+        assert_eq!((save.positions.len(), save.sync), (2, false));
+        keep.saved(at(0), Ok(()));
+        keep.position(at(1), &new, resume());
+        assert!(next(&mut keep, at(1)).is_none());
+        keep.position(at(1), &new, None);
+        keep.position(at(1), &new, resume());
+        assert!(next(&mut keep, at(1)).is_some(), "it was forgotten meanwhile");
+    }
+
+    #[test]
+    fn a_position_whose_save_failed_goes_with_the_next() {
+        let mut keep = Keep::default();
+        let (a, b): (Arc<str>, Arc<str>) = ("/a".into(), "/b".into());
+        let resume = |place| Some(Arc::new(Resume { place, ..Resume::default() }));
+        keep.start([]);
+        keep.position(at(0), &a, resume(1));
+        keep.position(at(0), &b, resume(2));
+        next(&mut keep, at(0)).expect("due");
+        keep.position(at(0), &b, resume(3));
+        keep.saved(at(0), Err("disk full".into()));
+        let save = next(&mut keep, at(6)).expect("tried again");
+        let mut places: Vec<u16> = save.positions.iter().filter_map(|(_, resume)| Some(resume.as_ref()?.place)).collect();
+        places.sort_unstable();
+        assert_eq!((places, save.whole), (vec![1, 3], true));
+    }
+
+    #[test]
+    fn after_a_failure_everything_is_told_anew() {
+        let mut keep = Keep::default();
+        keep.start([]);
+        keep.ban(at(0), &"sshd".into(), "192.0.2.7".parse().expect("a net"));
+        next(&mut keep, at(1)).expect("due");
+        assert_eq!(keep.saved(at(1), Err("disk full".into())).1, Some(Change::Failed("disk full".into())));
+        assert!(next(&mut keep, at(5)).is_none() && keep.is_quiet());
+        let save = next(&mut keep, at(6)).expect("tried again");
+        assert!(save.whole);
+        assert_eq!(keep.saved(at(6), Err("disk full".into())).1, Some(Change::StillFailing));
+        next(&mut keep, at(11)).expect("tried again");
+        assert_eq!(keep.saved(at(11), Ok(())).1, Some(Change::Mended));
+    }
+}

@@ -1,0 +1,71 @@
+//! The thread that writes the state file: one transaction per save, on the disk every few seconds.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::Sender;
+use tracing::warn;
+
+use super::core::{Event, Resume};
+use super::keep::Keeping;
+use crate::state::{KeptPosition, Save, Store};
+
+/// A power loss takes at most this much of what was saved.
+const SYNC: Duration = Duration::from_secs(5);
+
+/// Saves until the engine goes away.
+pub fn run(mut store: Store, saves: &Receiver<Keeping>, done: &Sender<Event>) {
+    let mut unsynced: Option<Instant> = None;
+    loop {
+        let next = match unsynced {
+            None => saves.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(since) => saves.recv_timeout(SYNC.saturating_sub(since.elapsed())),
+        };
+        match next {
+            Ok(keeping) => {
+                let sync = keeping.sync;
+                let result = store.save(&save(keeping));
+                unsynced = if sync && result.is_ok() { None } else { unsynced.or_else(|| Some(Instant::now())) };
+                if done.blocking_send(Event::Saved(result)).is_err() {
+                    return;
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                unsynced = None;
+                if let Err(e) = store.sync() {
+                    warn!("the state is not on the disk yet: {e}");
+                }
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        if unsynced.is_some_and(|since| since.elapsed() >= SYNC) {
+            unsynced = None;
+            let _ = store.sync();
+        }
+    }
+}
+
+fn save(keeping: Keeping) -> Save {
+    let text = |resume: &Arc<Resume>| KeptPosition {
+        place: resume.place,
+        mark: serde_json::to_string(&resume.position).unwrap_or_default(),
+        scanner: serde_json::to_string(&resume.scanner).unwrap_or_default(),
+    };
+    Save {
+        failures: keeping.failures,
+        whole: keeping.whole,
+        bans: keeping.bans,
+        positions: keeping.positions.into_iter().map(|(path, resume)| (path, resume.as_ref().map(text))).collect(),
+        totals: keeping.totals,
+        kernel: keeping.kernel,
+        sync: keeping.sync,
+    }
+}
+
+/// A kept position as the reader takes it up; `None` if it is of another version's making: the log is read back then.
+pub fn resume(kept: &KeptPosition) -> Option<Resume> {
+    let position = serde_json::from_str(&kept.mark).ok()?;
+    let scanner = serde_json::from_str(&kept.scanner).unwrap_or_default();
+    Some(Resume { place: kept.place, position, scanner })
+}

@@ -1,0 +1,427 @@
+//! What must survive the daemon: positions, counted failures, and bans, in one SQLite file.
+//!
+//! Losing it loses memory, never protection: the kernel holds the bans, the logs hold the lines. So whatever is wrong with the
+//! file, the daemon goes on: a corrupt one, or one of a newer version, is set aside with its date and a new one begun.
+//!
+//! One save is one transaction, and holds together what belongs together: how far a log was read, what was counted up to
+//! there, and the bans that came of it. A kill at any moment leaves the last whole save; what was read since is read again
+//! from its position and counts the same, once.
+//!
+//! Failures are kept packed, one row per jail and save, and written anew as one row when the rows have grown beyond what they
+//! say: a row per address wrote 39 MB/s under attack where this writes 0.1.
+
+pub mod packed;
+
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnetwork::IpNetwork;
+use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+
+use crate::terms::{Lasting, Span, Time};
+
+/// The version of the tables; kept in SQLite's user_version.
+const VERSION: i64 = 1;
+/// The file's name in the state directory.
+const FILE: &str = "banset.sqlite3";
+
+const TABLES: &str = "
+    CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE position (path TEXT PRIMARY KEY, place INTEGER NOT NULL, mark TEXT NOT NULL, scanner TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE failures (seq INTEGER PRIMARY KEY, jail TEXT NOT NULL, packed BLOB NOT NULL);
+    CREATE TABLE ban (
+        jail TEXT NOT NULL, subject TEXT NOT NULL, since INTEGER NOT NULL, until INTEGER, lasting INTEGER,
+        failures INTEGER NOT NULL, uid INTEGER, reason TEXT, in_kernel INTEGER NOT NULL,
+        PRIMARY KEY (jail, subject)) WITHOUT ROWID;
+    CREATE TABLE jail (name TEXT PRIMARY KEY, failures INTEGER NOT NULL, bans INTEGER NOT NULL, last_failure INTEGER) WITHOUT ROWID;
+    CREATE VIEW bans AS
+        SELECT jail, subject, datetime(since / 1000000, 'unixepoch') AS since_utc,
+               coalesce(datetime(until / 1000000, 'unixepoch'), 'permanent') AS until_utc, failures, uid, reason
+        FROM ban ORDER BY since DESC;
+    CREATE VIEW positions AS SELECT path, json_extract(mark, '$.marks[#-1].offset') AS offset FROM position;
+";
+
+/// The file, open.
+pub struct Store {
+    connection: Connection,
+    path: PathBuf,
+}
+
+/// What changed since the last save.
+#[derive(Clone, Debug, Default)]
+pub struct Save {
+    /// Failures and forgettings by jail, packed ([`packed`]), in order.
+    pub failures: Vec<(Arc<str>, Vec<u8>)>,
+    /// Whether `failures` are everything counted now, instead of what was added.
+    pub whole: bool,
+    /// Bans as they are now; `None`: lifted or over.
+    pub bans: Vec<(Arc<str>, IpNetwork, Option<KeptBan>)>,
+    /// How far logs were read; `None`: no longer followed.
+    pub positions: Vec<(Arc<str>, Option<KeptPosition>)>,
+    /// Totals by jail.
+    pub totals: Vec<(Arc<str>, Totals)>,
+    /// The boot and the table that the kernel's part of this belongs to.
+    pub kernel: Option<KernelIdentity>,
+    /// Whether it must be on the disk, not only in the system's memory, when the save returns.
+    pub sync: bool,
+}
+
+/// A ban, with wall times.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptBan {
+    /// When it began.
+    pub since: Time,
+    /// When it ends; `None`: permanent.
+    pub until: Option<Time>,
+    /// The length it was given.
+    pub lasting: Lasting,
+    /// Failures behind it.
+    pub failures: u32,
+    /// Whose it is if it was made by hand.
+    pub uid: Option<u32>,
+    /// Why, if somebody said so.
+    pub reason: Option<String>,
+    /// Whether the kernel said yes to it.
+    pub in_kernel: bool,
+}
+
+/// The whole state of one reader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptPosition {
+    /// The source's number in failures' places.
+    pub place: u16,
+    /// The watch room's position, as JSON.
+    pub mark: String,
+    /// The filter room's scanner state, as JSON.
+    pub scanner: String,
+}
+
+/// Totals of a jail.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Failures counted.
+    pub failures: u64,
+    /// Bans made.
+    pub bans: u64,
+    /// The last failure.
+    pub last_failure: Option<Time>,
+}
+
+/// Which kernel table our elements are in: another boot or another handle is another table, whatever its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelIdentity {
+    /// `/proc/sys/kernel/random/boot_id`
+    pub boot: String,
+    /// The table's handle.
+    pub table: u64,
+}
+
+/// Everything a start finds.
+#[derive(Clone, Debug, Default)]
+pub struct Restored {
+    /// The table the bans were in, if any was saved.
+    pub kernel: Option<KernelIdentity>,
+    /// Positions by path.
+    pub positions: Vec<(Arc<str>, KeptPosition)>,
+    /// Packed failures by jail, in order.
+    pub failures: Vec<(Arc<str>, Vec<u8>)>,
+    /// Bans by jail.
+    pub bans: Vec<(Arc<str>, IpNetwork, KeptBan)>,
+    /// Totals by jail.
+    pub totals: Vec<(Arc<str>, Totals)>,
+}
+
+impl Store {
+    /// Opens the state in `directory`, made if it is missing. What it says besides is for the log: a file that was set aside.
+    ///
+    /// # Errors
+    /// The directory or the file can not be made or written: the daemon goes on without, and says so.
+    pub fn open(directory: &Path) -> Result<(Store, Restored, Option<String>), String> {
+        let named = |e: &dyn std::fmt::Display| format!("{}: {e}", directory.display());
+        std::fs::create_dir_all(directory).map_err(|e| named(&crate::terms::plain(&e)))?;
+        let path = directory.join(FILE);
+        let (why, aside) = match Store::open_file(&path) {
+            Ok((store, restored)) => return Ok((store, restored, None)),
+            Err(Failed::Unusable(why)) => {
+                let stamp = jiff::Zoned::now().strftime("%Y%m%d-%H%M%S").to_string();
+                let aside = directory.join(format!("{FILE}.{stamp}"));
+                std::fs::rename(&path, &aside).map_err(|e| named(&e))?;
+                for suffix in ["-wal", "-shm"] {
+                    let _ = std::fs::remove_file(directory.join(format!("{FILE}{suffix}")));
+                }
+                (why, aside)
+            }
+            Err(Failed::Io(why)) => return Err(format!("{}: {why}", path.display())),
+        };
+        match Store::open_file(&path) {
+            Ok((store, restored)) => {
+                let said = format!("{}: {why}; set aside as {}", path.display(), aside.display());
+                Ok((store, restored, Some(said)))
+            }
+            Err(Failed::Unusable(why) | Failed::Io(why)) => Err(format!("{}: {why}", path.display())),
+        }
+    }
+
+    fn open_file(path: &Path) -> Result<(Store, Restored), Failed> {
+        // Made by us first, so that it is never readable for others, not even for a moment.
+        let made = std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
+        let file = made.map_err(|e| Failed::Io(crate::terms::plain(&e)))?;
+        let _ = file.set_permissions(std::fs::Permissions::from_mode(0o600));
+        drop(file);
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags)?;
+        connection.busy_timeout(Duration::from_millis(200))?;
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        // A kill loses nothing that was committed; a power loss at most what came since the last checkpoint.
+        connection.pragma_update(None, "synchronous", "NORMAL")?;
+        connection.pragma_update(None, "wal_autocheckpoint", 2000)?;
+        connection.set_prepared_statement_cache_capacity(32);
+        let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        match version {
+            0 => {
+                connection.execute_batch(&format!("BEGIN;{TABLES}PRAGMA user_version = {VERSION};COMMIT;"))?;
+            }
+            VERSION => {}
+            newer => {
+                return Err(Failed::Unusable(format!("made by another version of banset ({newer}, this one knows {VERSION})")));
+            }
+        }
+        let store = Store { connection, path: path.to_owned() };
+        let restored = store.restore()?;
+        Ok((store, restored))
+    }
+
+    fn restore(&self) -> Result<Restored, rusqlite::Error> {
+        let db = &self.connection;
+        let meta = |name: &str| -> Result<Option<String>, rusqlite::Error> {
+            db.query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| row.get(0)).optional()
+        };
+        let kernel = match (meta("boot")?, meta("table")?.and_then(|text| text.parse().ok())) {
+            (Some(boot), Some(table)) => Some(KernelIdentity { boot, table }),
+            _ => None,
+        };
+        let text =
+            |row: &rusqlite::Row<'_>, at| -> Result<Arc<str>, rusqlite::Error> { Ok(Arc::from(row.get_ref(at)?.as_str()?)) };
+        let positions = db
+            .prepare("SELECT path, place, mark, scanner FROM position")?
+            .query_map([], |row| {
+                let kept = KeptPosition { place: row.get(1)?, mark: row.get(2)?, scanner: row.get(3)? };
+                Ok((text(row, 0)?, kept))
+            })?
+            .collect::<Result<_, _>>()?;
+        let failures = db
+            .prepare("SELECT jail, packed FROM failures ORDER BY seq")?
+            .query_map([], |row| Ok((text(row, 0)?, row.get(1)?)))?
+            .collect::<Result<_, _>>()?;
+        let bans = db
+            .prepare("SELECT jail, subject, since, until, lasting, failures, uid, reason, in_kernel FROM ban")?
+            .query_map([], |row| {
+                let subject: Option<IpNetwork> = row.get_ref(1)?.as_str()?.parse().ok();
+                let kept = KeptBan {
+                    since: Time(row.get(2)?),
+                    until: row.get::<_, Option<i64>>(3)?.map(Time),
+                    lasting: row
+                        .get::<_, Option<i64>>(4)?
+                        .map_or(Lasting::Permanent, |span| Lasting::For(Span(span.max(0) as u64))),
+                    failures: row.get(5)?,
+                    uid: row.get(6)?,
+                    reason: row.get(7)?,
+                    in_kernel: row.get(8)?,
+                };
+                Ok(subject.map(|subject| (row.get::<_, String>(0).map(Arc::from), subject, kept)))
+            })?
+            .filter_map(|row| match row {
+                Ok(Some((Ok(jail), subject, kept))) => Some(Ok((jail, subject, kept))),
+                Ok(Some((Err(e), ..))) | Err(e) => Some(Err(e)),
+                Ok(None) => None,
+            })
+            .collect::<Result<_, _>>()?;
+        let totals = db
+            .prepare("SELECT name, failures, bans, last_failure FROM jail")?
+            .query_map([], |row| {
+                let totals = Totals {
+                    failures: row.get::<_, i64>(1)?.max(0) as u64,
+                    bans: row.get::<_, i64>(2)?.max(0) as u64,
+                    last_failure: row.get::<_, Option<i64>>(3)?.map(Time),
+                };
+                Ok((text(row, 0)?, totals))
+            })?
+            .collect::<Result<_, _>>()?;
+        Ok(Restored { kernel, positions, failures, bans, totals })
+    }
+
+    /// Saves in one transaction; on an error nothing of it is saved.
+    pub fn save(&mut self, save: &Save) -> Result<(), String> {
+        self.write(save).map_err(|e| format!("{}: {e}", self.path.display()))
+    }
+
+    fn write(&mut self, save: &Save) -> Result<(), rusqlite::Error> {
+        let transaction = self.connection.transaction()?;
+        if save.whole {
+            transaction.execute("DELETE FROM failures", [])?;
+        }
+        for (jail, packed) in &save.failures {
+            transaction
+                .prepare_cached("INSERT INTO failures (jail, packed) VALUES (?1, ?2)")?
+                .execute(params![&**jail, packed])?;
+        }
+        for (jail, subject, kept) in &save.bans {
+            let subject = subject.to_string();
+            match kept {
+                Some(ban) => transaction
+                    .prepare_cached("INSERT OR REPLACE INTO ban VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?
+                    .execute(params![
+                        &**jail,
+                        subject,
+                        ban.since.0,
+                        ban.until.map(|until| until.0),
+                        match ban.lasting {
+                            Lasting::For(span) => Some(span.0.min(i64::MAX as u64) as i64),
+                            Lasting::Permanent => None,
+                        },
+                        ban.failures,
+                        ban.uid,
+                        ban.reason,
+                        ban.in_kernel
+                    ])?,
+                None => transaction
+                    .prepare_cached("DELETE FROM ban WHERE jail = ?1 AND subject = ?2")?
+                    .execute(params![&**jail, subject])?,
+            };
+        }
+        for (path, kept) in &save.positions {
+            match kept {
+                Some(position) => transaction
+                    .prepare_cached("INSERT OR REPLACE INTO position VALUES (?1, ?2, ?3, ?4)")?
+                    .execute(params![&**path, position.place, position.mark, position.scanner])?,
+                None => transaction.prepare_cached("DELETE FROM position WHERE path = ?1")?.execute([&**path])?,
+            };
+        }
+        for (jail, totals) in &save.totals {
+            let last = totals.last_failure.map(|time| time.0);
+            transaction.prepare_cached("INSERT OR REPLACE INTO jail VALUES (?1, ?2, ?3, ?4)")?.execute(params![
+                &**jail,
+                totals.failures as i64,
+                totals.bans as i64,
+                last
+            ])?;
+        }
+        if let Some(kernel) = &save.kernel {
+            let mut put = transaction.prepare_cached("INSERT OR REPLACE INTO meta VALUES (?1, ?2)")?;
+            put.execute(["boot", &kernel.boot])?;
+            put.execute(["table", &kernel.table.to_string()])?;
+        }
+        transaction.commit()?;
+        if save.sync {
+            self.sync()?;
+        }
+        Ok(())
+    }
+
+    /// Puts what was saved on the disk: a checkpoint syncs the log and then the file.
+    pub fn sync(&mut self) -> Result<(), rusqlite::Error> {
+        self.connection.query_row("PRAGMA wal_checkpoint(FULL)", [], |_| Ok(()))
+    }
+}
+
+/// Why the file could not be opened.
+enum Failed {
+    /// What is in it is no use: set it aside.
+    Unusable(String),
+    /// It can not be reached.
+    Io(String),
+}
+
+impl From<rusqlite::Error> for Failed {
+    fn from(error: rusqlite::Error) -> Failed {
+        use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+        match error.sqlite_error_code() {
+            Some(DatabaseCorrupt | NotADatabase) => Failed::Unusable("corrupt".to_owned()),
+            // Tables that are not ours, or rows of another type.
+            Some(rusqlite::ErrorCode::Unknown) | None => Failed::Unusable(error.to_string()),
+            Some(_) => Failed::Io(error.to_string()),
+        }
+    }
+}
+
+/// The identity of this boot.
+pub fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ban(subject: &str) -> (Arc<str>, IpNetwork, Option<KeptBan>) {
+        let kept = KeptBan {
+            since: Time(5),
+            until: Some(Time(10)),
+            lasting: Lasting::For(Span(5)),
+            failures: 3,
+            uid: None,
+            reason: None,
+            in_kernel: true,
+        };
+        ("sshd".into(), subject.parse().expect("a net"), Some(kept))
+    }
+
+    fn open(directory: &Path) -> (Store, Restored, Option<String>) {
+        Store::open(directory).expect("a directory of our own")
+    }
+
+    #[test]
+    fn what_is_saved_is_found_again() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (mut store, restored, said) = open(dir.path());
+        assert!(restored.bans.is_empty() && restored.kernel.is_none() && said.is_none());
+        let position = KeptPosition { place: 3, mark: "{}".into(), scanner: "{}".into() };
+        let totals = Totals { failures: 7, bans: 2, last_failure: Some(Time(9)) };
+        let kernel = KernelIdentity { boot: boot_id(), table: 17 };
+        let save = Save {
+            failures: vec![("sshd".into(), vec![1, 2, 3])],
+            bans: vec![ban("192.0.2.7"), ban("2001:db8::/64")],
+            positions: vec![("/var/log/auth.log".into(), Some(position.clone()))],
+            totals: vec![("sshd".into(), totals)],
+            kernel: Some(kernel.clone()),
+            sync: true,
+            ..Save::default()
+        };
+        store.save(&save).expect("saved");
+        let more = Save {
+            failures: vec![("sshd".into(), vec![4])],
+            bans: vec![("sshd".into(), "192.0.2.7".parse().expect("a net"), None)],
+            ..Save::default()
+        };
+        store.save(&more).expect("saved");
+        drop(store);
+        let (mut store, restored, _) = open(dir.path());
+        assert_eq!(restored.kernel, Some(kernel));
+        assert_eq!(restored.failures, [("sshd".into(), vec![1, 2, 3]), ("sshd".into(), vec![4])]);
+        assert_eq!(restored.positions, [("/var/log/auth.log".into(), position)]);
+        assert_eq!(restored.totals, [("sshd".into(), totals)]);
+        assert_eq!(restored.bans.len(), 1);
+        assert_eq!(Some(restored.bans[0].2.clone()), ban("2001:db8::/64").2);
+        store.save(&Save { whole: true, failures: vec![("sshd".into(), vec![9])], ..Save::default() }).expect("saved");
+        drop(store);
+        assert_eq!(open(dir.path()).1.failures, [("sshd".into(), vec![9])]);
+        let mode = std::fs::metadata(dir.path().join(FILE)).expect("a file").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_corrupt_file_or_a_newer_one_is_set_aside() {
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::write(dir.path().join(FILE), vec![0x5a; 8192]).expect("written");
+        let (store, _, said) = open(dir.path());
+        assert!(said.is_some_and(|said| said.contains("corrupt") && said.contains("set aside")));
+        store.connection.pragma_update(None, "user_version", 99).expect("set");
+        drop(store);
+        let (_, _, said) = open(dir.path());
+        assert!(said.is_some_and(|said| said.contains("another version")));
+        let aside = std::fs::read_dir(dir.path()).expect("a directory").filter_map(Result::ok);
+        assert!(aside.filter(|entry| entry.file_name().to_string_lossy().starts_with("banset.sqlite3.2")).count() >= 1);
+    }
+}

@@ -146,7 +146,7 @@ fn kills_at_random_lose_no_line_and_count_none_twice() {
                 }
             }
             daemon.start_again();
-        daemon.wait_running();
+            daemon.wait_running();
         }
         judged(&mut log, "198.51.100.200");
         let mut free: Vec<String> = Vec::new();

@@ -31,6 +31,9 @@ impl Judge for Recorder {
     fn chunk(&mut self, chunk: Chunk<'_>) {
         let _ = self.0.send(Told::Lines(numbers(chunk.bytes), chunk.position.clone()));
     }
+    fn taken_up(&mut self, _: &Path, _: &[u32], position: &Position) {
+        let _ = self.0.send(Told::Lines(Vec::new(), position.clone()));
+    }
     fn source(&mut self, event: SourceEvent<'_>) {
         let _ = self.0.send(Told::Happened(event.what));
     }

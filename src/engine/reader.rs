@@ -28,23 +28,36 @@ struct Routes {
     version: u64,
     by_tag: HashMap<u32, Route>,
     next_tag: u32,
-    /// Where an earlier run stopped, for files not opened yet.
-    resumed: HashMap<PathBuf, Resume>,
+    /// What is known of files of which this run has read nothing yet.
+    unread: HashMap<PathBuf, Unread>,
     /// The next source's number.
     next_place: u16,
 }
 
+/// A file's number, and what its filters remember of an earlier run, if one stopped in it.
+#[derive(Debug)]
+struct Unread {
+    place: u16,
+    scanner: Option<filter::State>,
+}
+
 impl Routes {
-    /// A file's number, and what its filters remember of an earlier run.
-    fn take(&mut self, path: &Path) -> (u16, Option<filter::State>) {
-        match self.resumed.remove(path) {
-            Some(resume) => (resume.place, Some(resume.scanner)),
-            None => {
-                let place = self.next_place;
-                self.next_place = self.next_place.wrapping_add(1);
-                (place, None)
-            }
-        }
+    /// A file of which nothing was read yet.
+    fn unread(&mut self, path: &Path) -> &mut Unread {
+        let next = &mut self.next_place;
+        self.unread.entry(path.to_owned()).or_insert_with(|| {
+            let place = *next;
+            *next = next.wrapping_add(1);
+            Unread { place, scanner: None }
+        })
+    }
+
+    /// The same, for good.
+    fn take(&mut self, path: &Path) -> Unread {
+        let Unread { place, scanner } = self.unread(path);
+        let taken = Unread { place: *place, scanner: scanner.take() };
+        self.unread.remove(path);
+        taken
     }
 }
 
@@ -113,7 +126,7 @@ impl Reading {
         self.watch.resume(path, resume.position.clone());
         let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
         routes.next_place = routes.next_place.max(resume.place.wrapping_add(1));
-        routes.resumed.insert(PathBuf::from(path), resume);
+        routes.unread.insert(PathBuf::from(path), Unread { place: resume.place, scanner: Some(resume.scanner) });
     }
 
     /// Ends the reader's thread.
@@ -199,9 +212,9 @@ impl Reader {
                     let earlier = self.routes.lock().unwrap_or_else(PoisonError::into_inner).take(path);
                     let batch = Batch { path: name.clone(), ..Batch::default() };
                     let mut scanner = Scanner::new(filters);
-                    let resumed = earlier.1.is_some();
-                    scanner.restore(earlier.1.unwrap_or_default());
-                    let place = earlier.0;
+                    let resumed = earlier.scanner.is_some();
+                    scanner.restore(earlier.scanner.unwrap_or_default());
+                    let place = earlier.place;
                     self.files.insert(
                         path.to_owned(),
                         Watched {
@@ -255,6 +268,24 @@ impl Judge for Reader {
         }
     }
 
+    fn taken_up(&mut self, path: &Path, _: &[u32], position: &Position) {
+        let batch = match self.files.get_mut(path) {
+            Some(watched) => {
+                watched.position.clone_from(position);
+                watched.take()
+            }
+            // Its scanner is made when there is something to scan.
+            None => {
+                let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+                let unread = routes.unread(path);
+                let (place, scanner) = (unread.place, unread.scanner.clone().unwrap_or_default());
+                let resume = Some(Arc::new(Resume { place, position: position.clone(), scanner }));
+                Batch { path: path.to_string_lossy().into(), resume, changed: true, ..Batch::default() }
+            }
+        };
+        self.send(Event::Read(batch));
+    }
+
     fn source(&mut self, event: SourceEvent<'_>) {
         if let Happening::LinesCut(_) | Happening::Rotated | Happening::Truncated { .. } = event.what {
             tracing::debug!("{}: {:?}", event.path.display(), event.what);
@@ -279,6 +310,7 @@ impl Judge for Reader {
         self.report(event.path, event.tags, state, note, false);
         if state == SourceState::Gone {
             self.files.remove(event.path);
+            self.routes.lock().unwrap_or_else(PoisonError::into_inner).unread.remove(event.path);
         }
     }
 

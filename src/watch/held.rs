@@ -33,6 +33,8 @@ pub(super) struct Held {
     pub first: bool,
     /// Modification time of the file before this generation of it, nanoseconds since the Unix epoch.
     pub since: i64,
+    /// Copies of what was written and truncated before the first read are born no earlier, nanoseconds since the Unix epoch.
+    pub copies_from: i64,
     /// Found beside the path, not through it.
     pub sibling: bool,
     /// Nothing will ever be read from it again.
@@ -115,6 +117,7 @@ impl Held {
             deleted: false,
             first: false,
             since: 0,
+            copies_from: i64::MIN,
             sibling: false,
             finished: false,
             size: 0,
@@ -189,12 +192,12 @@ impl Held {
     /// Puts the offset where an earlier reader of this file left it. Its fingerprints are kept rather than taken again: if the
     /// file was truncated since it was recognised, the next read notices.
     pub(super) fn go_on(&mut self, mark: &mut Mark, left: &Mark) -> io::Result<()> {
-        let identity = mark.identity();
+        let (device, inode, birth) = (mark.device, mark.inode, mark.birth);
         self.seek(mark, left.offset, left.inside)?;
         if fingerprint(&self.tail) != left.tail {
             self.tail.iter_mut().for_each(|byte| *byte ^= 1);
         }
-        *mark = Mark { device: identity.0, inode: identity.1, ..*left };
+        *mark = Mark { device, inode, birth, ..*left };
         Ok(())
     }
 
@@ -224,12 +227,13 @@ impl Held {
 
     /// The file was cut short or rewritten: begins again.
     pub(super) fn begin_again(&mut self, mark: &mut Mark) {
-        let (device, inode) = mark.identity();
-        *mark =
-            Mark { device, inode, modified: mark.modified, head: fingerprint(&[]), tail: fingerprint(&[]), ..Mark::default() };
+        let Mark { device, inode, birth, modified, .. } = *mark;
+        let nothing = fingerprint(&[]);
+        *mark = Mark { device, inode, birth, modified, head: nothing, tail: nothing, ..Mark::default() };
         self.tail.clear();
         self.first = true;
         self.since = mark.modified;
+        self.copies_from = i64::MIN;
         self.until = 0;
         self.size = 0;
         self.ready = true;

@@ -153,8 +153,18 @@ impl Reader<'_> {
         {
             self.tell(id, Happening::Polled(why));
         }
+        self.tell_taken_up(id);
         self.queue(id);
         self.settle(id);
+    }
+
+    /// What is held for the place changed: where a later run begins is told before anything of it is handed out.
+    fn tell_taken_up(&mut self, id: u32) {
+        if let Some(place) = self.places.get_mut(&id)
+            && std::mem::take(&mut place.untold)
+        {
+            self.judge.taken_up(&place.path, &place.tags, &place.position);
+        }
     }
 
     /// The path leads to nothing that can be read. What it led to before is still held.
@@ -232,12 +242,14 @@ impl Reader<'_> {
                     held.begin_again(&mut mark);
                 }
             } else if !before.is_empty()
-                && let Some(found) = self.trace(id, &before, Some((identity, &held)))
+                && let Some(found) = self.trace(id, &before, Some((&mark, &held)))
                 && held.go_on(&mut mark, &found).is_err()
             {
                 held.begin_again(&mut mark);
             }
-            held.first = mark.offset == 0 && (!fresh || !before.is_empty());
+            held.first = mark.offset == 0;
+            // A copy is younger than what it was made of; and what was copied away before we came is not ours.
+            held.copies_from = if fresh && before.is_empty() { held.since } else { mark.birth };
             self.attach(id, held, mark, &path, None);
             if let Some(place) = self.places.get_mut(&id) {
                 place.current = true;
@@ -298,22 +310,25 @@ impl Reader<'_> {
 
     /// Finds what became of the files that `before` marks, holds what is to be read of them and of files that came and went
     /// after them, oldest first. Returns where we were in what the path leads to now, if it is one of them.
-    pub(super) fn trace(&mut self, id: u32, before: &[Mark], now: Option<(Identity, &Held)>) -> Option<Mark> {
+    pub(super) fn trace(&mut self, id: u32, before: &[Mark], now: Option<(&Mark, &Held)>) -> Option<Mark> {
         let place = self.places.get(&id)?;
         let path = place.path.clone();
-        // Of a file of which nothing was read the inode number alone is known, and that may be another file's by now. Nothing
-        // is lost without it: such a file is newer than those of which something was read.
+        // Of a file of which nothing was read and whose birth is unknown there is the inode number alone, and that may be
+        // another file's by now. Nothing is lost without it: such a file is newer than those of which something was read.
         // Whatever was rotated away after the youngest of them was written to after it was last read.
         let read = before.iter().rfind(|old| old.offset > 0).map(|old| old.modified);
         let seen = read.or_else(|| before.iter().map(|old| old.modified).min()).unwrap_or(i64::MAX);
-        let before: Vec<Mark> = before.iter().filter(|old| old.offset > 0 || self.holds(id, old)).copied().collect();
+        let telling = |old: &&Mark| old.offset > 0 || old.birth != 0 || self.holds(id, old);
+        let before: Vec<Mark> = before.iter().filter(telling).copied().collect();
         let before = &before[..];
         let held_now = now.map(|(_, held)| held);
         let file = now.and_then(|(_, held)| held.file());
-        let now = now.map(|(identity, _)| identity);
+        let now = now.map(|(mark, _)| mark);
+        let leads = now.map(Mark::identity);
         // What the path led to a moment ago may stand among its siblings by now.
-        let ours = |sibling: &Sibling| now != Some(sibling.identity()) && !self.is_place(&sibling.path, id);
-        let beside = now.map_or_else(|| siblings(&path), |now| older(&path, now, &held_now.map(Held::head).unwrap_or_default()));
+        let ours = |sibling: &Sibling| leads != Some(sibling.identity()) && !self.is_place(&sibling.path, id);
+        let beside =
+            leads.map_or_else(|| siblings(&path), |leads| older(&path, leads, &held_now.map(Held::head).unwrap_or_default()));
         let beside: Vec<Sibling> = beside.into_iter().filter(ours).collect();
         // What is held is looked at after the listing: what was written to it and copied away by then is known.
         let mut texts = self.places.get(&id)?.known();
@@ -322,8 +337,15 @@ impl Reader<'_> {
         let last = beside.len();
         let mut fate: Vec<Option<usize>> = vec![None; before.len()];
         for (fate, old) in fate.iter_mut().zip(before) {
-            *fate = beside.iter().position(|s| s.identity() == old.identity() && (self.holds(id, old) || s.continues(old)));
-            if now == Some(old.identity()) && file.is_some_and(|file| old.is_of(file).unwrap_or(false)) {
+            // Of what nothing was read the birth decides, else what was read.
+            let is = |found: &Mark, continues: &dyn Fn() -> bool| match old.offset {
+                0 => old.born_as(found),
+                _ => !old.born_apart(found) && continues(),
+            };
+            *fate = beside.iter().position(|s| {
+                s.identity() == old.identity() && (self.holds(id, old) || is(&s.beginning(), &|| s.continues(old)))
+            });
+            if now.is_some_and(|now| is(now, &|| file.is_some_and(|file| old.is_of(file).unwrap_or(false)))) {
                 *fate = Some(last);
             }
         }
@@ -343,19 +365,35 @@ impl Reader<'_> {
         }
         // The same inode with another text, and no copy of the old: power was lost, somebody edited it, or it is being truncated
         // right now. The first read notices and decides.
-        let same = before.iter().rposition(|old| old.offset > 0).filter(|at| now == Some(before[*at].identity()));
+        let same = before.iter().rposition(|old| old.offset > 0);
+        let same = same.filter(|at| now.is_some_and(|now| !now.born_apart(&before[*at])));
         if let Some(same) = same
             && fate[same].is_none()
             && !fate.contains(&Some(last))
         {
             fate[same] = Some(last);
         }
-        let newest = fate.iter().zip(before).filter_map(|(fate, old)| fate.map(|at| (at, old))).max_by_key(|(at, _)| *at);
+        // Of the files of which nothing was read, one may be compressed or copied by now; then what is beside it may be it, and
+        // only what was read tells what is older.
+        let blank = |old: &Mark| old.offset == 0 && !self.holds(id, old);
+        let from = before.iter().rposition(|old| !blank(old)).map_or(0, |at| at + 1);
+        let all = fate[from..].iter().all(Option::is_some);
+        let found = fate.iter().zip(before).filter(|(_, old)| all || !blank(old));
+        let newest = found.filter_map(|(fate, old)| fate.map(|at| (at, old))).max_by_key(|(at, _)| *at);
+        // What was written to it since may have been copied away and truncated, and nothing was read of it by which a copy
+        // could be known: but a copy is younger than it, and what is older was read before it.
+        let unread = newest.map(|(_, old)| old).filter(|old| blank(old));
+        let copied = |sibling: &Sibling| {
+            unread.is_some_and(|old| modified(&sibling.meta) >= old.modified && sibling.beginning().birth >= old.birth)
+        };
         for (at, sibling) in beside.iter().enumerate() {
             let known = fate.iter().position(|fate| *fate == Some(at)).map(|index| before[index]);
             let unseen = match newest {
-                Some((newest, _)) if newest == last => false,
-                Some((newest, old)) => at != newest && modified(&sibling.meta) >= seen && sibling.newer(&beside[newest], old),
+                Some((newest, _)) if newest == last => copied(sibling),
+                Some((newest, old)) => {
+                    let newer = modified(&sibling.meta) >= seen && sibling.newer(&beside[newest], old);
+                    at != newest && (newer || copied(sibling))
+                }
                 None => modified(&sibling.meta) >= seen,
             };
             if known.is_some() || (unseen && !self.holders.contains_key(&sibling.identity()) && !texts.has(sibling)) {
@@ -426,6 +464,7 @@ impl Reader<'_> {
         let index = index.unwrap_or(place.held.len());
         place.held.insert(index, held);
         place.position.marks.insert(index, mark);
+        place.untold = true;
         self.queue(id);
     }
 

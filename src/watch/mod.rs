@@ -156,6 +156,9 @@ pub enum SourceState {
 pub trait Judge: Send {
     /// Whole lines of one file.
     fn chunk(&mut self, chunk: Chunk<'_>);
+    /// Files were taken up for a path: where a later run goes on if nothing more is handed out until then. Told before the first
+    /// of their lines, so that a judge that keeps it loses none of them, wherever they are rotated to meanwhile.
+    fn taken_up(&mut self, path: &Path, tags: &[u32], position: &Position);
     /// A source changed its state.
     fn source(&mut self, event: SourceEvent<'_>);
     /// The answer to [`WatchHandle::status`].

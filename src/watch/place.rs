@@ -23,6 +23,8 @@ pub(super) struct Place {
     pub held: Vec<Held>,
     /// A mark for each of `held`.
     pub position: Position,
+    /// A file was taken up since the position was last told or handed out with a chunk.
+    pub untold: bool,
     /// Marks of the files last let go, so that a compressed copy of one is not taken for something new.
     pub done: VecDeque<Mark>,
     /// The last of `held` is what the path leads to.
@@ -54,6 +56,7 @@ impl Place {
             trail: Trail::new(),
             held: Vec::new(),
             position: Position::default(),
+            untold: false,
             done: VecDeque::new(),
             current: false,
             polled: None,

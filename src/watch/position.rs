@@ -1,12 +1,14 @@
 //! Where a reader is, in a form that survives a restart.
 //!
 //! An inode number alone proves nothing (ext4 gives the number of a deleted file to the next one) and neither does a length
-//! (a file may be truncated and outgrow its former self). So a [`Mark`] also carries fingerprints of the first bytes of the file
-//! and of the last bytes before the offset.
+//! (a file may be truncated and outgrow its former self). So a [`Mark`] also carries the birth of the file, which tells files
+//! apart of which nothing was read yet, and fingerprints of its first bytes and of the last bytes before the offset, which tell
+//! what was done to it since.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +31,9 @@ pub struct Mark {
     pub device: u64,
     /// The inode number.
     pub inode: u64,
+    /// When the file was made, nanoseconds since the Unix epoch (`stx_btime` of statx(2)); 0 where the file system does not say.
+    #[serde(default)]
+    pub birth: i64,
     /// Bytes that are done with.
     pub offset: u64,
     /// The offset stands inside a line that was handed out cut; its rest is to be skipped.
@@ -59,11 +64,23 @@ impl Mark {
         Mark {
             device: meta.dev(),
             inode: meta.ino(),
+            birth: birth(meta),
             modified: modified(meta),
             head: fingerprint(&[]),
             tail: fingerprint(&[]),
             ..Mark::default()
         }
+    }
+
+    /// Whether both mark the same file beyond doubt: a number is given again, but not with the same birth, except to a file that
+    /// was made, removed and followed by the other within one tick of the kernel's clock.
+    pub(super) fn born_as(&self, other: &Mark) -> bool {
+        self.identity() == other.identity() && self.birth != 0 && self.birth == other.birth
+    }
+
+    /// Whether they mark different files beyond doubt.
+    pub(super) fn born_apart(&self, other: &Mark) -> bool {
+        self.identity() != other.identity() || (self.birth != 0 && other.birth != 0 && self.birth != other.birth)
     }
 
     /// Whether the file holds, before the offset, what this mark saw there.
@@ -92,6 +109,12 @@ impl Mark {
 /// Modification time in nanoseconds since the Unix epoch.
 pub(super) fn modified(meta: &std::fs::Metadata) -> i64 {
     meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec())
+}
+
+/// When the file was made, in nanoseconds since the Unix epoch; 0 if nobody knows.
+fn birth(meta: &std::fs::Metadata) -> i64 {
+    let since = meta.created().ok().and_then(|born| born.duration_since(UNIX_EPOCH).ok());
+    since.and_then(|since| i64::try_from(since.as_nanos()).ok()).unwrap_or(0)
 }
 
 /// FNV-1a, 64 bits: stable between versions, quick on a few hundred bytes. It tells files apart, it guards no secret.
@@ -130,8 +153,26 @@ mod tests {
 
     #[test]
     fn a_position_survives_json() {
-        let position = Position { marks: vec![Mark { inode: u64::MAX, offset: 7, head: u64::MAX, ..Mark::default() }] };
+        let position =
+            Position { marks: vec![Mark { inode: u64::MAX, birth: -1, offset: 7, head: u64::MAX, ..Mark::default() }] };
         let text = serde_json::to_string(&position).unwrap();
         assert_eq!(serde_json::from_str::<Position>(&text).unwrap(), position);
+        let before_births = text.replace(r#""birth":-1,"#, "");
+        assert_eq!(serde_json::from_str::<Position>(&before_births).unwrap().marks[0].birth, 0);
+    }
+
+    #[test]
+    fn an_equal_birth_proves_and_another_one_disproves() {
+        let mark = |inode, birth| Mark { inode, birth, ..Mark::default() };
+        let table = [
+            (mark(1, 5), mark(1, 5), true, false),
+            (mark(1, 5), mark(1, 6), false, true),
+            (mark(1, 5), mark(2, 5), false, true),
+            (mark(1, 0), mark(1, 0), false, false),
+            (mark(1, 5), mark(1, 0), false, false),
+        ];
+        for (a, b, same, apart) in table {
+            assert_eq!((a.born_as(&b), a.born_apart(&b)), (same, apart), "{a:?} {b:?}");
+        }
     }
 }

@@ -587,13 +587,13 @@ impl Reader<'_> {
     fn came_before(&mut self, id: u32, index: usize, bytes: usize) -> bool {
         let Some(place) = self.places.get(&id) else { return false };
         let Some(held) = place.held.get(index) else { return false };
-        let (path, since) = (place.path.clone(), held.since);
+        let (path, since, copies_from) = (place.path.clone(), held.since, held.copies_from);
         let head = &self.buffer[..bytes.min(HEAD)];
         let beside = older(&path, place.position.marks[index].identity(), head);
         let known = place.known();
         let mut at = index;
         for sibling in beside {
-            let fresh = modified(&sibling.meta) >= since;
+            let fresh = modified(&sibling.meta) >= since && sibling.beginning().birth >= copies_from;
             if fresh
                 && !self.holders.contains_key(&sibling.identity())
                 && !self.is_place(&sibling.path, id)

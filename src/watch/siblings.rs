@@ -43,6 +43,11 @@ impl Sibling {
         (self.meta.dev(), self.meta.ino())
     }
 
+    /// A mark at its beginning.
+    pub(super) fn beginning(&self) -> Mark {
+        Mark::beginning(&self.meta)
+    }
+
     /// Oldest first. Names of one scheme are ordered by what they say, for modification times tie within a clock tick; across
     /// schemes only the modification time can tell.
     fn order(&self, other: &Sibling) -> Ordering {

@@ -20,6 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub(super) enum Told {
     Lines { path: PathBuf, tags: Vec<u32>, text: Vec<u8>, live: bool, position: Position },
+    TakenUp { path: PathBuf, position: Position },
     Source { path: PathBuf, what: Happening },
     Status(Vec<SourceStatus>),
     Idle,
@@ -38,6 +39,9 @@ impl Judge for Recorder {
             live: chunk.live,
             position: chunk.position.clone(),
         });
+    }
+    fn taken_up(&mut self, path: &Path, _: &[u32], position: &Position) {
+        let _ = self.0.send(Told::TakenUp { path: path.to_owned(), position: position.clone() });
     }
     fn source(&mut self, event: SourceEvent<'_>) {
         let _ = self.0.send(Told::Source { path: event.path.to_owned(), what: event.what });
@@ -95,6 +99,10 @@ impl Run {
                 self.lines.extend(text.split_terminator('\n').map(|line| (line.to_owned(), live)));
                 self.positions.insert(path, position);
                 self.tags = tags;
+                None
+            }
+            Told::TakenUp { path, position } => {
+                self.positions.insert(path, position);
                 None
             }
             Told::Source { path, what } => {
@@ -792,6 +800,141 @@ fn a_file_moved_to_another_inode_goes_on() {
     down("1\n", &["1"], meanwhile, &["2"]);
 }
 
+/// Follows until the file is taken up, stops before a line of it was handed out, makes of the position what `known` says, does
+/// something, goes on.
+#[track_caller]
+fn killed_at_once(before: &str, known: impl Fn(&mut position::Mark), meanwhile: impl Fn(&Path), after: &[&str]) {
+    let (_dir, log) = room();
+    append(&log, before);
+    let mut first = None;
+    let run = Run::following(&log, Start::FromBeginning);
+    while first.is_none() {
+        match run.told.recv_timeout(PATIENCE).expect("a position") {
+            Told::TakenUp { position, .. } => first = Some(position),
+            Told::Lines { .. } => panic!("a line before the position"),
+            _ => {}
+        }
+    }
+    drop(run);
+    let mut position = first.unwrap();
+    position.marks.iter_mut().for_each(known);
+    meanwhile(&log);
+    let mut run = Run::new(habits());
+    run.handle.resume(&log, position);
+    run.handle.watch(1, log.to_str().unwrap(), Start::FromBeginning);
+    run.reads(after);
+}
+
+fn untouched(_: &mut position::Mark) {}
+
+#[test]
+fn killed_before_the_first_chunk_and_rotated() {
+    let rotated = |log: &Path| {
+        append(log, "1\n2\n");
+        fs::rename(log, beside(log, ".1")).unwrap();
+        append(log, "3\n");
+    };
+    for before in ["", "0\n"] {
+        let lines = ["0", "1", "2", "3"];
+        let lines = if before.is_empty() { &lines[1..] } else { &lines[..] };
+        killed_at_once(before, untouched, rotated, lines);
+        killed_at_once(before, |mark| mark.birth = 0, rotated, lines);
+    }
+}
+
+#[test]
+fn killed_before_the_first_chunk_and_rotated_twice_the_older_one_compressed() {
+    let meanwhile = |log: &Path| {
+        append(log, "1\n");
+        fs::rename(log, beside(log, ".2")).unwrap();
+        append(log, "2\n");
+        fs::rename(log, beside(log, ".1")).unwrap();
+        gzip(&beside(log, ".2"));
+        append(log, "3\n");
+    };
+    killed_at_once("", untouched, meanwhile, &["1", "2", "3"]);
+}
+
+#[test]
+fn killed_before_the_first_chunk_copied_and_truncated() {
+    let meanwhile = |log: &Path| {
+        append(log, "1\n");
+        fs::copy(log, beside(log, ".1")).unwrap();
+        File::create(log).unwrap();
+        append(log, "2\n");
+    };
+    killed_at_once("", untouched, meanwhile, &["1", "2"]);
+    killed_at_once(
+        "",
+        untouched,
+        |log| {
+            meanwhile(log);
+            fs::rename(beside(log, ".1"), beside(log, ".2")).unwrap();
+            fs::rename(log, beside(log, ".1")).unwrap();
+            append(log, "3\n");
+        },
+        &["1", "2", "3"],
+    );
+}
+
+#[test]
+fn what_was_rotated_before_the_file_was_born_is_not_read_though_written_to_since() {
+    let (_dir, log) = room();
+    append(&log, "old\n");
+    fs::rename(&log, beside(&log, ".1")).unwrap();
+    let old = beside(&log, ".1").metadata().unwrap();
+    append(&log, "");
+    while log.metadata().unwrap().created().unwrap() == old.created().unwrap() {
+        fs::remove_file(&log).unwrap();
+        append(&log, "");
+    }
+    let mut run = Run::following(&log, Start::FromBeginning);
+    run.caught_up();
+    let positions = run.stop().positions.clone();
+    append(beside(&log, ".1"), "late\n");
+    append(&log, "new\n");
+    let mut run = Run::new(habits());
+    for (path, position) in positions {
+        run.handle.resume(path, position);
+    }
+    run.handle.watch(1, log.to_str().unwrap(), Start::FromBeginning);
+    run.reads(&["new"]);
+}
+
+#[test]
+fn an_inode_number_given_to_another_file_proves_nothing() {
+    // The inode that was taken up is gone; its number belongs to a file rotated before, whose lines were read.
+    let (_dir, log) = room();
+    append(&log, "");
+    let mut run = Run::following(&log, Start::FromBeginning);
+    run.caught_up();
+    let position = run.stop().positions.remove(&log).unwrap();
+    let mut mark = position.marks[0];
+    append(&log, "1\n");
+    fs::rename(&log, beside(&log, ".1")).unwrap();
+    // The kernel's file times are a clock tick coarse.
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_millis(50) {
+        std::thread::yield_now();
+    }
+    append(&log, "2\n");
+    let reads = |mark: position::Mark, lines: &[&str]| {
+        let mut run = Run::new(habits());
+        run.handle.resume(&log, Position { marks: vec![mark] });
+        run.handle.watch(1, log.to_str().unwrap(), Start::FromBeginning);
+        run.reads(lines);
+    };
+    reads(mark, &["1", "2"]);
+    // Taken up later than what is there was last written to: by its birth, and were it not for that by its time, it is not ours.
+    mark.birth += 1;
+    mark.modified = i64::MAX;
+    reads(mark, &["2"]);
+    mark.birth = 0;
+    reads(mark, &["2"]);
+    mark.birth = position.marks[0].birth;
+    reads(mark, &["1", "2"]);
+}
+
 #[test]
 fn a_mark_of_nonsense_harms_nothing() {
     let (_dir, log) = room();
@@ -824,6 +967,7 @@ impl Judge for Sink {
             let _ = self.seen.send(self.bytes);
         }
     }
+    fn taken_up(&mut self, _: &Path, _: &[u32], _: &Position) {}
     fn source(&mut self, event: SourceEvent<'_>) {
         if event.what == Happening::CaughtUp {
             let _ = self.seen.send(self.bytes);

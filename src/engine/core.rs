@@ -573,7 +573,7 @@ impl Core {
                 source.offset = batch.offset;
                 source.size = batch.size.max(batch.offset);
                 source.lines += batch.lines;
-                if !matches!(source.state, SourceState::Unreadable) {
+                if batch.lines > 0 && !matches!(source.state, SourceState::Unreadable) {
                     source.state = if batch.live { SourceState::Live } else { SourceState::CatchingUp };
                 }
             }
@@ -776,7 +776,7 @@ impl Core {
         self.actions.extend(replies.into_iter().map(|(client, reply)| Action::Reply(client, reply)));
     }
 
-    /// Every ban is to be told again; positions come again with the next lines.
+    /// Every ban is to be told again; positions are kept in mind until they are saved.
     fn note_everything(&mut self, now: Now) {
         for running in &self.jails {
             running.jail.bans().for_each(|(subject, _)| self.keep.ban(now, &running.key, subject));
@@ -813,7 +813,7 @@ impl Core {
     /// From here on changes are kept; `boot` names this boot. Bans that an earlier run kept and that are over by now are let go.
     pub fn keep(&mut self, now: Now, boot: String, restored: &Restored) {
         self.boot = boot;
-        self.keep.start();
+        self.keep.start(restored.positions.iter().map(|(path, _)| path.clone()));
         for (jail, subject, _) in &restored.bans {
             // What a broken jail held waits until it is mended.
             if !self.specs.broken.iter().any(|(broken, _)| **broken == **jail) {

@@ -1,10 +1,11 @@
 //! What has to be kept and is not yet: the core notes it here as it happens, and it goes out in one save at a time.
 //!
 //! A save holds what one transaction must hold together: positions, the failures counted up to them, and the bans that came of
-//! those. It goes at most every 250 ms while there is something to keep; what somebody asked for by hand goes at once, and is
-//! on the disk before the reply. After a save that failed the next one tells everything anew.
+//! those. It goes at most every 250 ms while there is something to keep. The first position in a log goes at once: without one
+//! a later start would not know that what is rotated until then was ours to read. What somebody asked for by hand goes at once
+//! too, and is on the disk before the reply. After a save that failed the next one tells everything anew.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
@@ -42,6 +43,9 @@ pub struct Keeping {
     pub sync: bool,
 }
 
+/// How far sources were read; `None`: no longer followed.
+type Positions = HashMap<Arc<str>, Option<Arc<Resume>>>;
+
 /// The core's notes.
 #[derive(Debug, Default)]
 pub struct Keep {
@@ -49,13 +53,18 @@ pub struct Keep {
     on: bool,
     failures: BTreeMap<Arc<str>, Vec<u8>>,
     bans: BTreeSet<(Arc<str>, IpNetwork)>,
-    positions: HashMap<Arc<str>, Option<Arc<Resume>>>,
+    positions: Positions,
+    /// Those of the save under way: if it fails they go with the next.
+    sent: Positions,
+    /// Paths with a position kept or on its way.
+    placed: HashSet<Arc<str>>,
     totals: BTreeSet<Arc<str>>,
     kernel: Option<KernelIdentity>,
     /// Since when something waits.
     dirty: Option<Time>,
     not_before: Time,
     urgent: bool,
+    at_once: bool,
     whole: bool,
     appended: usize,
     rewritten: usize,
@@ -67,9 +76,10 @@ pub struct Keep {
 }
 
 impl Keep {
-    /// Begins to keep.
-    pub fn start(&mut self) {
+    /// Begins to keep; there are positions for these paths already.
+    pub fn start(&mut self, placed: impl IntoIterator<Item = Arc<str>>) {
         self.on = true;
+        self.placed.extend(placed);
     }
 
     /// Nothing can be kept, because of this.
@@ -115,6 +125,10 @@ impl Keep {
     /// Reading has come so far.
     pub fn position(&mut self, now: Now, path: &Arc<str>, resume: Option<Arc<Resume>>) {
         if self.on {
+            match resume {
+                Some(_) => self.at_once |= self.placed.insert(path.clone()),
+                None => _ = self.placed.remove(path),
+            }
             self.positions.insert(path.clone(), resume);
             self.touch(now);
         }
@@ -155,7 +169,7 @@ impl Keep {
     /// When the next save is due, if one is.
     pub fn due(&self) -> Option<Time> {
         let dirty = self.dirty.filter(|_| self.on && !self.under_way)?;
-        Some(if self.urgent { dirty } else { dirty + GATHER }.max(self.not_before))
+        Some(if self.urgent || self.at_once { dirty } else { dirty + GATHER }.max(self.not_before))
     }
 
     /// The next save, if one is due. `tell` gives a ban as it is now, `totals` those of a jail, `all` every window's steps.
@@ -181,23 +195,29 @@ impl Keep {
             let kept = tell(&jail, subject);
             (jail, subject, kept)
         });
+        self.sent = std::mem::take(&mut self.positions);
         let keeping = Keeping {
             failures,
             whole,
             bans: bans.collect(),
-            positions: std::mem::take(&mut self.positions).into_iter().collect(),
+            positions: self.sent.iter().map(|(path, resume)| (path.clone(), resume.clone())).collect(),
             totals: std::mem::take(&mut self.totals).into_iter().map(|jail| (jail.clone(), totals(&jail))).collect(),
             kernel: self.kernel.take(),
             sync: self.urgent,
         };
         self.carried = std::mem::take(&mut self.waiting);
-        (self.dirty, self.urgent, self.whole, self.under_way) = (None, false, false, true);
+        (self.dirty, self.urgent, self.at_once, self.whole, self.under_way) = (None, false, false, false, true);
         Some(keeping)
     }
 
     /// The answer to a save: who is to be replied to now, and whether the caller has to note everything anew.
     pub fn saved(&mut self, now: Now, result: Result<(), String>) -> (Vec<(ClientId, Reply)>, Option<Change>) {
         self.under_way = false;
+        let sent = std::mem::take(&mut self.sent);
+        if result.is_err() {
+            // The failures counted up to them are told anew: without them those would be read and counted again.
+            sent.into_iter().for_each(|(path, resume)| _ = self.positions.entry(path).or_insert(resume));
+        }
         let change = match (result, self.failed.take()) {
             (Ok(()), None) => None,
             (Ok(()), Some(_)) => Some(Change::Mended),
@@ -276,7 +296,7 @@ mod tests {
         let subject = IpNetwork::from(failure.address);
         keep.failure(at(0), &jail, subject, &failure);
         assert!(keep.due().is_none(), "nothing is kept before it starts");
-        keep.start();
+        keep.start([]);
         keep.failure(at(0), &jail, subject, &failure);
         assert_eq!(keep.due(), Some(Time(250_000)));
         assert!(next(&mut keep, at(0)).is_none());
@@ -292,7 +312,7 @@ mod tests {
     fn what_is_asked_for_by_hand_goes_at_once_and_is_answered_after() {
         let mut keep = Keep::default();
         assert!(keep.then_reply(at(0), ClientId(1), Reply::done(1.into())).is_some(), "nothing is kept");
-        keep.start();
+        keep.start([]);
         assert!(keep.then_reply(at(0), ClientId(1), Reply::done(1.into())).is_none());
         let save = next(&mut keep, at(0)).expect("due at once");
         assert!(save.sync);
@@ -300,9 +320,45 @@ mod tests {
     }
 
     #[test]
+    fn the_first_position_in_a_log_goes_at_once() {
+        let mut keep = Keep::default();
+        let (old, new): (Arc<str>, Arc<str>) = ("/old".into(), "/new".into());
+        let resume = || Some(Arc::new(Resume::default()));
+        keep.start([old.clone()]);
+        keep.position(at(0), &old, resume());
+        assert_eq!(keep.due(), Some(Time(250_000)), "an earlier run kept one");
+        keep.position(at(0), &new, resume());
+        let save = next(&mut keep, at(0)).expect("due at once");
+        assert_eq!((save.positions.len(), save.sync), (2, false));
+        keep.saved(at(0), Ok(()));
+        keep.position(at(1), &new, resume());
+        assert!(next(&mut keep, at(1)).is_none());
+        keep.position(at(1), &new, None);
+        keep.position(at(1), &new, resume());
+        assert!(next(&mut keep, at(1)).is_some(), "it was forgotten meanwhile");
+    }
+
+    #[test]
+    fn a_position_whose_save_failed_goes_with_the_next() {
+        let mut keep = Keep::default();
+        let (a, b): (Arc<str>, Arc<str>) = ("/a".into(), "/b".into());
+        let resume = |place| Some(Arc::new(Resume { place, ..Resume::default() }));
+        keep.start([]);
+        keep.position(at(0), &a, resume(1));
+        keep.position(at(0), &b, resume(2));
+        next(&mut keep, at(0)).expect("due");
+        keep.position(at(0), &b, resume(3));
+        keep.saved(at(0), Err("disk full".into()));
+        let save = next(&mut keep, at(6)).expect("tried again");
+        let mut places: Vec<u16> = save.positions.iter().filter_map(|(_, resume)| Some(resume.as_ref()?.place)).collect();
+        places.sort_unstable();
+        assert_eq!((places, save.whole), (vec![1, 3], true));
+    }
+
+    #[test]
     fn after_a_failure_everything_is_told_anew() {
         let mut keep = Keep::default();
-        keep.start();
+        keep.start([]);
         keep.ban(at(0), &"sshd".into(), "192.0.2.7".parse().expect("a net"));
         next(&mut keep, at(1)).expect("due");
         assert_eq!(keep.saved(at(1), Err("disk full".into())).1, Some(Change::Failed("disk full".into())));

@@ -93,10 +93,10 @@ impl Log {
         self.reopen();
     }
 
-    /// Moves the file to `PATH.1`, what was there to `PATH.2`, and so on up to 9; until [`Log::reopen`] the writer goes on
-    /// in the old one.
+    /// Moves the file to `PATH.1`, what was there to `PATH.2`, and so on up to 99, so that no line is destroyed unread by it;
+    /// until [`Log::reopen`] the writer goes on in the old one.
     pub fn rename(&mut self) {
-        for n in (1..9).rev() {
+        for n in (1..99).rev() {
             // Most of them are not there.
             let _ = std::fs::rename(format!("{}.{n}", self.path()), format!("{}.{}", self.path(), n + 1));
         }

@@ -30,6 +30,8 @@ use jiff::tz::TimeZone;
 pub mod dates;
 pub mod definition;
 pub mod fail2ban;
+#[cfg(test)]
+mod forged;
 mod literals;
 mod pattern;
 mod prefilter;

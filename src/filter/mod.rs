@@ -32,6 +32,8 @@ mod borrowed;
 pub mod dates;
 pub mod definition;
 pub mod fail2ban;
+#[cfg(test)]
+mod forged;
 mod literals;
 mod pattern;
 mod prefilter;

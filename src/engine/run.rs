@@ -108,11 +108,11 @@ async fn drive(ready: Ready) -> Result<(), String> {
     let listener = UnixListener::from_std(listener).map_err(failed("control socket"))?;
     tokio::spawn(server::serve(listener, access, incoming));
 
-    let mut saves = None;
+    let (mut saves, mut keeping) = (None, None);
     if let Some((store, restored)) = state {
         let (sender, to_save) = std_mpsc::channel();
         let done = kept;
-        thread("keeper").spawn(move || keeper::run(store, &to_save, &done)).map_err(failed("keeper"))?;
+        keeping = Some(thread("keeper").spawn(move || keeper::run(store, &to_save, &done)).map_err(failed("keeper"))?);
         saves = Some(sender);
         for (path, kept) in &restored.positions {
             if let Some(resume) = keeper::resume(kept) {
@@ -166,6 +166,10 @@ async fn drive(ready: Ready) -> Result<(), String> {
     drop((performer.work, performer.saves, happened));
     let _ = reader.join();
     let _ = writing.join();
+    // The state file is closed whole: nothing is left in its log for the next start to take up.
+    if let Some(keeping) = keeping {
+        let _ = keeping.join();
+    }
     info!("stopped; table {} {} stands, its bans go on", core.specs().family, core.specs().table);
     Ok(())
 }

@@ -15,6 +15,9 @@ use crate::terms::fold;
 
 /// A pattern may compile to this many bytes.
 const SIZE_LIMIT: usize = 4 << 20;
+/// Memory for the states of one pattern's automaton, taken only as lines ask for it. When it runs out the engine starts over, and
+/// soon gives up for one a hundred times slower: long hostile lines reach a limit of 2 MiB.
+const DFA_LIMIT: usize = 32 << 20;
 
 /// A pattern ready to be tried.
 #[derive(Debug)]
@@ -89,14 +92,15 @@ impl Pattern {
             }
             Err(e) => return one(None, e.to_string(), None),
         };
-        let regex = match RegexBuilder::new(&expanded.text).unicode(false).size_limit(SIZE_LIMIT).build() {
-            Ok(regex) => regex,
-            Err(regex::Error::CompiledTooBig(limit)) => {
-                let what = format!("compiles to more than {} MiB", limit >> 20);
-                return one(None, what, Some("lower the counts of repetitions such as x{1000}".to_owned()));
-            }
-            Err(e) => return one(None, e.to_string(), None),
-        };
+        let regex =
+            match RegexBuilder::new(&expanded.text).unicode(false).size_limit(SIZE_LIMIT).dfa_size_limit(DFA_LIMIT).build() {
+                Ok(regex) => regex,
+                Err(regex::Error::CompiledTooBig(limit)) => {
+                    let what = format!("compiles to more than {} MiB", limit >> 20);
+                    return one(None, what, Some("lower the counts of repetitions such as x{1000}".to_owned()));
+                }
+                Err(e) => return one(None, e.to_string(), None),
+            };
         let place = |name: &str| regex.capture_names().position(|n| n == Some(name));
         let roles: Vec<_> = expanded.roles.iter().filter_map(|(name, role)| Some((place(name)?, role.clone()))).collect();
         let nets = roles.iter().filter_map(|(group, role)| match role {

@@ -59,6 +59,16 @@ impl Run {
         Run { handle, told, thread: Some(thread) }
     }
 
+    /// Waits until the path is known to lead nowhere: what comes there from now on is ours.
+    fn waiting(self) -> Run {
+        loop {
+            match self.told.recv_timeout(PATIENCE).expect("it is looked at") {
+                Told::Happened(Happening::Missing { .. }) => return self,
+                told => drop(told),
+            }
+        }
+    }
+
     fn stop(mut self) -> Receiver<Told> {
         self.handle.stop();
         if let Some(thread) = self.thread.take() {
@@ -120,7 +130,7 @@ fn nothing_is_lost_when_multilog_rotates() {
     }
     let room = tempfile::tempdir().expect("a directory");
     let dir = room.path().join("smtpd");
-    let run = Run::following(&dir.join("current"), None);
+    let run = Run::following(&dir.join("current"), None).waiting();
     let mut writer = multilog(&dir);
     let mut input = writer.stdin.take().expect("a pipe");
     let mut seen = Vec::new();
@@ -135,6 +145,24 @@ fn nothing_is_lost_when_multilog_rotates() {
     writer.wait().expect("multilog ends");
     let files = fs::read_dir(&dir).expect("the log directory").count();
     assert!(files > 20, "{files} files: multilog did not rotate");
+}
+
+#[test]
+fn a_file_that_came_and_was_rotated_away_before_we_looked_is_read() {
+    for _ in 0..50 {
+        let room = tempfile::tempdir().expect("a directory");
+        let log = room.path().join("mail.log");
+        let run = Run::following(&log, None).waiting();
+        let write = |numbers: std::ops::RangeInclusive<u64>| {
+            let lines: String =
+                numbers.map(|n| format!("mx sshd[1]: Failed password for root from 198.51.100.7 {n}\n")).collect();
+            fs::write(&log, lines).expect("the log");
+        };
+        write(1..=10);
+        fs::rename(&log, room.path().join("mail.log.1")).expect("rotated");
+        write(11..=20);
+        all_once(&run, &mut Vec::new(), 20);
+    }
 }
 
 #[test]

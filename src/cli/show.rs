@@ -159,6 +159,9 @@ fn status_text(value: &Value, utc: bool) -> String {
     if let Some(why) = value["degraded"].as_str() {
         out.push_str(&format!("\ndegraded: {why}\n"));
     }
+    if let Some(why) = value["state"].as_str() {
+        out.push_str(&format!("\nnothing is remembered over a restart: {why}\n"));
+    }
     for nft in value["nft"].as_array().map(Vec::as_slice).unwrap_or_default() {
         out.push_str(&format!(
             "\ntable {} {}, generation {}",

@@ -8,9 +8,14 @@
 
 use regex_syntax::hir::{Class, Hir, HirKind, Look, Repetition};
 
-/// A text of n bytes is given up after so many steps plus n times [`STEPS_PER_BYTE`].
+/// A text of n bytes is given up after so many steps plus n times [`STEPS_PER_BYTE`], or [`STEPS_PER_LONG_BYTE`].
 const STEPS: usize = 512;
 const STEPS_PER_BYTE: usize = 2;
+/// The same for long texts: giving up early pays for the short lines that servers write, while on a long one the engine that
+/// takes over needs a microsecond a byte to find the groups.
+const STEPS_PER_LONG_BYTE: usize = 24;
+/// Texts of more bytes than this are long.
+const LONG: usize = 4096;
 /// A pattern of more instructions is left to the regex engine.
 const LONGEST: usize = 4000;
 /// A group that took no part.
@@ -241,7 +246,8 @@ impl Walk {
         room.slots.clear();
         room.slots.resize(self.slots, UNSET);
         room.back.clear();
-        let mut left = STEPS + text.len().saturating_mul(STEPS_PER_BYTE);
+        let per_byte = if text.len() > LONG { STEPS_PER_LONG_BYTE } else { STEPS_PER_BYTE };
+        let mut left = STEPS + text.len().saturating_mul(per_byte);
         let (mut step, mut at) = (0, 0);
         loop {
             if left == 0 {

@@ -247,6 +247,9 @@ impl Reader<'_> {
             {
                 held.begin_again(&mut mark);
             }
+            if before.is_empty() && alive {
+                self.hold_passed(id, &path, identity, since);
+            }
             held.first = mark.offset == 0;
             // A copy is younger than what it was made of; and what was copied away before we came is not ours.
             held.copies_from = if fresh && before.is_empty() { held.since } else { mark.birth };
@@ -259,6 +262,19 @@ impl Reader<'_> {
             place.since = SystemTime::now();
         }
         self.tell(id, if was.0 { Happening::Rotated } else { Happening::Appeared });
+    }
+
+    /// Nothing was at the path, and something is now: a fast writer may have made, filled and rotated away others before we
+    /// looked. What was born beside the path while we waited is read first.
+    fn hold_passed(&mut self, id: u32, path: &Path, leads: Identity, since: SystemTime) {
+        let since = since.checked_sub(TICK).and_then(|since| since.duration_since(SystemTime::UNIX_EPOCH).ok());
+        let since = since.map_or(i64::MAX, |since| i64::try_from(since.as_nanos()).unwrap_or(i64::MAX));
+        for sibling in siblings(path) {
+            let born = sibling.beginning().birth;
+            if born >= since && sibling.identity() != leads && !self.is_place(&sibling.path, id) {
+                self.hold_sibling(id, &sibling, None, None);
+            }
+        }
     }
 
     /// Where another path's reader of an earlier run stopped in this inode.

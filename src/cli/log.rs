@@ -19,6 +19,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, reload};
 
 use crate::config::run::{Log, Loglevel};
+use crate::terms::plain;
 
 /// What can be changed while the daemon runs.
 #[derive(Clone)]
@@ -37,7 +38,7 @@ impl Handle {
         if let Some(file) = &self.file
             && let Err(e) = file.lock().unwrap_or_else(PoisonError::into_inner).reopen()
         {
-            tracing::error!("cannot reopen the log file: {}", crate::terms::plain(&e));
+            tracing::error!("cannot reopen the log file: {}", plain(&e));
         }
     }
 }
@@ -49,7 +50,7 @@ pub fn start(log: &Log, level: Loglevel) -> Result<Handle, String> {
     let registry = tracing_subscriber::registry().with(filter);
     let file = match log {
         Log::File(path) => {
-            let opened = Reopened::open(path).map_err(|e| format!("{}: {}", path.display(), crate::terms::plain(&e)))?;
+            let opened = Reopened::open(path).map_err(|e| format!("{}: {}", path.display(), plain(&e)))?;
             let file = Arc::new(Mutex::new(opened));
             let writer = Shared(file.clone());
             registry
@@ -57,7 +58,15 @@ pub fn start(log: &Log, level: Loglevel) -> Result<Handle, String> {
                 .init();
             Some(file)
         }
-        Log::Stderr | Log::Journal => {
+        Log::Journal => {
+            let journal = tracing_journald::layer().map_err(|e| {
+                let help = "is journald running here? `log = \"stderr\"` in [daemon] needs none";
+                format!("cannot reach the journal: {}\n  help: {help}", plain(&e))
+            })?;
+            registry.with(journal).init();
+            None
+        }
+        Log::Stderr => {
             registry.with(layer.event_format(Line { journal: to_journal() }).with_ansi(false).with_writer(io::stderr)).init();
             None
         }

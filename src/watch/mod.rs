@@ -18,6 +18,7 @@
 //! not pay for it.
 
 mod held;
+pub mod journal;
 mod lines;
 mod look;
 mod notices;

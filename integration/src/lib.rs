@@ -17,10 +17,12 @@
 //! prints SKIPPED; with `BANSET_REQUIRE=1` (CI) it fails instead.
 
 mod daemon;
+mod journal;
 mod lab;
 mod logs;
 
 pub use daemon::{Answer, Daemon, Tracing, binary};
+pub use journal::{Entries, Journald, have_journal};
 pub use lab::{Echo, Lab, Monitor, elements, expires, nft, nft_json, nft_try};
 pub use logs::{Log, Stamp};
 

@@ -47,6 +47,8 @@ pub enum Event {
     Read(Batch),
     /// A source appeared, went missing, rotated.
     Source(SourceReport),
+    /// Between file and journal, this was chosen for a jail.
+    Chosen(JailId, Choice),
     /// The kernel's answer to [`Action::Commit`].
     Committed(Vec<Refusal>),
     /// [`Action::Commit`] met a table that is not what we left: nothing of it was carried out.
@@ -117,6 +119,26 @@ pub struct Batch {
     pub live: bool,
     /// Whether anything was read since the last batch.
     pub changed: bool,
+    /// Of a journal: how many lines were read for each of its sources.
+    pub shares: Vec<Share>,
+}
+
+/// Lines of one source among those of a journal.
+#[derive(Clone, Debug)]
+pub struct Share {
+    /// The source, as `status` names it.
+    pub source: Arc<str>,
+    /// How many.
+    pub lines: u64,
+}
+
+/// Where a jail's lines come from, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// `file` or `journal`.
+    pub backend: &'static str,
+    /// Why, for people.
+    pub why: String,
 }
 
 /// The whole state of one reader after a batch.
@@ -128,6 +150,8 @@ pub struct Resume {
     pub position: crate::watch::Position,
     /// What its filters remember.
     pub scanner: crate::filter::State,
+    /// Of a journal: all of it; the two above are then empty.
+    pub journal: Option<Box<super::journal::Kept>>,
 }
 
 /// One failure or success for one jail.
@@ -347,6 +371,18 @@ struct Running {
     key: Arc<str>,
     ignored: Nets,
     sources: BTreeMap<Arc<str>, Source>,
+    choice: Option<Choice>,
+}
+
+impl Running {
+    /// `file` or `journal`: what was chosen, or what the configuration alone decides.
+    fn backend(&self) -> &'static str {
+        match &self.choice {
+            Some(choice) if self.spec.journal.is_some() => choice.backend,
+            _ if self.spec.backend == "journal" => "journal",
+            _ => "file",
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -457,6 +493,7 @@ impl Core {
         match event {
             Event::Read(batch) => self.read(now, &batch),
             Event::Source(report) => self.source(now, report),
+            Event::Chosen(jail, choice) => self.chosen(jail, choice),
             Event::Committed(refusals) => self.committed(now, refusals),
             Event::Saved(result) => self.saved(now, result),
             Event::Damaged(why) => self.damaged(now, why),
@@ -577,6 +614,11 @@ impl Core {
                     source.state = if batch.live { SourceState::Live } else { SourceState::CatchingUp };
                 }
             }
+            for share in &batch.shares {
+                if let Some(source) = running.sources.get_mut(&share.source) {
+                    source.lines += share.lines;
+                }
+            }
         }
     }
 
@@ -663,6 +705,16 @@ impl Core {
         if self.tidy_at <= now.mono {
             self.tidy_at = now.mono + TIDY;
             self.jails.iter_mut().for_each(|running| running.jail.tidy(now));
+        }
+    }
+
+    fn chosen(&mut self, jail: JailId, choice: Choice) {
+        let Some(running) = self.by_id.get(&jail).and_then(|at| self.jails.get_mut(*at)) else { return };
+        let news = running.choice.as_ref().is_none_or(|last| last.backend != choice.backend);
+        let text = format!("[{}] reads the {}: {}", running.spec.name, choice.backend, choice.why);
+        running.choice = Some(choice);
+        if news && running.spec.backend == "auto" {
+            self.log(Level::Info, text);
         }
     }
 
@@ -1041,16 +1093,24 @@ impl Core {
             let ignored: Nets = spec.ignored(&self.names).collect();
             let running = match old.remove(&spec.name) {
                 Some(running) => {
-                    let Running { id, spec: before, mut jail, sources, .. } = running;
+                    let Running { id, spec: before, mut jail, sources, choice, .. } = running;
                     rekeyed |= before.policy.ipv6_prefix != spec.policy.ipv6_prefix
                         || before.policy.ipv4_prefix != spec.policy.ipv4_prefix;
                     jail.reform(spec.policy.clone());
-                    Running { id, key: spec.name.as_str().into(), spec: spec.clone(), jail, ignored, sources }
+                    Running { id, key: spec.name.as_str().into(), spec: spec.clone(), jail, ignored, sources, choice }
                 }
                 None => {
                     let id = spec.id.unwrap_or(JailId(u32::MAX));
                     let jail = Jail::new(spec.policy.clone());
-                    Running { id, key: spec.name.as_str().into(), spec: spec.clone(), jail, ignored, sources: BTreeMap::new() }
+                    Running {
+                        id,
+                        key: spec.name.as_str().into(),
+                        spec: spec.clone(),
+                        jail,
+                        ignored,
+                        sources: BTreeMap::new(),
+                        choice: None,
+                    }
                 }
             };
             self.jails.push(running);
@@ -1339,7 +1399,7 @@ impl Core {
         let followed = |source: &Source| matches!(source.state, SourceState::Live | SourceState::CatchingUp);
         match () {
             () if running.spec.broken.is_some() => "broken",
-            () if running.spec.patterns.is_empty() => "running",
+            () if running.spec.patterns.is_empty() && running.spec.journal.is_none() => "running",
             () if !running.sources.values().any(followed) => "waiting",
             () if running.spec.policy.observe => "observing",
             () => "running",
@@ -1355,7 +1415,8 @@ impl Core {
         json!({
             "name": spec.name,
             "state": Core::state_of(running),
-            "backend": spec.backend,
+            "backend": running.backend(),
+            "backend_why": running.choice.as_ref().map(|choice| &choice.why),
             "sources": sources,
             "failures": { "current": running.jail.failing(), "total": running.jail.failures_total },
             "bans": { "current": running.jail.bans_held(), "total": running.jail.bans_total },
@@ -1399,7 +1460,7 @@ impl Core {
     fn stats(&self) -> Value {
         let rows = self.jails.iter().map(|running| {
             json!({
-                "jail": running.spec.name, "backend": running.spec.backend,
+                "jail": running.spec.name, "backend": running.backend(),
                 "failures": { "current": running.jail.failing(), "total": running.jail.failures_total },
                 "bans": { "current": running.jail.bans_held(), "total": running.jail.bans_total },
             })

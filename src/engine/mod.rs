@@ -3,6 +3,7 @@
 pub mod clerk;
 pub mod clock;
 pub mod core;
+pub mod journal;
 pub mod keep;
 pub mod keeper;
 pub mod kernel;
@@ -12,6 +13,7 @@ pub mod names;
 pub mod pace;
 pub mod reader;
 pub mod run;
+pub mod spawner;
 pub mod spec;
 
 pub use self::core::{Core, Event};

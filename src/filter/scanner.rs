@@ -726,9 +726,18 @@ mod tests {
 
     #[test]
     fn lines_of_the_journal_have_their_instants_beside_them() {
-        let filters = ["failregex = '^\\S+ x\\[\\d+\\]: (?:2020-01-01 00:00:00 )?bad <ADDR>$'", "failregex = '^\\S+ x: worse <ADDR>$'\ndatepattern = '^%d\\.%m\\.%Y %H:%M:%S'"];
+        let filters = [
+            "failregex = '^\\S+ x\\[\\d+\\]: (?:2020-01-01 00:00:00 )?bad <ADDR>$'",
+            "failregex = '^\\S+ x: worse <ADDR>$'\ndatepattern = '^%d\\.%m\\.%Y %H:%M:%S'",
+        ];
         let mut scanner = Scanner::new(filters.iter().map(|text| filter(text)).collect());
-        let lines = ["mx x[1]: bad 192.0.2.1", "mx y: fine", "mx x[1]: 2020-01-01 00:00:00 bad 192.0.2.2", "mx x: worse 192.0.2.3", "mx x[1]: message repeated 3 times: [ bad 192.0.2.4]"];
+        let lines = [
+            "mx x[1]: bad 192.0.2.1",
+            "mx y: fine",
+            "mx x[1]: 2020-01-01 00:00:00 bad 192.0.2.2",
+            "mx x: worse 192.0.2.3",
+            "mx x[1]: message repeated 3 times: [ bad 192.0.2.4]",
+        ];
         let (mut chunk, mut times) = (String::new(), Vec::new());
         for (ago, line) in (0_i64..).zip(lines) {
             times.push((chunk.len() as u32, Time::from_secs(NOW.secs() - 10_000 + 100 * ago)));
@@ -742,7 +751,12 @@ mod tests {
             assert_eq!(told, ["192.0.2.1 10000 1", "192.0.2.2 9800 1", "192.0.2.3 9700 1", "192.0.2.4 9600 3"]);
         }
         let mut found = Vec::new();
-        scanner.scan_timed(b"mx x[1]: bad 192.0.2.1", &[(0, Time::from_secs(NOW.secs() + 99))], When { now: NOW, live: true }, &mut found);
+        scanner.scan_timed(
+            b"mx x[1]: bad 192.0.2.1",
+            &[(0, Time::from_secs(NOW.secs() + 99))],
+            When { now: NOW, live: true },
+            &mut found,
+        );
         assert_eq!(found[0].time, NOW, "never later than now");
     }
 

@@ -115,7 +115,10 @@ impl Match {
     /// Whether an entry is meant, of which `has` tells which terms hold.
     pub fn holds(&self, mut has: impl FnMut(&Term) -> bool) -> bool {
         self.alternatives.is_empty()
-            || self.alternatives.iter().any(|terms| terms.chunk_by(|a, b| a.field == b.field).all(|same| same.iter().any(&mut has)))
+            || self
+                .alternatives
+                .iter()
+                .any(|terms| terms.chunk_by(|a, b| a.field == b.field).all(|same| same.iter().any(&mut has)))
     }
 
     /// The same as arguments of journalctl(1).
@@ -154,7 +157,10 @@ fn term(word: &str) -> Result<Term, (String, &'static str)> {
         return Err((format!("{:?} names no value", super::escape(word.as_bytes(), 80)), HELP));
     };
     let letters = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
-    if field.is_empty() || field.len() > LONGEST_NAME || !field.chars().all(letters) || field.starts_with(|c: char| c.is_ascii_digit())
+    if field.is_empty()
+        || field.len() > LONGEST_NAME
+        || !field.chars().all(letters)
+        || field.starts_with(|c: char| c.is_ascii_digit())
     {
         let help = "fields are written in capital letters, digits and underscores, for example _SYSTEMD_UNIT";
         return Err((format!("{:?} is no field of the journal", super::escape(field.as_bytes(), 80)), help));
@@ -225,7 +231,8 @@ mod tests {
 
     #[test]
     fn lists_are_alternatives_and_are_shown_as_written() {
-        let list = ["_COMM=a _PID=1".to_owned(), "_COMM=b".to_owned(), "_COMM=b".to_owned(), "SYSLOG_IDENTIFIER='x y'".to_owned()];
+        let list =
+            ["_COMM=a _PID=1".to_owned(), "_COMM=b".to_owned(), "_COMM=b".to_owned(), "SYSLOG_IDENTIFIER='x y'".to_owned()];
         let found = Match::parse(&list).expect("right");
         assert_eq!(found.to_string(), "_COMM=a _PID=1 + _COMM=b + \"SYSLOG_IDENTIFIER=x y\"");
         assert_eq!(parse(&found.to_string()), Ok(found.clone()));

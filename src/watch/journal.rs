@@ -192,16 +192,6 @@ impl Export {
         Export { terms, entry: Entry::default(), inside: Inside::Field, begun: false, rest: Vec::new() }
     }
 
-    /// The terms asked for.
-    pub fn terms(&self) -> &Terms {
-        &self.terms
-    }
-
-    /// Asks other terms from the next entry on. To be called between entries: what was read of one already is not asked again.
-    pub fn ask(&mut self, terms: Terms) {
-        self.terms = terms;
-    }
-
     /// Takes the next bytes; calls `each` for every entry that they end.
     pub fn feed(&mut self, bytes: &[u8], mut each: impl FnMut(&Terms, &Entry)) {
         let mut rest = std::mem::take(&mut self.rest);
@@ -354,8 +344,7 @@ impl Position {
         }
         let (own, other) = (Parts::of(&self.cursor), Parts::of(other));
         let known = own.boot.is_some() && own.monotonic.is_some() && own.realtime.is_some() && own.hash.is_some();
-        known
-            && (own.boot, own.monotonic, own.realtime, own.hash) == (other.boot, other.monotonic, other.realtime, other.hash)
+        known && (own.boot, own.monotonic, own.realtime, own.hash) == (other.boot, other.monotonic, other.realtime, other.hash)
     }
 
     /// Whether the entry comes not after the one handled last, in the order in which journalctl tells them: by number in one
@@ -402,13 +391,16 @@ mod tests {
 
     #[test]
     fn entries_are_worded_as_fail2ban_does_however_the_bytes_come() {
-        let mut text = b"__CURSOR=a\n__REALTIME_TIMESTAMP=1700000000000000\n_HOSTNAME=mx\nSYSLOG_IDENTIFIER=sshd\nSYSLOG_PID=7\n_PID=8\n\
+        let mut text =
+            b"__CURSOR=a\n__REALTIME_TIMESTAMP=1700000000000000\n_HOSTNAME=mx\nSYSLOG_IDENTIFIER=sshd\nSYSLOG_PID=7\n_PID=8\n\
             _SYSTEMD_UNIT=ssh.service\nMESSAGE=Failed a=b\n_SOURCE_REALTIME_TIMESTAMP=1699999999000000\n\n"
-            .to_vec();
+                .to_vec();
         text.extend(b"__REALTIME_TIMESTAMP=2\n_HOSTNAME=mx\n_COMM=cron\n_PID=9\n");
         text.extend(binary("MESSAGE", b"one\ntwo \xff\n"));
         text.extend(binary("COREDUMP", &[b'\n'; 3000]));
-        text.extend(b"\n__REALTIME_TIMESTAMP=3\n_HOSTNAME=mx\nSYSLOG_IDENTIFIER=kernel\n__MONOTONIC_TIMESTAMP=12000345\nMESSAGE=x\n\n");
+        text.extend(
+            b"\n__REALTIME_TIMESTAMP=3\n_HOSTNAME=mx\nSYSLOG_IDENTIFIER=kernel\n__MONOTONIC_TIMESTAMP=12000345\nMESSAGE=x\n\n",
+        );
         text.extend(b"__REALTIME_TIMESTAMP=4\nMESSAGE=\n\n\n\n");
         let want = [
             ("mx sshd[7]: Failed a=b".to_owned(), true, 1_699_999_999_000_000, false),

@@ -79,7 +79,6 @@ impl Journald {
         command.args(self.namespace).stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(fs::File::create("/run/journald.log").expect("a file for journald"));
         if self.namespace.is_some() {
-            command.env("RUNTIME_DIRECTORY", "/run/systemd/journal.mail").env("LOGS_DIRECTORY", "/var/log/journal");
             fs::create_dir_all("/run/systemd/journal.mail").expect("journald's own directory");
         }
         banset::netns::die_with_parent(&mut command);

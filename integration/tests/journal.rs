@@ -14,9 +14,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A jail that reads `door`'s entries, with a filter of its own; `more` says the rest.
 fn door(more: &str) -> String {
+    let usual = [("maxretry", "3"), ("findtime", "\"1h\""), ("bantime", "\"1d\""), ("port", "\"ssh\"")];
+    let usual: String =
+        usual.iter().filter(|(key, _)| !more.contains(key)).map(|(key, value)| format!("{key} = {value}\n")).collect();
     format!(
-        "[jail.door]\nenabled = true\nport = \"ssh\"\nmaxretry = 3\nfindtime = \"1h\"\nbantime = \"1d\"\n{more}\n\n\
-         [filter.door]\nfailregex = '^\\S+ door\\[\\d+\\]: refused <F-USER>\\S*</F-USER> from <HOST>$'\njournalmatch = \"SYSLOG_IDENTIFIER=door\"\n"
+        "[jail.door]\nenabled = true\n{usual}{more}\n\n\
+         [filter.door]\nfailregex = '^\\s*\\S+ door\\[\\d+\\]: refused <F-USER>\\S*</F-USER> from <HOST>$'\njournalmatch = \"SYSLOG_IDENTIFIER=door\"\n"
     )
 }
 
@@ -155,20 +158,18 @@ fn reading_goes_on_exactly_where_it_stopped() {
                 expected += 1;
             }
             if round == 3 {
-                journald.journalctl(&["--vacuum-files=1"]);
+                // What vacuuming deletes is gone, the entry of the saved cursor with it: only the last one is there.
+                journald.journalctl(&["--rotate"]);
+                journald.journalctl(&["--vacuum-size=1"]);
                 refuse(&journald, addr, 1);
-            }
-            expected += 1;
-            if round == 3 {
-                // What vacuuming deleted is gone: only the last one is there.
                 expected -= 1;
             }
+            expected += 1;
             daemon.start_again();
             wait_source(&daemon, "door", "live");
-            let exact = if round == 3 { expected } else { expected };
-            wait_for(PATIENCE, &format!("round {round}: {exact} failures"), || total(&daemon) >= exact);
+            wait_for(PATIENCE, &format!("round {round}: {expected} failures"), || total(&daemon) >= expected);
             std::thread::sleep(Duration::from_millis(700));
-            assert_eq!(total(&daemon), exact, "round {round}");
+            assert_eq!(total(&daemon), expected, "round {round}");
         }
         // A cursor that is none: sought by time, nothing twice.
         daemon.stop();
@@ -485,6 +486,7 @@ fn half_a_million_entries_are_caught_up_with_through_kills() {
         let banned = elements("door-v4").len() as u64;
         println!("{count} entries, {kills} kills: {} failures of {want}, {banned} bans", total(&daemon));
         assert_eq!((total(&daemon), banned), (want, want), "none lost, none twice");
+        assert!(kills > 0, "it was over before the first kill");
     });
 }
 

@@ -17,6 +17,7 @@ use super::pace::Pace;
 use super::spec::{Resolved, Spec, Specs, addresses};
 use crate::control::{Reply, Request};
 use crate::jail::{self, Failure, Held, Jail, Nets, Now, Origin, Verdict, ignore::is_nobody};
+use crate::nft::Interval;
 use crate::state::packed::{self, Step};
 use crate::state::{KernelIdentity, Restored, Totals};
 use crate::terms::{Lasting, Span, Time, escape};
@@ -90,8 +91,8 @@ pub struct Done {
 pub struct Adopted {
     /// The set.
     pub set: String,
-    /// The key.
-    pub address: IpAddr,
+    /// What it holds: one address, or in a set of intervals a stretch of them.
+    pub what: Interval,
     /// Its timeout; `None`: it has none.
     pub timeout: Option<Span>,
     /// What is left of it; `None`: it is permanent.
@@ -225,8 +226,8 @@ pub struct Reloaded {
 pub struct Change {
     /// The set.
     pub set: Arc<str>,
-    /// The key.
-    pub address: IpAddr,
+    /// The element: one address, or in a set of intervals (`JAIL-net4`) a stretch of them. From an `IpAddr` or `IpNetwork` by `into()`.
+    pub what: Interval,
     /// Add or remove.
     pub to: Target,
 }
@@ -282,6 +283,9 @@ pub struct Establish {
     pub ignored: Vec<IpNetwork>,
     /// Per jail, in the order of the specs: the content of its own ignore set.
     pub own_ignored: Vec<Vec<IpNetwork>>,
+    /// Per jail, in the order of the specs: whether it bans subnets too, so that it has `JAIL-net4` and `JAIL-net6`. A jail for which
+    /// `held` names one of these has them anyway.
+    pub nets: Vec<bool>,
     /// Every element held, per set, for sets that must be filled anew.
     pub held: HashMap<Arc<str>, Vec<Change>>,
     /// Whether elements of the kernel's sets that are not in `held` have to go.
@@ -438,7 +442,7 @@ impl Core {
         };
         let until = found.left.map(|left| now.mono + left);
         let held = Held { since: now.wall - elapsed, until, lasting, failures: 0, origin: Origin::Adopted, in_kernel: true };
-        let subject = running.jail.subject(found.address);
+        let subject = running.jail.subject(found.what.first());
         if running.jail.hold(subject, held) {
             self.keep.ban(now, &running.key, subject);
         } else {
@@ -646,7 +650,7 @@ impl Core {
             waiting.open += 1;
         }
         self.pending.effects.push((self.pending.changes.len(), effect));
-        self.pending.changes.push(Change { set, address: subject.network(), to });
+        self.pending.changes.push(Change { set, what: subject.network().into(), to });
     }
 
     fn expire(&mut self, now: Now) {
@@ -709,7 +713,7 @@ impl Core {
             if let Some(change) = flight.changes.get(*index)
                 && matches!(change.to, Target::Held { .. })
             {
-                let (set, address) = (change.set.clone(), change.address);
+                let (set, address) = (change.set.clone(), change.what.first());
                 for running in self.jails.iter_mut().filter(|j| j.spec.holds(&set)) {
                     let subject = running.jail.subject(address);
                     running.jail.lift(subject);
@@ -721,7 +725,7 @@ impl Core {
             if let (Target::Held { .. }, false) = (change.to, refused.contains_key(&index))
                 && let Some(running) = self.jails.iter_mut().find(|j| j.spec.holds(&change.set))
             {
-                let subject = running.jail.subject(change.address);
+                let subject = running.jail.subject(change.what.first());
                 running.jail.confirm(subject);
                 self.keep.ban(now, &running.key, subject);
             }
@@ -838,12 +842,12 @@ impl Core {
     /// not know is a ban of his, one that we know the kernel had and that is gone is an unban of his; what the kernel was not
     /// told yet is told now. Gives how many were added and lifted.
     pub fn compare(&mut self, now: Now, found: &[Adopted]) -> (usize, usize) {
-        let present: HashSet<(&str, IpAddr)> = found.iter().map(|element| (element.set.as_str(), element.address)).collect();
+        let present: HashSet<(&str, Interval)> = found.iter().map(|element| (element.set.as_str(), element.what)).collect();
         let (mut lifted, mut missing) = (Vec::new(), Vec::new());
         for (at, running) in self.jails.iter().enumerate() {
             for (subject, held) in running.jail.bans() {
                 let set = running.spec.set(subject);
-                match (present.contains(&(&*set, subject.network())), held.in_kernel) {
+                match (present.contains(&(&*set, subject.network().into())), held.in_kernel) {
                     (true, _) => {}
                     // It was about to end: the kernel's clock and ours differ by a little.
                     (false, true) if held.left(now).is_some_and(|left| left < Span::from_secs(3)) => {}
@@ -974,7 +978,7 @@ impl Core {
                 }
                 let set = spec.set(subject);
                 let to = Target::Held { lasting: ban.lasting, until: ban.until };
-                held.entry(set.clone()).or_default().push(Change { set, address: subject.network(), to });
+                held.entry(set.clone()).or_default().push(Change { set, what: subject.network().into(), to });
             }
         }
         let own_ignored = specs.jails.iter().map(|spec| spec.own_ignored(&self.names)).collect();
@@ -982,6 +986,7 @@ impl Core {
             specs: specs.clone(),
             ignored: self.ignored_for(specs),
             own_ignored,
+            nets: vec![false; specs.jails.len()],
             held,
             exact,
             adopt: self.specs.degraded.is_some() && self.specs.jails.is_empty(),
@@ -1593,7 +1598,7 @@ mod tests {
             Action::Commit(changes) => {
                 let one = |change: &Change| {
                     let sign = if change.to == Target::Gone { '-' } else { '+' };
-                    format!("{sign}{} {}", change.set, change.address)
+                    format!("{sign}{} {}", change.set, change.what)
                 };
                 format!("commit {}", changes.iter().map(one).collect::<Vec<_>>().join(" "))
             }
@@ -1765,10 +1770,12 @@ mod tests {
     fn elements_found_at_the_start_are_bans_that_go_on() {
         let mut bench = Bench::new(&["sshd"]);
         let (timeout, left) = (Some(Span::from_secs(600)), Some(Span::from_secs(100)));
-        let timed = Adopted { set: "sshd-v4".to_owned(), address: ip("198.51.100.7"), timeout, left };
+        let timed = Adopted { set: "sshd-v4".to_owned(), what: ip("198.51.100.7").into(), timeout, left };
         assert!(bench.core.adopt(at(0), &timed));
         assert!(
-            bench.core.adopt(at(0), &Adopted { set: "sshd-v6".to_owned(), address: ip("2001:db8::"), timeout: None, left: None })
+            bench
+                .core
+                .adopt(at(0), &Adopted { set: "sshd-v6".to_owned(), what: ip("2001:db8::").into(), timeout: None, left: None })
         );
         assert!(!bench.core.adopt(at(0), &Adopted { set: "other-v4".to_owned(), ..timed }));
         let row = bench.core.banned(at(0), &KernelView::default());

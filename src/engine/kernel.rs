@@ -59,6 +59,7 @@ pub fn plan(wanted: &Establish, element_counters: bool) -> Plan {
         ipv6_prefix: spec.policy.ipv6_prefix,
         ignore: wanted.own_ignored.get(at).cloned().unwrap_or_default(),
         nets: wanted.nets.get(at).copied().unwrap_or(false) || named(spec),
+        dnat: false,
         paused: false,
     });
     Plan {
@@ -69,6 +70,7 @@ pub fn plan(wanted: &Establish, element_counters: bool) -> Plan {
         element_counters: counts_elements(specs.nft.element_counters) && element_counters,
         gc_interval: Some(GC_INTERVAL),
         ignore: wanted.ignored.clone(),
+        only_drop: Vec::new(),
         jails: jails.collect(),
     }
 }

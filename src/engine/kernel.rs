@@ -9,11 +9,11 @@ use tracing::debug;
 
 use super::clock;
 use super::core::{Adopted, Change, Done, Establish, Event, Refusal, Target};
-use super::spec::Specs;
+use super::spec::{Spec, Specs};
 use crate::config::run::Tristate;
 use crate::jail::Now;
-use crate::nft::element::{Element, Timeout};
-use crate::nft::ruleset::{Content, JailPlan, Plan, Ruleset, Set};
+use crate::nft::element::{Element, Key, Timeout};
+use crate::nft::ruleset::{Content, JailPlan, Plan, Ruleset, Set, ban_set_name};
 use crate::nft::socket::{Kind, Refused, Socket};
 use crate::nft::transaction::{Establishment, Transaction};
 use crate::nft::{self, KernelTable};
@@ -47,15 +47,18 @@ pub struct Writer {
 /// The plan of a table, from specs and what the ignore sets hold.
 pub fn plan(wanted: &Establish, element_counters: bool) -> Plan {
     let specs = &wanted.specs;
-    let jails = specs.jails.iter().zip(&wanted.own_ignored).map(|(spec, own_ignored)| JailPlan {
+    let named = |spec: &Spec| {
+        [Key::V4, Key::V6].iter().any(|key| wanted.held.contains_key(ban_set_name(&spec.name, *key, true).as_str()))
+    };
+    let jails = specs.jails.iter().enumerate().map(|(at, spec)| JailPlan {
         name: spec.name.clone(),
         ports: spec.ports.clone(),
         protocols: spec.protocols.clone(),
         hooks: spec.hooks.clone(),
         blocktype: spec.blocktype,
         ipv6_prefix: spec.policy.ipv6_prefix,
-        ignore: own_ignored.clone(),
-        nets: false,
+        ignore: wanted.own_ignored.get(at).cloned().unwrap_or_default(),
+        nets: wanted.nets.get(at).copied().unwrap_or(false) || named(spec),
         paused: false,
     });
     Plan {
@@ -121,7 +124,7 @@ impl Writer {
             let elements = self.reader.elements(specs.family, &specs.table, set).map_err(|e| e.to_string())?;
             found.extend(elements.iter().map(|element| {
                 let (timeout, left) = element.timeout.map_or((None, None), |t| (Some(t.timeout), Some(t.expiration)));
-                Adopted { set: set.name.clone(), address: element.interval.first(), timeout, left }
+                Adopted { set: set.name.clone(), what: element.interval, timeout, left }
             }));
         }
         Ok(found)
@@ -213,7 +216,7 @@ impl Writer {
             let Some(set) = ruleset.set(&change.set) else { continue };
             match change.to {
                 Target::Held { .. } => transaction.add(set, element(now, change).into_iter().collect::<Vec<_>>()),
-                Target::Gone => transaction.remove(set, [change.address.into()]),
+                Target::Gone => transaction.remove(set, [change.what]),
             }
         }
         self.socket.commit(&transaction)
@@ -245,7 +248,7 @@ impl Writer {
 /// The element of a held ban, with the time it has left now; `None` if that is over.
 fn element(now: Now, change: &Change) -> Option<Element> {
     let Target::Held { lasting, until } = change.to else { return None };
-    let Some(until) = until else { return Some(Element::permanent(change.address)) };
+    let Some(until) = until else { return Some(Element::permanent(change.what)) };
     let left = until.since(now.mono);
     if left == Span(0) {
         return None;
@@ -254,5 +257,5 @@ fn element(now: Now, change: &Change) -> Option<Element> {
         Lasting::For(given) => given.max(left),
         Lasting::Permanent => left,
     };
-    Some(Element { timeout: Some(Timeout { timeout: given, expiration: left }), ..Element::permanent(change.address) })
+    Some(Element { timeout: Some(Timeout { timeout: given, expiration: left }), ..Element::permanent(change.what) })
 }

@@ -43,7 +43,7 @@ pub struct Plan {
     pub gc_interval: Option<Span>,
     /// What no jail blocks.
     pub ignore: Vec<IpNetwork>,
-    /// Hooks at which the kernel can only drop in this family ([`super::Socket::rejects`]).
+    /// Hooks at which the kernel can only drop in this family ([`super::Socket::allows`]).
     pub only_drop: Vec<Hook>,
     /// The jails.
     pub jails: Vec<JailPlan>,
@@ -320,6 +320,11 @@ impl Ruleset {
     /// What `nft -s list table` prints once this is committed and nobody is banned.
     pub fn text(&self) -> String {
         self.to_string()
+    }
+
+    /// The same with a comment above each part, for people; nft loads it, too.
+    pub fn explained(&self) -> String {
+        Explained(self).to_string()
     }
 }
 
@@ -648,29 +653,110 @@ fn is_keyword(word: &str) -> bool {
 
 impl fmt::Display for Ruleset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write(f, false)
+    }
+}
+
+/// A ruleset with comments.
+struct Explained<'a>(&'a Ruleset);
+
+impl fmt::Display for Explained<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.write(f, true)
+    }
+}
+
+impl Ruleset {
+    fn write(&self, f: &mut fmt::Formatter<'_>, explained: bool) -> fmt::Result {
+        let said = |f: &mut fmt::Formatter<'_>, indent: &str, text: String| match explained {
+            true => writeln!(f, "{indent}# {text}"),
+            false => Ok(()),
+        };
         writeln!(f, "table {} {} {{", self.family, self.table)?;
         if let Some(comment) = &self.comment {
             writeln!(f, "\tcomment \"{comment}\"")?;
         }
         let mut blank = "";
         for set in &self.sets {
-            write!(f, "{blank}{set}")?;
+            f.write_str(blank)?;
+            said(f, "\t", set_explained(&set.name))?;
+            write!(f, "{set}")?;
             blank = "\n";
         }
         for set in &self.ports {
-            write!(f, "{blank}{set}")?;
+            f.write_str(blank)?;
+            said(f, "\t", "the ports as clients of translated connections know them".to_owned())?;
+            write!(f, "{set}")?;
             blank = "\n";
         }
         for map in &self.maps {
-            write!(f, "{blank}{map}")?;
+            f.write_str(blank)?;
+            said(f, "\t", "who guards a port: looked up once a packet, however many jails there are".to_owned())?;
+            write!(f, "{map}")?;
             blank = "\n";
         }
         for chain in &self.chains {
-            write!(f, "{blank}")?;
-            chain.write(f, self.family)?;
+            f.write_str(blank)?;
+            said(f, "\t", self.chain_explained(chain))?;
+            writeln!(f, "\tchain {} {{", chain.name)?;
+            if let Some(head) = chain.head(self.family) {
+                writeln!(f, "\t\t{head}")?;
+            }
+            let mut about = String::new();
+            for rule in &chain.rules {
+                let now = rule_explained(rule);
+                if now != about {
+                    said(f, "\t\t", now.clone())?;
+                    about = now;
+                }
+                writeln!(f, "\t\t{rule}")?;
+            }
+            writeln!(f, "\t}}")?;
             blank = "\n";
         }
         writeln!(f, "}}")
+    }
+
+    fn chain_explained(&self, chain: &Chain) -> String {
+        let Some((hook, _)) = chain.base else {
+            let leads = |jump: &&Jump| jump.chain == chain.name;
+            let mut ports: Vec<u16> = self.maps.iter().flat_map(|map| &map.jumps).filter(leads).map(|jump| jump.port).collect();
+            ports.sort_unstable();
+            ports.dedup();
+            let ports = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
+            return match ports.as_str() {
+                "" => "connections whose destination was translated".to_owned(),
+                ports => format!("ports {ports}, for the protocols that lead here"),
+            };
+        };
+        let what = match self.family {
+            Family::Inet => "packets",
+            Family::Bridge => "frames",
+        };
+        match hook {
+            Hook::Prerouting => format!("{what} as they come in, before it is known where they go"),
+            Hook::Input => format!("{what} for this machine"),
+            Hook::Forward => format!("{what} that are passed on to others"),
+            Hook::Output => format!("{what} from this machine: the destination counts"),
+            Hook::Postrouting => format!("{what} as they leave: the destination counts"),
+        }
+    }
+}
+
+fn set_explained(name: &str) -> String {
+    let Some(jail) = jail_of(name) else { return "no jail blocks these: ignoreip, own addresses, gateways".to_owned() };
+    if let Some(jail) = jail.strip_suffix("-ignore") {
+        return format!("[{jail}] does not block these");
+    }
+    let what = if name.ends_with("-net4") || name.ends_with("-net6") { "subnets" } else { "addresses" };
+    format!("[{jail}] banned {what}, each until its timeout ends")
+}
+
+fn rule_explained(rule: &Rule) -> String {
+    match (rule.jail(), rule.statements.as_slice()) {
+        (Some(jail), _) => format!("[{jail}]"),
+        (None, [Statement::Dispatch(_), ..]) => "on to the jails that guard the port".to_owned(),
+        (None, _) => "published ports".to_owned(),
     }
 }
 
@@ -788,15 +874,6 @@ impl fmt::Display for Jump {
 }
 
 impl Chain {
-    fn write(&self, f: &mut fmt::Formatter<'_>, family: Family) -> fmt::Result {
-        writeln!(f, "\tchain {} {{", self.name)?;
-        if let Some(head) = self.head(family) {
-            writeln!(f, "\t\t{head}")?;
-        }
-        self.rules.iter().try_for_each(|rule| writeln!(f, "\t\t{rule}"))?;
-        writeln!(f, "\t}}")
-    }
-
     /// `type filter hook input priority filter - 10; policy accept;`
     pub(crate) fn head(&self, family: Family) -> Option<String> {
         let (hook, priority) = self.base?;

@@ -23,7 +23,7 @@ impl Core {
         };
         let until = found.left.map(|left| now.mono + left);
         let held = Held { since: now.wall - elapsed, until, lasting, failures: 0, origin: Origin::Adopted, in_kernel: true };
-        let subject = running.jail.subject(found.address);
+        let subject = running.jail.subject(found.what.first());
         if running.jail.hold(subject, held) {
             self.keep.ban(now, &running.key, subject);
         } else {
@@ -41,7 +41,7 @@ impl Core {
             if let Some(change) = flight.changes.get(*index)
                 && matches!(change.to, Target::Held { .. })
             {
-                let (set, address) = (change.set.clone(), change.address);
+                let (set, address) = (change.set.clone(), change.what.first());
                 for running in self.jails.iter_mut().filter(|j| j.spec.holds(&set)) {
                     let subject = running.jail.subject(address);
                     running.jail.lift(subject);
@@ -53,7 +53,7 @@ impl Core {
             if let (Target::Held { .. }, false) = (change.to, refused.contains_key(&index))
                 && let Some(running) = self.jails.iter_mut().find(|j| j.spec.holds(&change.set))
             {
-                let subject = running.jail.subject(change.address);
+                let subject = running.jail.subject(change.what.first());
                 running.jail.confirm(subject);
                 self.keep.ban(now, &running.key, subject);
             }
@@ -168,7 +168,7 @@ impl Core {
                 }
                 let set = spec.set(subject);
                 let to = Target::Held { lasting: ban.lasting, until: ban.until };
-                held.entry(set.clone()).or_default().push(Change { set, address: subject.network(), to });
+                held.entry(set.clone()).or_default().push(Change { set, what: subject.network().into(), to });
             }
         }
         let own_ignored = specs.jails.iter().map(|spec| spec.own_ignored(&self.names)).collect();
@@ -176,6 +176,7 @@ impl Core {
             specs: specs.clone(),
             ignored: self.ignored_for(specs),
             own_ignored,
+            nets: vec![false; specs.jails.len()],
             held,
             exact,
             adopt: self.specs.degraded.is_some() && self.specs.jails.is_empty(),

@@ -191,7 +191,7 @@ pub fn serve() -> Result<(), String> {
             continue;
         }
         let asked = polled[0].any() == Some(true);
-        let _ = (&mut ended).read(&mut [0; 64]);
+        let _ = ended.read(&mut [0; 64]);
         children.retain(|_, child| matches!(child.try_wait(), Ok(None)));
         if !asked {
             continue;

@@ -22,11 +22,13 @@ const LONGEST_WORD: usize = 1024;
 /// A cursor is not longer; systemd's has some 140 bytes.
 const LONGEST_CURSOR: usize = 512;
 
+/// Values asked of one field, each with its number.
+type Values = Vec<(Box<[u8]>, usize)>;
+
 /// The terms of several matches, each asked once per entry.
 #[derive(Debug, Default)]
 pub struct Terms {
-    /// By field: value and number.
-    fields: HashMap<Box<[u8]>, Vec<(Box<[u8]>, usize)>>,
+    fields: HashMap<Box<[u8]>, Values>,
     numbers: HashMap<Term, usize>,
 }
 

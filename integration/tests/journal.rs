@@ -427,6 +427,25 @@ fn a_jail_that_joins_reads_back_and_nobody_counts_twice() {
         refuse(&journald, "198.51.100.6", 1);
         wait_for(PATIENCE, "one more", || total(&daemon) == Some(4));
         assert_eq!(daemon.jail("gate")["failures"]["total"], 3);
+        // Nor does anything count again when the entries that a jail is for change, by reload or between two runs.
+        let wider = config.replace("SYSLOG_IDENTIFIER=door\"", "SYSLOG_IDENTIFIER=door + SYSLOG_IDENTIFIER=porch\"");
+        assert_ne!(wider, config);
+        daemon.configure(&wider);
+        daemon.cli(&["reload"]).ok();
+        wait_for(PATIENCE, "the new match is read", || {
+            let source = source(&daemon, "door");
+            source["path"].as_str().is_some_and(|path| path.contains("porch")) && source["state"] == "live"
+        });
+        refuse(&journald, "198.51.100.7", 1);
+        wait_for(PATIENCE, "one more", || total(&daemon) == Some(5));
+        daemon.stop();
+        daemon.configure(&config);
+        daemon.start_again();
+        wait_source(&daemon, "door", "live");
+        refuse(&journald, "198.51.100.8", 1);
+        wait_for(PATIENCE, "one more", || total(&daemon) == Some(6));
+        std::thread::sleep(Duration::from_millis(500));
+        assert_eq!(total(&daemon), Some(6));
     });
 }
 
@@ -547,5 +566,37 @@ fn regex_tries_a_filter_on_the_journal() {
         assert_eq!((&found["lines"], &found["matched"]), (&2.into(), &2.into()), "{found:#}");
         let found = tried(&["-m", "SYSLOG_IDENTIFIER=gate"]);
         assert_eq!((&found["lines"], &found["matched"]), (&1.into(), &0.into()), "{found:#}");
+    });
+}
+
+#[test]
+fn a_filter_of_fail2ban_judges_the_journal_as_its_backend_would() {
+    const NAME: &str = "a_filter_of_fail2ban_judges_the_journal_as_its_backend_would";
+    in_netns(NAME, || {
+        if !have_journal(NAME) {
+            return;
+        }
+        let lab = Lab::new();
+        Journald::prepare();
+        let journald = Journald::start(true);
+        let filter = lab.dir().join("porch.conf");
+        let text = "[Init]\nlogtype = file\n[Definition]\nfailregex = <line_<logtype>>\nline_file = ^refused \\S* from <HOST> by the file$\n\
+                    line_journal = ^\\s*\\S+ porch\\[\\d+\\]: refused \\S* from <HOST>$\njournalmatch = SYSLOG_IDENTIFIER=porch\n";
+        fs::write(&filter, text).expect("a filter");
+        let config = format!(
+            "[jail.porch]\nenabled = true\nfilter = {filter:?}\nlogpath = \"/run/none.log\"\nport = \"ssh\"\nmaxretry = 3\nbantime = \"1d\"\n"
+        );
+        let daemon = Daemon::start(&lab, &config);
+        for _ in 0..3 {
+            journald.log("porch", "refused bob from 198.51.100.1");
+        }
+        wait_banned("porch-v4", "198.51.100.1");
+        assert_eq!(daemon.jail("porch")["backend"], "journal");
+        assert!(
+            daemon
+                .cli(&["explain", "porch", "--journal", "mx porch[7]: refused bob from 198.51.100.9"])
+                .ok()
+                .contains("a failure of")
+        );
     });
 }

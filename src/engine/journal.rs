@@ -8,7 +8,7 @@
 //! The supervisor decides for jails with `backend = "auto"` between file and journal, and again every day: a file counts only if it is
 //! alive. What was read from the one is not read from the other.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -79,6 +79,9 @@ pub struct Kept {
 pub struct KeptGroup {
     /// What its filters remember.
     pub scanner: filter::State,
+    /// The jails it was for.
+    #[serde(default)]
+    pub jails: Vec<String>,
     /// It had come farther than the journal's reader, which was set back for a group that joined.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ahead: Option<Position>,
@@ -236,12 +239,17 @@ impl Supervisor {
                 }
             }
         }
-        if all || choices != self.choices {
-            self.choices = choices;
-            self.apply();
-        }
+        let news = all || choices != self.choices;
+        self.choices = choices;
         if open.is_empty() {
+            if news {
+                self.apply();
+            }
             return;
+        }
+        // Files need not wait for what the journal says. A journal's reader learns of all its groups at once.
+        if self.tails.is_empty() {
+            self.watch_files();
         }
         for (id, spec) in open {
             if let Some(entries) = &spec.journal {
@@ -322,6 +330,16 @@ impl Supervisor {
         Ok(newest)
     }
 
+    /// Has those files followed that are chosen, or the only source.
+    fn watch_files(&self) {
+        let choices = &self.choices;
+        self.reading.watch(&self.specs, |spec| match (&spec.journal, spec.id.and_then(|id| choices.get(&id))) {
+            (None, _) => Some(Time(i64::MIN)),
+            (Some(_), Some(chosen)) if !chosen.journal => Some(chosen.from),
+            (Some(_), _) => None,
+        });
+    }
+
     /// Has everything read as it was chosen.
     fn apply(&mut self) {
         let specs = self.specs.clone();
@@ -336,7 +354,13 @@ impl Supervisor {
                 groups.len() - 1
             });
             let filter = spec.on_journal.as_ref().unwrap_or(compiled).0.clone();
-            groups[at].jails.push(JailWanted { id, filter, findtime: spec.policy.findtime, from: chosen.from });
+            groups[at].jails.push(JailWanted {
+                id,
+                name: spec.name.clone(),
+                filter,
+                findtime: spec.policy.findtime,
+                from: chosen.from,
+            });
         }
         for (journal, tail) in &self.tails {
             let groups = wanted.remove(journal).unwrap_or_default();
@@ -354,12 +378,7 @@ impl Supervisor {
             }
         }
         self.read_until.retain(|id, _| self.choices.get(id).is_some_and(|chosen| !chosen.journal));
-        let choices = &self.choices;
-        self.reading.watch(&specs, |spec| match (&spec.journal, spec.id.and_then(|id| choices.get(&id))) {
-            (None, _) => Some(Time(i64::MIN)),
-            (Some(_), Some(chosen)) if !chosen.journal => Some(chosen.from),
-            (Some(_), _) => None,
-        });
+        self.watch_files();
         for (journal, groups) in wanted {
             let key = journal.to_string();
             let (place, kept) = self.kept.remove(&key).unwrap_or_else(|| (self.reading.place(), Kept::default()));
@@ -431,6 +450,7 @@ struct GroupWanted {
 
 struct JailWanted {
     id: JailId,
+    name: String,
     filter: Arc<Filter>,
     findtime: Span,
     from: Time,
@@ -546,6 +566,7 @@ struct Group {
     /// For each filter of the scanner: its jails, how far back they look, and from when on.
     jails: Vec<Vec<(JailId, Span, Time)>>,
     filters: Vec<Arc<Filter>>,
+    names: Vec<String>,
     chunk: Vec<u8>,
     times: Vec<(u32, Time)>,
     /// Entries up to this one were judged before.
@@ -688,8 +709,15 @@ impl Reader {
         let now = clock::now().wall;
         let asked: Vec<Match> = self.groups.iter().map(|group| group.wanted.clone()).collect();
         let mut old: Vec<Group> = std::mem::take(&mut self.groups);
+        // What a jail was told under another match it is not told again under a new one.
+        let asleep = self.asleep.values().flat_map(|group| group.jails.iter());
+        let known_jails: HashSet<String> = old.iter().flat_map(|group| group.names.iter()).chain(asleep).cloned().collect();
+        let here = Time(self.position.realtime);
         let mut joined = false;
         for group in wanted {
+            let names: Vec<String> = group.jails.iter().map(|jail| jail.name.clone()).collect();
+            let anew =
+                !old.iter().any(|known| known.wanted == group.wanted) && !self.asleep.contains_key(&group.wanted.to_string());
             let (mut filters, mut jails) = (Vec::<Arc<Filter>>::new(), Vec::<Vec<(JailId, Span, Time)>>::new());
             for jail in group.jails {
                 let at = filters.iter().position(|known| Arc::ptr_eq(known, &jail.filter)).unwrap_or_else(|| {
@@ -697,7 +725,8 @@ impl Reader {
                     jails.push(Vec::new());
                     filters.len() - 1
                 });
-                jails[at].push((jail.id, jail.findtime, jail.from));
+                let from = if anew && known_jails.contains(&jail.name) { jail.from.max(here) } else { jail.from };
+                jails[at].push((jail.id, jail.findtime, from));
             }
             let known = old.iter().position(|known| known.wanted == group.wanted).map(|at| old.swap_remove(at));
             let group = match known {
@@ -711,14 +740,15 @@ impl Reader {
                         scanner.restore(known.scanner.state());
                         scanner
                     };
-                    Group { scanner, filters, jails, ..known }
+                    Group { scanner, filters, jails, names, ..known }
                 }
                 None => {
                     let name = format!("{}: {}", self.journal, group.wanted);
                     let mut scanner = Scanner::new(filters.clone());
                     let earlier = self.asleep.remove(&group.wanted.to_string());
-                    joined |= earlier.is_none();
-                    let resumed = earlier.is_some();
+                    let moved = names.iter().all(|name| known_jails.contains(name));
+                    joined |= earlier.is_none() && !moved;
+                    let resumed = earlier.is_some() || moved;
                     let earlier = earlier.unwrap_or_default();
                     scanner.restore(earlier.scanner);
                     Group {
@@ -727,6 +757,7 @@ impl Reader {
                         scanner,
                         jails,
                         filters,
+                        names,
                         chunk: Vec::new(),
                         times: Vec::new(),
                         ahead: earlier.ahead,
@@ -996,8 +1027,12 @@ impl Reader {
     }
 
     fn resume(&self) -> Arc<Resume> {
-        let group =
-            |group: &Group| (group.wanted.to_string(), KeptGroup { scanner: group.scanner.state(), ahead: group.ahead.clone() });
+        let group = |group: &Group| {
+            (
+                group.wanted.to_string(),
+                KeptGroup { scanner: group.scanner.state(), jails: group.names.clone(), ahead: group.ahead.clone() },
+            )
+        };
         let kept = Kept { position: self.position.clone(), groups: self.groups.iter().map(group).collect() };
         Arc::new(Resume { place: self.place, journal: Some(Box::new(kept)), ..Resume::default() })
     }

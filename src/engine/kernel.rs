@@ -47,7 +47,8 @@ pub struct Writer {
 /// The plan of a table, from specs and what the ignore sets hold.
 pub fn plan(wanted: &Establish, element_counters: bool) -> Plan {
     let specs = &wanted.specs;
-    let jails = specs.jails.iter().zip(&wanted.own_ignored).map(|(spec, own_ignored)| JailPlan {
+    let wishes = wanted.own_ignored.iter().zip(&wanted.paused);
+    let jails = specs.jails.iter().zip(wishes).map(|(spec, (own_ignored, paused))| JailPlan {
         name: spec.name.clone(),
         ports: spec.ports.clone(),
         protocols: spec.protocols.clone(),
@@ -56,7 +57,7 @@ pub fn plan(wanted: &Establish, element_counters: bool) -> Plan {
         ipv6_prefix: spec.policy.ipv6_prefix,
         ignore: own_ignored.clone(),
         nets: false,
-        paused: false,
+        paused: *paused,
     });
     Plan {
         family: specs.family,

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::config::run::{self, Config};
-use crate::control::Request;
+use crate::control::{Rank, Request};
 use crate::jail::Place;
 use crate::terms::Family;
 
@@ -18,7 +18,14 @@ fn config(jails: &[&str]) -> Config {
     all.push(run::Jail::manual(&all));
     all.sort_by(|a, b| a.name.cmp(&b.name));
     let ignore = run::IgnoreList { nets: vec!["10.0.0.0/8".parse().expect("a net")], names: vec![] };
-    Config { daemon: run::Daemon::default(), nft: run::Nft::default(), ignore, jails: all, broken: vec![] }
+    Config {
+        daemon: run::Daemon::default(),
+        nft: run::Nft::default(),
+        evidence: run::Evidence::default(),
+        ignore,
+        jails: all,
+        broken: vec![],
+    }
 }
 
 /// A daemon without a daemon: events go in, and what comes out is told in one line each.
@@ -56,7 +63,18 @@ impl Bench {
     }
     fn ask(&mut self, secs: i64, request: Request) -> String {
         self.clients += 1;
-        self.event(secs, Event::Asked(Asked { client: ClientId(self.clients), uid: 0, request, kernel: None }))
+        self.event(
+            secs,
+            Event::Asked(Asked {
+                client: ClientId(self.clients),
+                uid: 0,
+                rank: Rank::Root,
+                program: None,
+                request,
+                kernel: None,
+                named: None,
+            }),
+        )
     }
     fn yes(&mut self, secs: i64) -> String {
         self.event(secs, Event::Committed(vec![]))
@@ -86,11 +104,14 @@ fn tell(action: &Action) -> String {
         Action::Reload(_) => "reload".to_owned(),
         Action::Watch(_) => "watch".to_owned(),
         Action::Save(_) => "save".to_owned(),
+        Action::Dig(dig) => format!("dig {} {:?}", dig.seq, dig.places.iter().map(|(_, offset)| *offset).collect::<Vec<_>>()),
+        Action::Search(_) => "search".to_owned(),
     }
 }
 
 fn unban(addrs: &[&str]) -> Request {
-    Request::Unban { jail: None, addrs: addrs.iter().map(|a| (*a).to_owned()).collect(), all: false, forget: false }
+    let addrs = addrs.iter().map(|a| (*a).to_owned()).collect();
+    Request::Unban { jail: None, addrs, all: false, since_s: None, net: None, user: None, dry_run: false, forget: false }
 }
 
 fn ban(addrs: &[&str], force: bool) -> Request {

@@ -57,6 +57,7 @@ pub fn pause(global: &Global, jail: Option<&str>, for_s: Option<u64>) -> u8 {
         let noted = note(&absent, Row { what: What::Pause, jail: jail.clone(), until, ..Row::default() }, |paused| {
             paused.retain(|other| other.jail != jail);
             paused.push(pause);
+            true
         });
         match noted {
             Ok(_) => println!("the next start of the daemon stays paused; `banset resume` puts the rules back"),
@@ -74,16 +75,15 @@ pub fn pause(global: &Global, jail: Option<&str>, for_s: Option<u64>) -> u8 {
 pub fn resume(global: &Global, jail: Option<&str>) -> u8 {
     let done = || -> Result<u8, String> {
         let absent = absent(global)?;
-        let mut found = false;
         let noted = note(&absent, Row { what: What::Resume, jail: jail.map(Into::into), ..Row::default() }, |paused| {
             let before = paused.len();
             paused.retain(|pause| jail.is_some_and(|jail| pause.jail.as_deref() != Some(jail)));
-            found = paused.len() < before;
+            paused.len() < before
         })?;
-        if !found {
+        let Some(noted) = noted else {
             eprintln!("banset: not paused");
             return Ok(NEGATIVE);
-        }
+        };
         let later = "the next start of the daemon puts the rules back";
         let Some(config) = &absent.config else {
             println!("resumed; {later}");
@@ -137,11 +137,13 @@ fn take_out(table: &str, jail: Option<&str>) -> Result<usize, String> {
     Ok(rules)
 }
 
-/// Notes other pauses in the state, and in its history; gives what the state holds then.
-fn note(absent: &Absent, row: Row, change: impl FnOnce(&mut Vec<KeptPause>)) -> Result<Restored, String> {
+/// Notes other pauses in the state, and in its history; gives what the state holds then, or `None` if they are no others.
+fn note(absent: &Absent, row: Row, change: impl FnOnce(&mut Vec<KeptPause>) -> bool) -> Result<Option<Restored>, String> {
     let (mut store, mut restored, said) = Store::open(&absent.daemon.state_dir)?;
     said.iter().for_each(|said| eprintln!("banset: {said}"));
-    change(&mut restored.paused);
+    if !change(&mut restored.paused) {
+        return Ok(None);
+    }
     let row = Row {
         seq: restored.seq + 1,
         time: Time::now(),
@@ -152,7 +154,7 @@ fn note(absent: &Absent, row: Row, change: impl FnOnce(&mut Vec<KeptPause>)) -> 
         ..row
     };
     store.save(&Save { history: vec![row], paused: Some(restored.paused.clone()), sync: true, ..Save::default() })?;
-    Ok(restored)
+    Ok(Some(restored))
 }
 
 /// Makes the table what the configuration and the state want, as a start of the daemon would; tells whether there is one.

@@ -19,9 +19,12 @@ const ROTATED: usize = 8;
 /// Compressed text read at most per file: what lies beyond is not worth the time.
 const TEXT_AT_MOST: u64 = 1 << 30;
 
+/// Says whether a line is the one that is looked for: an index into the offsets, the whole lines before it, and the line.
+pub type Take<'a> = dyn FnMut(usize, &[u8], &[u8]) -> bool + 'a;
+
 /// Offers the lines at `offsets` of what `path` leads to and led to. `take` is given an index into `offsets`, the whole lines
 /// before it (at most 64 KiB) and the line without its newline; once it says yes that offset is done with.
-pub fn read_back(path: &Path, offsets: &[u64], take: &mut dyn FnMut(usize, &[u8], &[u8]) -> bool) {
+pub fn read_back(path: &Path, offsets: &[u64], take: &mut Take<'_>) {
     let mut left: Vec<usize> = (0..offsets.len()).collect();
     left.sort_by_key(|at| offsets[*at]);
     if let Ok(file) = open(path) {
@@ -41,7 +44,7 @@ pub fn read_back(path: &Path, offsets: &[u64], take: &mut dyn FnMut(usize, &[u8]
     }
 }
 
-fn plain(file: &File, offsets: &[u64], left: &mut Vec<usize>, take: &mut dyn FnMut(usize, &[u8], &[u8]) -> bool) {
+fn plain(file: &File, offsets: &[u64], left: &mut Vec<usize>, take: &mut Take<'_>) {
     let mut buffer = vec![0; BEFORE + LONGEST_LINE];
     left.retain(|at| {
         let offset = offsets[*at];
@@ -51,7 +54,7 @@ fn plain(file: &File, offsets: &[u64], left: &mut Vec<usize>, take: &mut dyn FnM
     });
 }
 
-fn compressed(sibling: &Sibling, offsets: &[u64], left: &mut Vec<usize>, take: &mut dyn FnMut(usize, &[u8], &[u8]) -> bool) {
+fn compressed(sibling: &Sibling, offsets: &[u64], left: &mut Vec<usize>, take: &mut Take<'_>) {
     let mut text = BufReader::with_capacity(64 * 1024, sibling.text());
     // The text from `base` on that is still of use.
     let (mut base, mut window) = (0u64, Vec::new());
@@ -82,7 +85,7 @@ fn compressed(sibling: &Sibling, offsets: &[u64], left: &mut Vec<usize>, take: &
 }
 
 /// Offers the line that begins at `at` of `bytes`, if one does.
-fn offer(index: usize, bytes: &[u8], at: usize, take: &mut dyn FnMut(usize, &[u8], &[u8]) -> bool) -> bool {
+fn offer(index: usize, bytes: &[u8], at: usize, take: &mut Take<'_>) -> bool {
     let Some((before, rest)) = bytes.split_at_checked(at) else { return false };
     if rest.is_empty() || before.last().is_some_and(|byte| *byte != b'\n') {
         return false;

@@ -107,7 +107,6 @@ impl Core {
     }
 
     /// `banset history`
-    #[expect(clippy::too_many_arguments, reason = "one request, spelt out")]
     pub(super) fn history(
         &mut self,
         client: ClientId,

@@ -109,30 +109,35 @@ fn end(done: Result<u8, String>) -> u8 {
     })
 }
 
-/// Takes a jail's rules, or all, out of the table in one transaction; gives how many.
+/// Takes a jail's rules, or all, out of the tables, a transaction each; gives how many.
 fn take_out(table: &str, jail: Option<&str>) -> Result<usize, String> {
     let mut kernel = nft::Kernel::open().map_err(|e| e.to_string())?;
-    let Some(found) = kernel.table(Family::Inet, table).map_err(|e| e.to_string())? else { return Ok(0) };
-    let mut transaction = Transaction::new(Family::Inet, table);
-    let mut rules = 0;
-    for chain in &found.chains {
-        match jail {
-            None if !chain.rules.is_empty() => {
-                rules += chain.rules.len();
-                transaction.push(Change::FlushChain(chain.name.clone()));
-            }
-            None => {}
-            Some(jail) => {
-                for rule in chain.rules.iter().filter(|rule| rule.rule.jail() == Some(jail)) {
-                    rules += 1;
-                    transaction.push(Change::DeleteRule { chain: chain.name.clone(), handle: rule.handle });
+    let (mut transactions, mut rules) = (Vec::new(), 0);
+    for family in [Family::Inet, Family::Bridge] {
+        let Some(found) = kernel.table(family, table).map_err(|e| e.to_string())? else { continue };
+        let mut transaction = Transaction::new(family, table);
+        for chain in &found.chains {
+            match jail {
+                None if !chain.rules.is_empty() => {
+                    rules += chain.rules.len();
+                    transaction.push(Change::FlushChain(chain.name.clone()));
+                }
+                None => {}
+                Some(jail) => {
+                    for rule in chain.rules.iter().filter(|rule| rule.rule.jail() == Some(jail)) {
+                        rules += 1;
+                        transaction.push(Change::DeleteRule { chain: chain.name.clone(), handle: rule.handle });
+                    }
                 }
             }
         }
+        transactions.push(transaction);
     }
-    if !transaction.is_empty() {
+    if transactions.iter().any(|transaction| !transaction.is_empty()) {
         let mut socket = Socket::open().map_err(|e| e.to_string())?;
-        socket.commit(&transaction).map_err(|refused| refused.to_string())?;
+        for transaction in transactions.iter().filter(|transaction| !transaction.is_empty()) {
+            socket.commit(transaction).map_err(|refused| refused.to_string())?;
+        }
     }
     Ok(rules)
 }

@@ -444,7 +444,7 @@ impl Core {
             waiting.open += 1;
         }
         self.pending.effects.push((self.pending.changes.len(), effect));
-        self.pending.changes.push(Change { set, address: subject.network(), to });
+        self.pending.changes.push(Change { set, what: subject.network().into(), to });
     }
 
     fn expire(&mut self, now: Now) {

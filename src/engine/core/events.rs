@@ -11,6 +11,7 @@ use crate::engine::historian::{Dig, Search};
 use crate::engine::keep::Keeping;
 use crate::engine::spec::{Resolved, Specs};
 use crate::jail::Failure;
+use crate::nft::Interval;
 use crate::state::history::Line;
 use crate::terms::{Lasting, Span, Time};
 
@@ -76,8 +77,8 @@ pub struct Done {
 pub struct Adopted {
     /// The set.
     pub set: String,
-    /// The key.
-    pub address: IpAddr,
+    /// What it holds: one address, or in a set of intervals a stretch of them.
+    pub what: Interval,
     /// Its timeout; `None`: it has none.
     pub timeout: Option<Span>,
     /// What is left of it; `None`: it is permanent.
@@ -217,8 +218,8 @@ pub struct Reloaded {
 pub struct Change {
     /// The set.
     pub set: Arc<str>,
-    /// The key.
-    pub address: IpAddr,
+    /// The element: one address, or in a set of intervals (`JAIL-net4`) a stretch of them. From an `IpAddr` or `IpNetwork` by `into()`.
+    pub what: Interval,
     /// Add or remove.
     pub to: Target,
 }
@@ -280,6 +281,9 @@ pub struct Establish {
     pub own_ignored: Vec<Vec<IpNetwork>>,
     /// Per jail, in the order of the specs: whether its rules are out.
     pub paused: Vec<bool>,
+    /// Per jail, in the order of the specs: whether it bans subnets too, so that it has `JAIL-net4` and `JAIL-net6`. A jail for which
+    /// `held` names one of these has them anyway.
+    pub nets: Vec<bool>,
     /// Every element held, per set, for sets that must be filled anew.
     pub held: HashMap<Arc<str>, Vec<Change>>,
     /// Whether elements of the kernel's sets that are not in `held` have to go.

@@ -1,7 +1,6 @@
 //! The core's half that faces the state: what is kept, and what an earlier run kept.
 
 use std::collections::HashSet;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
@@ -11,6 +10,7 @@ use super::pause::Pauses;
 use super::{Action, Adopted, Core, Effect, Level, Row, Running, What, shown};
 use crate::engine::keep::{self, Books};
 use crate::jail::{Jail, Now};
+use crate::nft::Interval;
 use crate::state::packed::{self, Step};
 use crate::state::{KeptBan, KeptIgnore, KeptOffence, KeptPause, KernelIdentity, Restored, Totals};
 use crate::terms::{Span, Time};
@@ -172,12 +172,12 @@ impl Core {
     /// not know is a ban of his, one that we know the kernel had and that is gone is an unban of his; what the kernel was not
     /// told yet is told now. Gives how many were added and lifted.
     pub fn compare(&mut self, now: Now, found: &[Adopted]) -> (usize, usize) {
-        let present: HashSet<(&str, IpAddr)> = found.iter().map(|element| (element.set.as_str(), element.address)).collect();
+        let present: HashSet<(&str, Interval)> = found.iter().map(|element| (element.set.as_str(), element.what)).collect();
         let (mut lifted, mut missing) = (Vec::new(), Vec::new());
         for (at, running) in self.jails.iter().enumerate() {
             for (subject, held) in running.jail.bans() {
                 let set = running.spec.set(subject);
-                match (present.contains(&(&*set, subject.network())), held.in_kernel) {
+                match (present.contains(&(&*set, subject.network().into())), held.in_kernel) {
                     (true, _) => {}
                     // It was about to end: the kernel's clock and ours differ by a little.
                     (false, true) if held.left(now).is_some_and(|left| left < Span::from_secs(3)) => {}

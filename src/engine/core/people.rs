@@ -13,7 +13,7 @@ use super::{
 use crate::control::{Reply, Request};
 use crate::jail::{self, Held, Now, Origin};
 use crate::state::packed::Step;
-use crate::terms::{Lasting, Span, Time, escape};
+use crate::terms::{Family, Lasting, Span, Time, escape};
 
 impl Core {
     pub(super) fn asked(&mut self, now: Now, asked: Asked) {
@@ -321,7 +321,7 @@ impl Core {
         let mut jails: Vec<Value> = self.jails.iter().map(|running| self.brief(running, kernel)).collect();
         jails.extend(self.specs.broken.iter().map(|(name, why)| broken_json(name, why)));
         jails.sort_by(|a, b| a["name"].as_str().cmp(&b["name"].as_str()));
-        json!({ "jails": jails, "nft": [self.nft(kernel)], "degraded": self.specs.degraded, "state": self.keep.failed() })
+        json!({ "jails": jails, "nft": self.nft(kernel), "degraded": self.specs.degraded, "state": self.keep.failed() })
     }
 
     pub(super) fn nft(&self, kernel: &KernelView) -> Value {
@@ -330,10 +330,13 @@ impl Core {
             Rebuild::Running { .. } => Value::from("rebuilding"),
             Rebuild::No => Value::Null,
         };
-        json!({
-            "table": self.specs.table, "family": self.specs.family.name(), "owner": false,
-            "generation": kernel.generation, "restored": self.rebuilt, "degraded": degraded,
-        })
+        let table = |family: Family| {
+            json!({
+                "table": self.specs.table, "family": family.name(), "owner": false,
+                "generation": kernel.generation, "restored": self.rebuilt, "degraded": degraded,
+            })
+        };
+        self.specs.families().map(table).collect()
     }
 
     pub(super) fn state_of(&self, running: &Running) -> &'static str {
@@ -385,6 +388,7 @@ impl Core {
             "label": spec.label,
             "maxretry": policy.maxretry, "findtime": policy.findtime.to_string(), "bantime": lasting,
             "ports": spec.ports_text, "hooks": spec.hooks.iter().map(|(hook, _)| hook.name()).collect::<Vec<_>>(),
+            "families": spec.families.iter().map(|family| family.name()).collect::<Vec<_>>(),
             "sets": [&*spec.set_v4, &*spec.set_v6],
             "patterns": spec.patterns,
             "paused": self.pauses.told(now, &spec.name),

@@ -26,7 +26,7 @@ impl Core {
         };
         let until = found.left.map(|left| now.mono + left);
         let held = Held { since: now.wall - elapsed, until, lasting, failures: 0, origin: Origin::Adopted, in_kernel: true };
-        let subject = running.jail.subject(found.address);
+        let subject = running.jail.subject(found.what.first());
         let since = held.since;
         if running.jail.hold(subject, held) {
             self.keep.ban(now, &running.key, subject);
@@ -52,7 +52,7 @@ impl Core {
             if let Some(change) = flight.changes.get(*index)
                 && matches!(change.to, Target::Held { .. })
             {
-                let (set, address) = (change.set.clone(), change.address);
+                let (set, address) = (change.set.clone(), change.what.first());
                 for running in self.jails.iter_mut().filter(|j| j.spec.holds(&set)) {
                     let subject = running.jail.subject(address);
                     running.jail.lift(subject);
@@ -70,7 +70,7 @@ impl Core {
             if let (Target::Held { .. }, false) = (change.to, refused.contains_key(&index))
                 && let Some(running) = self.jails.iter_mut().find(|j| j.spec.holds(&change.set))
             {
-                let subject = running.jail.subject(change.address);
+                let subject = running.jail.subject(change.what.first());
                 running.jail.confirm(subject);
                 self.keep.ban(now, &running.key, subject);
             }
@@ -187,7 +187,7 @@ impl Core {
                 }
                 let set = spec.set(subject);
                 let to = Target::Held { lasting: ban.lasting, until: ban.until };
-                held.entry(set.clone()).or_default().push(Change { set, address: subject.network(), to });
+                held.entry(set.clone()).or_default().push(Change { set, what: subject.network().into(), to });
             }
         }
         let own_ignored = specs.jails.iter().map(|spec| self.own_ignored(spec)).collect();
@@ -195,6 +195,7 @@ impl Core {
             specs: specs.clone(),
             ignored: self.ignored_for(specs),
             own_ignored,
+            nets: vec![false; specs.jails.len()],
             paused: specs.jails.iter().map(|spec| self.pauses.holds(&spec.name)).collect(),
             held,
             exact,

@@ -90,7 +90,7 @@ fn tell(action: &Action) -> String {
         Action::Commit(changes) => {
             let one = |change: &Change| {
                 let sign = if change.to == Target::Gone { '-' } else { '+' };
-                format!("{sign}{} {}", change.set, change.address)
+                format!("{sign}{} {}", change.set, change.what)
             };
             format!("commit {}", changes.iter().map(one).collect::<Vec<_>>().join(" "))
         }
@@ -265,10 +265,10 @@ fn a_host_name_in_ignoreip_is_ignored_once_it_resolves_and_in_the_kernel_too() {
 fn elements_found_at_the_start_are_bans_that_go_on() {
     let mut bench = Bench::new(&["sshd"]);
     let (timeout, left) = (Some(Span::from_secs(600)), Some(Span::from_secs(100)));
-    let timed = Adopted { set: "sshd-v4".to_owned(), address: ip("198.51.100.7"), timeout, left };
+    let timed = Adopted { set: "sshd-v4".to_owned(), what: ip("198.51.100.7").into(), timeout, left };
     assert!(bench.core.adopt(at(0), &timed));
     assert!(
-        bench.core.adopt(at(0), &Adopted { set: "sshd-v6".to_owned(), address: ip("2001:db8::"), timeout: None, left: None })
+        bench.core.adopt(at(0), &Adopted { set: "sshd-v6".to_owned(), what: ip("2001:db8::").into(), timeout: None, left: None })
     );
     assert!(!bench.core.adopt(at(0), &Adopted { set: "other-v4".to_owned(), ..timed }));
     let row = bench.core.banned(at(0), &KernelView::default());

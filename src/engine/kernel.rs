@@ -67,7 +67,7 @@ pub fn plan(wanted: &Establish, family: Family, element_counters: bool) -> Plan 
             ignore: wanted.own_ignored.get(at).cloned().unwrap_or_default(),
             nets: wanted.nets.get(at).copied().unwrap_or(false) || named(spec),
             dnat: spec.dnat,
-            paused: false,
+            paused: wanted.paused.get(at).copied().unwrap_or(false),
         })
     });
     Plan {

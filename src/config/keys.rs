@@ -292,7 +292,7 @@ pub const KEYS: &[Key] = &[
     key(
         Nft,
         "owner",
-        Planned,
+        Now,
         Bool,
         "false",
         "true",

@@ -19,8 +19,10 @@ use crate::jail::{Failure, Held, Jail, Nets, Now, Verdict, ignore::is_nobody};
 use crate::terms::{Span, Time, escape};
 
 pub mod events;
+mod foreign;
 mod kept;
 mod people;
+mod room;
 mod settings;
 mod table;
 #[cfg(test)]
@@ -109,6 +111,8 @@ pub struct Core {
     queued_reload: Option<(Cause, Specs)>,
     rebuild: Rebuild,
     rebuilt: u64,
+    hands: foreign::Hands,
+    rooms: HashMap<Arc<str>, room::Room>,
     pace: Pace,
     keep: Keep,
     boot: String,
@@ -137,6 +141,8 @@ impl Core {
             queued_reload: None,
             rebuild: Rebuild::No,
             rebuilt: 0,
+            hands: foreign::Hands::default(),
+            rooms: HashMap::new(),
             pace: Pace::default(),
             keep: Keep::default(),
             boot: String::new(),
@@ -162,7 +168,7 @@ impl Core {
 
     /// What the start wants of the kernel.
     pub fn establish(&self) -> Establish {
-        self.establish_for(&self.specs, false)
+        self.establish_for(&self.specs, Suspects::None)
     }
 
     /// Every ban held.
@@ -175,7 +181,8 @@ impl Core {
         match event {
             Event::Read(batch) => self.read(now, &batch),
             Event::Source(report) => self.source(now, report),
-            Event::Committed(refusals) => self.committed(now, refusals),
+            Event::Committed(committed) => self.committed(now, committed),
+            Event::Foreign(heard) => self.foreign(heard),
             Event::Saved(result) => self.saved(now, result),
             Event::Damaged(why) => self.damaged(now, why),
             Event::Established(result) => self.established(now, result),
@@ -204,10 +211,12 @@ impl Core {
         if self.flying.is_some() || matches!(self.rebuild, Rebuild::Running { .. }) || self.reloading.is_some() {
             return;
         }
+        self.heed(now);
         if let Rebuild::Wanted { not_before, failed, .. } = self.rebuild {
             // What waits for the table waits on: it is part of what the rebuild puts in, and is committed after it.
             if not_before <= now.mono {
-                let establish = self.establish_for(&self.specs, true);
+                let suspects = self.take_suspects();
+                let establish = self.establish_for(&self.specs, suspects);
                 self.rebuild = Rebuild::Running { failed };
                 self.actions.push(Action::Establish(establish));
             }
@@ -215,7 +224,7 @@ impl Core {
         }
         if let Some((cause, specs)) = self.queued_reload.take() {
             let specs = Arc::new(self.number(specs));
-            let establish = self.establish_for(&specs, false);
+            let establish = self.establish_for(&specs, Suspects::None);
             self.reloading = Some((cause, specs));
             self.actions.push(Action::Establish(establish));
             return;
@@ -250,6 +259,7 @@ impl Core {
     /// Whether nothing waits for the kernel or to be kept.
     pub fn is_quiet(&self) -> bool {
         self.keep.is_quiet()
+            && self.heeded()
             && self.pending.changes.is_empty()
             && self.flying.is_none()
             && self.reloading.is_none()
@@ -330,6 +340,7 @@ impl Core {
             Verdict::Ban(ban) => {
                 let text = format!("[{}] Ban {}", self.jails[at].spec.name, shown(ban.subject));
                 self.want(now, at, ban.subject, &ban.held, Effect::Log(Level::Warn, text));
+                self.make_room(now, at, ban.subject);
             }
         }
     }

@@ -1,21 +1,21 @@
 //! The thread that writes: it owns the one netlink socket that changes anything, and turns the core's changes into
 //! transactions. While one commits, the core gathers the next: a kernel that is busy makes batches larger, never the queue.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::mpsc::Receiver;
 
 use tokio::sync::mpsc::Sender;
 use tracing::debug;
 
 use super::clock;
-use super::core::{Adopted, Change, Done, Establish, Event, Refusal, Target};
+use super::core::{Adopted, Change, Committed, Done, Establish, Event, Refusal, Suspects, Target};
 use super::spec::Specs;
 use crate::config::run::Tristate;
 use crate::jail::Now;
 use crate::nft::element::{Element, Timeout};
 use crate::nft::ruleset::{Content, JailPlan, Plan, Ruleset, Set};
 use crate::nft::socket::{Kind, Refused, Socket};
-use crate::nft::transaction::{Establishment, Transaction};
+use crate::nft::transaction::{self, Establishment, Transaction};
 use crate::nft::{self, KernelTable};
 use crate::terms::{Lasting, Span};
 
@@ -24,6 +24,12 @@ const AT_ONCE: usize = 4000;
 
 /// Above this many possible CPUs a counter per element is no longer cheap: the kernel keeps one per CPU.
 const CPUS_FOR_COUNTERS: usize = 8;
+
+/// Elements end alike if they do within this span: the kernel's clock and ours are read at different moments.
+const ALIKE: Span = Span::from_secs(2);
+
+/// How often others may commit while the table is read and written, before it is written without looking.
+const STALE_AT_MOST: usize = 5;
 
 /// How often the kernel frees expired elements: a second, its default, costs 5 % of a core at a million elements.
 const GC_INTERVAL: Span = Span::from_secs(10);
@@ -42,6 +48,8 @@ pub struct Writer {
     socket: Socket,
     reader: nft::Kernel,
     ruleset: Option<Ruleset>,
+    /// Transactions carried out.
+    transactions: u32,
 }
 
 /// The plan of a table, from specs and what the ignore sets hold.
@@ -100,7 +108,27 @@ impl Writer {
         let socket = Socket::open().map_err(|e| e.to_string())?;
         let reader = nft::Kernel::open().map_err(|e| e.to_string())?;
         debug!("nf_tables: {}", socket.features());
-        Ok(Writer { socket, reader, ruleset: None })
+        Ok(Writer { socket, reader, ruleset: None, transactions: 0 })
+    }
+
+    /// The address of its socket, by which the kernel says that a change was ours.
+    pub fn port(&self) -> u32 {
+        self.socket.port()
+    }
+
+    /// Writes as if the kernel could do just this much.
+    pub fn pretend(&mut self, features: nft::Features) {
+        self.socket.pretend(features);
+    }
+
+    /// What the kernel can do.
+    pub fn features(&self) -> nft::Features {
+        self.socket.features()
+    }
+
+    /// The generation of the ruleset; 0 if it can not be read.
+    pub fn generation(&mut self) -> u32 {
+        self.reader.generation().unwrap_or(0)
     }
 
     /// Our table as it is now.
@@ -127,60 +155,103 @@ impl Writer {
         Ok(found)
     }
 
-    /// Makes the table so; says whether anything had to be sent.
-    pub fn establish(&mut self, wanted: &Establish) -> Result<bool, String> {
+    /// Makes the table so. What others commit while it is read and written makes it look again.
+    pub fn establish(&mut self, wanted: &Establish) -> Result<Done, String> {
+        for _ in 0..STALE_AT_MOST {
+            if let Some(done) = self.establish_at_once(wanted, true)? {
+                return Ok(done);
+            }
+        }
+        self.establish_at_once(wanted, false)?.ok_or_else(|| "the ruleset changes faster than it can be read".to_owned())
+    }
+
+    /// Makes the table so; with `alone`, only if nobody commits meanwhile: else nothing is done, and `None` returned.
+    fn establish_at_once(&mut self, wanted: &Establish, alone: bool) -> Result<Option<Done>, String> {
         let specs = &wanted.specs;
         let plan = plan(wanted, self.socket.features().element_counters);
-        let ruleset = Ruleset::of(&plan).map_err(|e| e.to_string())?;
+        let mut ruleset = Ruleset::of(&plan).map_err(|e| e.to_string())?;
+        ruleset.owner = specs.nft.owner && self.socket.features().owner;
+        let mut generation = self.generation();
         let mut found = self.table(specs)?;
+        let now = clock::now();
+        let mut suspects = Vec::new();
+        if let Some(table) = &mut found {
+            generation = table.generation;
+            let renewed: HashSet<&str> =
+                transaction::renewed_sets(&ruleset, Some(table)).iter().map(|set| set.name.as_str()).collect();
+            for found in &mut table.sets {
+                let Some(set) = ruleset.set(&found.name).filter(|set| set.content == Content::Bans) else { continue };
+                if !wanted.exact.holds(&set.name) || renewed.contains(set.name.as_str()) {
+                    continue;
+                }
+                let meant = wanted.held.get(set.name.as_str()).map_or(0, Vec::len);
+                // A dump is quadratic in the size: a large set is made anew sooner than it is read.
+                match found.count.is_none_or(|count| count as usize <= transaction::AT_ONCE) && meant <= transaction::AT_ONCE {
+                    true => suspects.push(set.clone()),
+                    false => found.set = None,
+                }
+            }
+        }
         let mut counters = HashMap::new();
-        if let (Some(table), false) = (&found, wanted.exact) {
-            for set in nft::transaction::renewed_sets(&ruleset, Some(table)) {
+        if let (Some(table), Suspects::None) = (&found, &wanted.exact) {
+            for set in transaction::renewed_sets(&ruleset, Some(table)) {
                 if let Some(old) = table.set(&set.name) {
                     let elements = self.reader.elements(specs.family, &specs.table, old).map_err(|e| e.to_string())?;
                     counters.extend(elements.iter().filter_map(|e| Some(((set.name.clone(), e.interval.first()), e.counter?))));
                 }
             }
         }
-        let now = clock::now();
         let held = |set: &Set| -> Vec<Element> {
             let changes = wanted.held.get(set.name.as_str()).map(Vec::as_slice).unwrap_or_default();
             let elements = changes.iter().filter_map(|change| element(now, change));
-            elements.map(|e| Element { counter: counters.get(&(set.name.clone(), e.interval.first())).copied(), ..e }).collect()
-        };
-        let mut first = Transaction::about(&ruleset);
-        if wanted.exact
-            && let Some(table) = found.take()
-        {
-            if table.version().is_some_and(|version| version > nft::ruleset::VERSION) {
-                return Err(format!("table {} {} was made by a newer banset", specs.family, specs.table));
+            let elements = elements
+                .map(|e| Element { counter: counters.get(&(set.name.clone(), e.interval.first())).copied(), ..e })
+                .collect::<Vec<_>>();
+            match set.size.map(|size| size as usize).filter(|size| *size < elements.len()) {
+                Some(size) => transaction::split_newest(vec![(set.clone(), elements)], size).0.pop().map_or(Vec::new(), |(_, e)| e),
+                None => elements,
             }
-            first.delete_table();
-        }
-        let Establishment { first: rest_of_first, rest } =
+        };
+        let Establishment { mut first, rest } =
             Transaction::establish(&ruleset, found.as_ref(), held).map_err(|newer| {
                 format!(
                     "table {} {}: {newer}\n  help: use the newer program, or delete the table first",
                     specs.family, specs.table
                 )
             })?;
-        rest_of_first.statements().iter().for_each(|statement| first.push(statement.clone()));
-        self.socket.commit(&first).map_err(|refused| refused.to_string())?;
+        for set in &suspects {
+            let present = self.reader.elements(specs.family, &specs.table, set).map_err(|e| e.to_string())?;
+            first.settle(set, &present, &held(set), ALIKE);
+        }
+        if alone && generation != 0 && !first.is_empty() {
+            first.only_at(generation);
+            // The kernel's count leaves 0 out.
+            generation = generation.checked_add(1).unwrap_or(1);
+        }
+        match self.socket.commit(&first) {
+            Err(refused) if refused.kind == Kind::Stale => return Ok(None),
+            other => other.map_err(|refused| refused.to_string())?,
+        }
         for (set, elements) in &rest {
             let loaded = self.socket.load(specs.family, &specs.table, set, elements.iter().cloned());
             loaded.map_err(|(_, refused)| refused.to_string())?;
         }
+        let fresh = first.statements().iter().any(|statement| matches!(statement, transaction::Change::AddTable { comment: Some(_), .. }));
+        let done = Done { adopted: Vec::new(), table: self.handle(specs)?, generation, fresh, changed: !first.is_empty(), owned: ruleset.owner };
         self.ruleset = Some(ruleset);
-        Ok(!first.is_empty())
+        Ok(Some(done))
     }
 
     /// Carries out changes, in order. What the kernel refuses alone is told by index; the rest is carried out.
-    fn commit(&mut self, changes: &[Change]) -> Result<Vec<Refusal>, String> {
+    pub fn commit(&mut self, changes: &[Change]) -> Result<Committed, String> {
+        let (before, own) = (self.generation(), self.transactions);
         let mut refusals = Vec::new();
         for (part, slice) in changes.chunks(AT_ONCE).enumerate() {
             self.commit_part(slice, part * AT_ONCE, &mut refusals)?;
         }
-        Ok(refusals)
+        let after = self.generation();
+        let alone = before != 0 && after.wrapping_sub(before) == self.transactions.wrapping_sub(own);
+        Ok(Committed { refusals, before, after, alone })
     }
 
     /// Commits a part; a part that is refused because of one element is halved until that element is found.
@@ -193,7 +264,7 @@ impl Writer {
             // The table, one of its sets, or our right to change it: no single element is at fault.
             Kind::NoTable | Kind::NoEntry | Kind::NotPermitted | Kind::Unanswered => Err(refused.to_string()),
             _ if changes.len() == 1 => {
-                refusals.push(Refusal { index: base, why: refused.to_string() });
+                refusals.push(Refusal { index: base, why: refused.to_string(), full: refused.kind == Kind::SetFull });
                 Ok(())
             }
             _ => {
@@ -216,7 +287,9 @@ impl Writer {
                 Target::Gone => transaction.remove(set, [change.address.into()]),
             }
         }
-        self.socket.commit(&transaction)
+        self.socket.commit(&transaction)?;
+        self.transactions = self.transactions.wrapping_add(u32::from(!transaction.is_empty()));
+        Ok(())
     }
 
     /// Works until the core goes away.
@@ -224,15 +297,12 @@ impl Writer {
         while let Ok(work) = work.recv() {
             let event = match work {
                 Work::Commit(changes) => match self.commit(&changes) {
-                    Ok(refusals) => Event::Committed(refusals),
+                    Ok(committed) => Event::Committed(committed),
                     Err(why) => Event::Damaged(why),
                 },
                 Work::Establish(wanted) => {
                     let adopted = if wanted.adopt { self.adoptable(&wanted.specs) } else { Ok(Vec::new()) };
-                    Event::Established(adopted.and_then(|adopted| {
-                        self.establish(&wanted)?;
-                        Ok(Done { adopted, table: self.handle(&wanted.specs)? })
-                    }))
+                    Event::Established(adopted.and_then(|adopted| Ok(Done { adopted, ..self.establish(&wanted)? })))
                 }
             };
             if done.blocking_send(event).is_err() {

@@ -6,6 +6,7 @@ pub mod core;
 pub mod keep;
 pub mod keeper;
 pub mod kernel;
+pub mod listener;
 pub mod lock;
 pub mod machine;
 pub mod names;

@@ -10,6 +10,9 @@ use crate::state::packed::{self, Step};
 use crate::state::{KernelIdentity, Restored, Totals};
 use crate::terms::Span;
 
+/// Restored bans are told one by one up to this many.
+const TOLD_AT_MOST: usize = 100;
+
 impl Core {
     pub(super) fn save(&mut self, now: Now) {
         let Core { keep, jails, .. } = self;
@@ -82,6 +85,17 @@ impl Core {
             running.jail.last_failure = totals.last_failure;
         }
         self.jails.iter_mut().for_each(|running| running.jail.tidy(now));
+        self.trim(now);
+    }
+
+    /// Jail and subject of every ban held, the newest first.
+    pub fn restorable(&self) -> Vec<(String, String)> {
+        let bans = |running: &'_ Running| -> Vec<_> {
+            running.jail.bans().map(|(subject, held)| (held.since, running.spec.name.clone(), subject)).collect()
+        };
+        let mut all: Vec<_> = self.jails.iter().flat_map(bans).collect();
+        all.sort_by(|a, b| b.0.cmp(&a.0));
+        all.into_iter().map(|(_, jail, subject)| (jail, shown(subject))).collect()
     }
 
     /// From here on changes are kept; `boot` names this boot. Bans that an earlier run kept and that are over by now are let go.
@@ -136,9 +150,14 @@ impl Core {
             );
             self.log(Level::Warn, text);
         }
-        for (at, subject, held) in missing {
+        let more = missing.len().saturating_sub(TOLD_AT_MOST);
+        for (told, (at, subject, held)) in missing.into_iter().enumerate() {
             let text = format!("[{}] Restore Ban {}", self.jails[at].spec.name, shown(subject));
-            self.want(now, at, subject, &held, Effect::Log(Level::Warn, text));
+            let level = if told < TOLD_AT_MOST { Level::Warn } else { Level::Debug };
+            self.want(now, at, subject, &held, Effect::Log(level, text));
+        }
+        if more > 0 {
+            self.log(Level::Warn, format!("{more} more bans are restored"));
         }
         let held_before = self.bans_held();
         for element in found {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::{Action, Cause, Core, Effect, JailId, Level, Rebuild, Reloaded, Running, Target, covers, shown};
+use super::{Action, Cause, Core, Effect, JailId, Level, Rebuild, Reloaded, Running, Suspects, Target, covers, shown};
 use crate::control::Reply;
 use crate::engine::spec::Specs;
 use crate::jail::{Jail, Nets, Now, Origin};
@@ -78,8 +78,9 @@ impl Core {
         self.specs = specs.clone();
         self.lift_ignored(now);
         self.drop_stranded(now);
+        self.trim(now);
         if rekeyed {
-            self.rebuild = Rebuild::Wanted { why: "a prefix changed".to_owned(), not_before: now.mono, failed: 0 };
+            self.make_whole(now, "a prefix changed".to_owned(), Suspects::All);
         }
         self.actions.push(Action::Watch(specs));
         match self.specs.changes.as_slice() {
@@ -139,7 +140,7 @@ impl Core {
         if matches!(self.rebuild, Rebuild::No) && self.queued_reload.is_none() && self.reloading.is_none() {
             self.queued_reload = Some((Cause::Machine, (*self.specs).clone()));
         } else if matches!(self.rebuild, Rebuild::No) {
-            self.rebuild = Rebuild::Wanted { why: "whom we ignore changed".to_owned(), not_before: now.mono, failed: 0 };
+            self.make_whole(now, "whom we ignore changed".to_owned(), Suspects::None);
         }
     }
 }

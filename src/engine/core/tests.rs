@@ -59,7 +59,7 @@ impl Bench {
         self.event(secs, Event::Asked(Asked { client: ClientId(self.clients), uid: 0, request, kernel: None }))
     }
     fn yes(&mut self, secs: i64) -> String {
-        self.event(secs, Event::Committed(vec![]))
+        self.event(secs, Event::Committed(Committed::default()))
     }
 }
 
@@ -157,8 +157,8 @@ fn a_refused_element_is_not_held_and_not_called_banned() {
     let mut bench = Bench::new(&["sshd"]);
     bench.fail(1, "sshd", "198.51.100.7");
     bench.fail(1, "sshd", "198.51.100.7");
-    let refusal = Refusal { index: 0, why: "add element inet banset sshd-v4 { 198.51.100.7 }: ENFILE, set is full".into() };
-    assert_eq!(bench.event(1, Event::Committed(vec![refusal.clone()])), refusal.why);
+    let refusal = Refusal { index: 0, why: "add element inet banset sshd-v4 { 198.51.100.7 }: EINVAL".into(), full: false };
+    assert_eq!(bench.event(1, Event::Committed(vec![refusal.clone()].into())), refusal.why);
     assert_eq!(bench.core.bans_held(), 0);
 }
 

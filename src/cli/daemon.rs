@@ -164,14 +164,16 @@ fn establish(core: &mut Core, writer: &mut Writer, restored: Option<&Restored>) 
     let last = restored.and_then(|restored| restored.kernel.as_ref());
     let now = clock::now();
     if specs.nft.owner && !writer.features().owner {
-        warn!("[nft] owner: this kernel can not refuse others' changes and keep the table over a restart (Linux 6.9 can); they are undone instead");
+        warn!(
+            "[nft] owner: this kernel can not refuse others' changes and keep the table over a restart (Linux 6.9 can); they are undone instead"
+        );
     }
     core.seen_up_to(writer.generation());
     let mut wanted = core.establish();
     let mut restored_bans = Vec::new();
     match last {
         Some(last) if *last == identity => {
-            let found = writer.adoptable(&specs)?;
+            let found = writer.adoptable(&specs, &wanted.held)?;
             let (added, lifted) = core.compare(now, &found);
             if added + lifted > 0 {
                 info!("table {table} was changed while the daemon was away: {added} bans added, {lifted} lifted");
@@ -185,7 +187,7 @@ fn establish(core: &mut Core, writer: &mut Writer, restored: Option<&Restored>) 
         }
         None => {
             let mut strangers = std::collections::BTreeMap::<String, usize>::new();
-            for element in writer.adoptable(&specs)? {
+            for element in writer.adoptable(&specs, &wanted.held)? {
                 if !core.adopt(now, &element) {
                     *strangers.entry(jail_of(&element.set).unwrap_or(&element.set).to_owned()).or_default() += 1;
                 }

@@ -339,8 +339,9 @@ impl Core {
             }
             Verdict::Ban(ban) => {
                 let text = format!("[{}] Ban {}", self.jails[at].spec.name, shown(ban.subject));
-                self.want(now, at, ban.subject, &ban.held, Effect::Log(Level::Warn, text));
+                // First: what goes makes room within the same transaction for what comes.
                 self.make_room(now, at, ban.subject);
+                self.want(now, at, ban.subject, &ban.held, Effect::Log(Level::Warn, text));
             }
         }
     }

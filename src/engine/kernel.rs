@@ -2,10 +2,12 @@
 //! transactions. While one commits, the core gathers the next: a kernel that is busy makes batches larger, never the queue.
 
 use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 use tokio::sync::mpsc::Sender;
-use tracing::debug;
+use tracing::{debug, info};
 
 use super::clock;
 use super::core::{Adopted, Change, Committed, Done, Establish, Event, Refusal, Suspects, Target};
@@ -24,6 +26,9 @@ const AT_ONCE: usize = 4000;
 
 /// Above this many possible CPUs a counter per element is no longer cheap: the kernel keeps one per CPU.
 const CPUS_FOR_COUNTERS: usize = 8;
+
+/// A larger set is not listed at the start, but asked for what it shall hold: a dump is quadratic, a million elements take 30 s.
+const LISTED_AT_MOST: u32 = 200_000;
 
 /// Elements end alike if they do within this span: the kernel's clock and ours are read at different moments.
 const ALIKE: Span = Span::from_secs(2);
@@ -141,13 +146,23 @@ impl Writer {
         Ok(self.table(specs)?.map_or(0, |table| table.handle))
     }
 
-    /// What the ban sets of our table hold now.
-    pub fn adoptable(&mut self, specs: &Specs) -> Result<Vec<Adopted>, String> {
+    /// What the ban sets of our table hold now; of a set that is too large to be listed only what is among `held`.
+    pub fn adoptable(&mut self, specs: &Specs, held: &HashMap<Arc<str>, Vec<Change>>) -> Result<Vec<Adopted>, String> {
         let mut found = Vec::new();
         let Some(table) = self.table(specs)? else { return Ok(found) };
-        for set in table.sets.iter().filter_map(|set| set.set.as_ref()).filter(|set| set.content == Content::Bans) {
-            let elements = self.reader.elements(specs.family, &specs.table, set).map_err(|e| e.to_string())?;
-            found.extend(elements.iter().map(|element| {
+        for kernel_set in &table.sets {
+            let Some(set) = kernel_set.set.as_ref().filter(|set| set.content == Content::Bans) else { continue };
+            let asked = held.get(set.name.as_str()).filter(|_| !set.interval);
+            let elements = match (kernel_set.count, asked) {
+                (Some(count), Some(held)) if count > LISTED_AT_MOST => {
+                    let keys: Vec<IpAddr> = held.iter().map(|change| change.address).collect();
+                    let elements = self.reader.find(specs.family, &specs.table, set, &keys);
+                    info!("set {} holds {count} elements: asked for {} by key instead of listing it", set.name, keys.len());
+                    elements
+                }
+                _ => self.reader.elements(specs.family, &specs.table, set),
+            };
+            found.extend(elements.map_err(|e| e.to_string())?.iter().map(|element| {
                 let (timeout, left) = element.timeout.map_or((None, None), |t| (Some(t.timeout), Some(t.expiration)));
                 Adopted { set: set.name.clone(), address: element.interval.first(), timeout, left }
             }));
@@ -205,20 +220,21 @@ impl Writer {
             let changes = wanted.held.get(set.name.as_str()).map(Vec::as_slice).unwrap_or_default();
             let elements = changes.iter().filter_map(|change| element(now, change));
             let elements = elements
-                .map(|e| Element { counter: counters.get(&(set.name.clone(), e.interval.first())).copied(), ..e })
+                .map(|e| match counters.is_empty() {
+                    true => e,
+                    false => Element { counter: counters.get(&(set.name.clone(), e.interval.first())).copied(), ..e },
+                })
                 .collect::<Vec<_>>();
             match set.size.map(|size| size as usize).filter(|size| *size < elements.len()) {
-                Some(size) => transaction::split_newest(vec![(set.clone(), elements)], size).0.pop().map_or(Vec::new(), |(_, e)| e),
+                Some(size) => {
+                    transaction::split_newest(vec![(set.clone(), elements)], size).0.pop().map_or(Vec::new(), |(_, e)| e)
+                }
                 None => elements,
             }
         };
-        let Establishment { mut first, rest } =
-            Transaction::establish(&ruleset, found.as_ref(), held).map_err(|newer| {
-                format!(
-                    "table {} {}: {newer}\n  help: use the newer program, or delete the table first",
-                    specs.family, specs.table
-                )
-            })?;
+        let Establishment { mut first, rest } = Transaction::establish(&ruleset, found.as_ref(), held).map_err(|newer| {
+            format!("table {} {}: {newer}\n  help: use the newer program, or delete the table first", specs.family, specs.table)
+        })?;
         for set in &suspects {
             let present = self.reader.elements(specs.family, &specs.table, set).map_err(|e| e.to_string())?;
             first.settle(set, &present, &held(set), ALIKE);
@@ -236,8 +252,18 @@ impl Writer {
             let loaded = self.socket.load(specs.family, &specs.table, set, elements.iter().cloned());
             loaded.map_err(|(_, refused)| refused.to_string())?;
         }
-        let fresh = first.statements().iter().any(|statement| matches!(statement, transaction::Change::AddTable { comment: Some(_), .. }));
-        let done = Done { adopted: Vec::new(), table: self.handle(specs)?, generation, fresh, changed: !first.is_empty(), owned: ruleset.owner };
+        let fresh = first
+            .statements()
+            .iter()
+            .any(|statement| matches!(statement, transaction::Change::AddTable { comment: Some(_), .. }));
+        let done = Done {
+            adopted: Vec::new(),
+            table: self.handle(specs)?,
+            generation,
+            fresh,
+            changed: !first.is_empty(),
+            owned: ruleset.owner,
+        };
         self.ruleset = Some(ruleset);
         Ok(Some(done))
     }
@@ -301,7 +327,7 @@ impl Writer {
                     Err(why) => Event::Damaged(why),
                 },
                 Work::Establish(wanted) => {
-                    let adopted = if wanted.adopt { self.adoptable(&wanted.specs) } else { Ok(Vec::new()) };
+                    let adopted = if wanted.adopt { self.adoptable(&wanted.specs, &wanted.held) } else { Ok(Vec::new()) };
                     Event::Established(adopted.and_then(|adopted| Ok(Done { adopted, ..self.establish(&wanted)? })))
                 }
             };

@@ -238,7 +238,15 @@ impl Jail {
                 if left == Span(0) {
                     return Verdict::Over;
                 }
-                Held { since: time, until: Some(now.mono + left), lasting, failures, origin: Origin::Failures, in_kernel: false, generation: 0 }
+                Held {
+                    since: time,
+                    until: Some(now.mono + left),
+                    lasting,
+                    failures,
+                    origin: Origin::Failures,
+                    in_kernel: false,
+                    generation: 0,
+                }
             }
         };
         let ban = Ban { subject, held, places };
@@ -518,7 +526,7 @@ mod tests {
             failures: 0,
             origin: Origin::Adopted,
             in_kernel: true,
- generation: 0,
+            generation: 0,
         };
         assert!(jail.hold(subject, held(Some(100))));
         assert!(!jail.hold(subject, held(Some(50))));
@@ -540,7 +548,7 @@ mod tests {
             failures: 0,
             origin: Origin::Adopted,
             in_kernel: true,
- generation: 0,
+            generation: 0,
         };
         for net in ["192.0.2.0/24", "192.0.2.65/32", "198.51.100.0/24"] {
             jail.hold(net.parse().expect("a net"), held.clone());

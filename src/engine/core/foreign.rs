@@ -304,16 +304,7 @@ impl Core {
     }
 
     #[expect(clippy::too_many_arguments, reason = "one element of one transaction, spelt out")]
-    fn added(
-        &mut self,
-        now: Now,
-        at: usize,
-        (set, address): Key,
-        element: &Element,
-        generation: u32,
-        by: &str,
-        told: &mut Told,
-    ) {
+    fn added(&mut self, now: Now, at: usize, (set, address): Key, element: &Element, generation: u32, by: &str, told: &mut Told) {
         let running = &mut self.jails[at];
         let Some(subject) = subject_of(&running.spec, &set, element.interval) else { return };
         let name = running.spec.name.clone();

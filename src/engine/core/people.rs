@@ -120,8 +120,8 @@ impl Core {
         self.waiting.insert(client, Waiting { open: 0, refused: Vec::new(), reply });
         for (subject, held) in wanted {
             self.log(Level::Warn, format!("[{name}] Ban {} by uid {uid}", shown(subject)));
-            self.want(now, at, subject, &held, Effect::Tell(client));
             self.make_room(now, at, subject);
+            self.want(now, at, subject, &held, Effect::Tell(client));
         }
     }
 

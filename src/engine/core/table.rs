@@ -7,7 +7,8 @@ use ipnetwork::IpNetwork;
 use serde_json::json;
 
 use super::{
-    Action, Adopted, Cause, Change, ClientId, Committed, Core, Done, Effect, Establish, Level, Rebuild, Refusal, Suspects, Target, covers,
+    Action, Adopted, Cause, Change, ClientId, Committed, Core, Done, Effect, Establish, Level, Rebuild, Refusal, Suspects,
+    Target, covers,
 };
 use crate::control::Reply;
 use crate::engine::spec::{Specs, addresses};
@@ -24,7 +25,15 @@ impl Core {
             _ => Span(0),
         };
         let until = found.left.map(|left| now.mono + left);
-        let held = Held { since: now.wall - elapsed, until, lasting, failures: 0, origin: Origin::Adopted, in_kernel: true, generation: 0 };
+        let held = Held {
+            since: now.wall - elapsed,
+            until,
+            lasting,
+            failures: 0,
+            origin: Origin::Adopted,
+            in_kernel: true,
+            generation: 0,
+        };
         let subject = running.jail.subject(found.address);
         if running.jail.hold(subject, held) {
             self.keep.ban(now, &running.key, subject);

@@ -6,6 +6,8 @@ use crate::control::Request;
 use crate::jail::Place;
 use crate::terms::Family;
 
+mod hands;
+
 const BOOT: i64 = 1_700_000_000;
 
 fn at(secs: i64) -> Now {

@@ -467,7 +467,7 @@ fn an_old_kernel_is_served_the_same() {
             assert_eq!(done.owned, features.owner);
             let change = |n: u8, secs: Option<i64>| Wanted {
                 set: "sshd-v4".into(),
-                address: [203, 0, 113, n].into(),
+                what: std::net::IpAddr::from([203, 0, 113, n]).into(),
                 to: secs.map_or(Target::Gone, |secs| Target::Held {
                     lasting: Lasting::For(Span::from_secs(secs as u64)),
                     until: Some(clock::now().mono + Span::from_secs(secs as u64)),

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::{Committed, Core, Done, Effect, Level, Rebuild, Suspects, Target, shown};
+use super::{Committed, Core, Done, Effect, Level, Rebuild, Row, Suspects, Target, What, shown};
 use crate::engine::spec::Spec;
 use crate::jail::{Held, Now, Origin};
 use crate::nft::{Element, Foreign, Heard, Interval, Touch};
@@ -146,7 +146,7 @@ impl Core {
             return self.hands.queue.clear();
         }
         // What was decided here and is still on its way comes after what they did.
-        let coming: HashSet<Key> = self.pending.changes.iter().map(|change| (change.set.clone(), change.address)).collect();
+        let coming: HashSet<Key> = self.pending.changes.iter().map(|change| (change.set.clone(), change.what.first())).collect();
         self.hands.again.clear();
         while let Some(heard) = self.hands.queue.pop_front() {
             match heard {
@@ -296,9 +296,12 @@ impl Core {
         let running = &mut self.jails[at];
         running.jail.lift(subject);
         self.keep.ban(now, &running.key, subject);
+        let reason = Some(format!("removed by {by}").into());
+        self.record_about(now, at, subject, Row { what: What::Unban, origin: "kernel".into(), reason, ..Row::default() });
         told.tell(self, format!("[{name}] Unban {}, removed by {by}", shown(subject)));
-        if !after(generation, self.hands.established) || self.hands.again.contains(&(set, address)) {
-            // The table was filled after they did it, or we are about to say it again.
+        let several = self.specs.families().count() > 1;
+        if several || !after(generation, self.hands.established) || self.hands.again.contains(&(set, address)) {
+            // It stands in another table too, or the table was filled after they did it, or we are about to say it again.
             self.change(now, at, subject, Target::Gone, Effect::Log(Level::Debug, format!("{} is out again", shown(subject))));
         }
     }
@@ -322,7 +325,8 @@ impl Core {
             Held { since: now.wall - elapsed, until, lasting, failures: 0, origin: Origin::Adopted, in_kernel: true, generation };
         // A rule that masks never meets an element with host bits: its prefix takes its place.
         let stands_for_nothing = subject.network() != address;
-        let mut in_place = !stands_for_nothing && after(generation, self.hands.established);
+        let several = self.specs.families().count() > 1;
+        let mut in_place = !stands_for_nothing && !several && after(generation, self.hands.established);
         let mut text = format!("[{name}] Ban {}, added by {by}", shown(subject));
         if let Some(present) = self.jails[at].jail.held(subject).cloned() {
             let alike = match (present.until, until) {
@@ -359,13 +363,17 @@ impl Core {
             text.push_str(&format!("; it bites nobody, ignored by {why}"));
         }
         if !text.is_empty() {
+            let until = held.until.map(|until| now.wall_of(until));
+            let (since, reason) = (Some(held.since), Some(format!("added by {by}").into()));
+            let row = Row { what: What::Ban, since, until, origin: "kernel".into(), reason, ..Row::default() };
+            self.record_about(now, at, subject, row);
             told.tell(self, text);
         }
         if !in_place {
             self.hands.again.insert((self.jails[at].spec.set(subject), subject.network()));
         }
         if stands_for_nothing {
-            self.pending.changes.push(super::Change { set, address, to: Target::Gone });
+            self.pending.changes.push(super::Change { set, what: element.interval, to: Target::Gone });
         }
         if !in_place {
             let text = format!("{} is in set {}", shown(subject), self.jails[at].spec.set(subject));

@@ -1,11 +1,11 @@
 //! Full sets: the newest bans win. Where `set_size` bounds a set, its oldest ban makes room for a new one.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::{Core, Effect, Level, Target, shown};
+use super::{Core, Effect, Level, Row, Target, What, shown};
 use crate::jail::{Held, Now};
 use crate::terms::Lasting;
 
@@ -28,6 +28,11 @@ fn began(held: &Held) -> i64 {
         (Lasting::For(span), Some(until)) => until.0.saturating_sub_unsigned(span.0),
         _ => i64::MAX,
     }
+}
+
+/// A ban made room for a newer one.
+fn full() -> Row {
+    Row { what: What::Unban, origin: "kernel".into(), reason: Some("the set is full".into()), ..Row::default() }
 }
 
 impl Core {
@@ -92,6 +97,7 @@ impl Core {
         let running = &mut self.jails[at];
         running.jail.lift(subject);
         self.keep.ban(now, &running.key, subject);
+        self.record_about(now, at, subject, full());
         let text = format!("[{name}] Unban {}, the set is full", shown(subject));
         self.change(now, at, subject, Target::Gone, Effect::Log(Level::Info, text));
         true
@@ -105,9 +111,11 @@ impl Core {
             if running.jail.bans_held() <= size {
                 continue;
             }
-            for v4 in [true, false] {
-                let bans = running.jail.bans().filter(|(subject, _)| subject.is_ipv4() == v4);
-                let mut all: Vec<(i64, IpNetwork)> = bans.map(|(subject, held)| (began(held), subject)).collect();
+            let mut sets: HashMap<Arc<str>, Vec<(i64, IpNetwork)>> = HashMap::new();
+            for (subject, held) in running.jail.bans() {
+                sets.entry(running.spec.set(subject)).or_default().push((began(held), subject));
+            }
+            for mut all in sets.into_values() {
                 if let Some(over) = all.len().checked_sub(size).filter(|over| *over > 0) {
                     all.select_nth_unstable(over - 1);
                     ended.extend(all.into_iter().take(over).map(|(_, subject)| (at, subject)));
@@ -121,6 +129,7 @@ impl Core {
         for (at, subject) in ended {
             self.jails[at].jail.lift(subject);
             self.keep.ban(now, &self.jails[at].key, subject);
+            self.record_about(now, at, subject, full());
         }
     }
 

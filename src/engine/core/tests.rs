@@ -311,7 +311,7 @@ fn saved(bench: &mut Bench, secs: i64) -> (Vec<Row>, Vec<String>) {
                 }
                 Action::Commit(_) => {
                     said.push(tell(action));
-                    bench.core.handle(at(secs), Event::Committed(vec![]));
+                    bench.core.handle(at(secs), Event::Committed(Committed::default()));
                 }
                 Action::Establish(establish) => {
                     let paused = establish.paused.iter().filter(|paused| **paused).count();
@@ -363,7 +363,7 @@ fn what_happens_is_numbered_and_kept_with_who_asked_for_it() {
     bench.core.settle(at(4));
     let saving = bench.core.take_actions().iter().any(|action| matches!(action, Action::Save(_)));
     assert!(!saving, "the save gathers still");
-    bench.core.handle(at(4), Event::Committed(vec![Refusal { index: 0, why: "ENFILE".into() }]));
+    bench.core.handle(at(4), Event::Committed(vec![Refusal { index: 0, why: "EINVAL".into(), full: false }].into()));
     let (rows, _) = saved(&mut bench, 5);
     assert_eq!(rows.iter().map(|row| row.what).collect::<Vec<_>>(), [What::Ban, What::Refused]);
 }

@@ -19,10 +19,12 @@
 mod daemon;
 mod lab;
 mod logs;
+mod probe;
 
 pub use daemon::{Answer, Daemon, Tracing, binary};
 pub use lab::{Echo, Lab, Monitor, elements, expires, nft, nft_json, nft_try};
 pub use logs::{Log, Stamp};
+pub use probe::Probe;
 
 use std::fmt::Write as _;
 use std::process::{Command, Stdio};
@@ -55,6 +57,10 @@ pub fn in_netns(name: &str, body: impl FnOnce()) {
             assert!(out.contains("1 passed"), "no test is called {name}: in_netns runs nothing\n{out}");
             // A test that skipped itself inside says so outside, too.
             out.lines().chain(err.lines()).filter(|line| line.starts_with("SKIPPED")).for_each(|line| eprintln!("{line}"));
+            // Measurements are rows of a table; the first of them stands behind the name of the test.
+            let row =
+                |line: &str| line.find("| ").filter(|at| *at == 0 || line.starts_with("test ")).map(|at| line[at..].to_owned());
+            out.lines().filter_map(row).for_each(|row| println!("{row}"));
         }
     }
 }

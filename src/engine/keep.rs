@@ -396,7 +396,15 @@ pub fn held(now: Now, kept: &KeptBan) -> Option<Held> {
         Some(uid) => Origin::Manual { uid, reason: kept.reason.clone() },
         None => Origin::Failures,
     };
-    Some(Held { since: kept.since, until, lasting: kept.lasting, failures: kept.failures, origin, in_kernel: kept.in_kernel })
+    Some(Held {
+        since: kept.since,
+        until,
+        lasting: kept.lasting,
+        failures: kept.failures,
+        origin,
+        in_kernel: kept.in_kernel,
+        generation: 0,
+    })
 }
 
 #[cfg(test)]

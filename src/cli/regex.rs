@@ -187,6 +187,13 @@ pub(super) fn place(resolved: &Resolved, key: &str, index: usize) -> Option<(Str
 
 /// Reads a file for the filter room; `None` if there is none.
 pub(super) fn reading(path: &str) -> Result<Option<String>, String> {
+    if path.ends_with('/') {
+        return match std::fs::read_dir(path) {
+            Ok(entries) => Ok(Some(entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect::<Vec<_>>().join("\n"))),
+            Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => Ok(None),
+            Err(error) => Err(error.to_string()),
+        };
+    }
     let file = match std::fs::File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),

@@ -192,3 +192,36 @@ fn no_line_takes_long() {
     let bound = Duration::from_millis(if cfg!(debug_assertions) { 100 } else { 10 });
     assert!(worst[0].1.0 < bound, "{:?}", worst[0]);
 }
+
+#[test]
+fn long_lines_mean_what_the_regex_engine_alone_says() {
+    let (length, every) = if cfg!(debug_assertions) { (5_000, 1_201) } else { (9_000, 97) };
+    let (mut case, mut tried, mut told) = (0_usize, 0, 0);
+    for (name, text) in shipped() {
+        let definition = definition::parse(name, text).unwrap();
+        let filter = || Filter::compile(&definition, &widest(&definition), &Options::default()).unwrap();
+        let (mut quick, mut plain) =
+            (Scanner::new(vec![Arc::new(filter())]), Scanner::new(vec![Arc::new(filter().without_walks())]));
+        let fresh = quick.state();
+        for sample in definition.samples.iter().flat_map(|sample| sample.line.lines()) {
+            lines(sample, length, |line| {
+                case += 1;
+                if case % every != 0 {
+                    return;
+                }
+                tried += 1;
+                let (what, line) = line();
+                let found = [&mut quick, &mut plain].map(|scanner| {
+                    let mut found = Vec::new();
+                    scanner.restore(fresh.clone());
+                    scanner.scan(line.as_bytes(), When { now: NOW, live: true }, &mut found);
+                    found
+                });
+                told += usize::from(!found[0].is_empty());
+                assert_eq!(found[0], found[1], "{name}: {what}");
+            });
+        }
+    }
+    println!("{tried} lines of {length} bytes, {told} of which say something");
+    assert!(told * 50 > tried, "too few of these lines match anything: {told} of {tried}");
+}

@@ -134,14 +134,10 @@ impl Twice {
     /// Finds the groups of the match that spans `start..end` of `text`. False if that took more room than there is; `room` knows
     /// the groups otherwise.
     pub fn groups(&self, text: &[u8], (start, end): (usize, usize), room: &mut Room) -> bool {
-        let mut sets = Sets {
-            bits: Vec::new(),
-            words: self.nodes.len().div_ceil(64),
-            next: Vec::new(),
-            index: HashTable::new(),
-        };
+        let mut sets = Sets { bits: Vec::new(), words: self.nodes.len().div_ceil(64), next: Vec::new(), index: HashTable::new() };
         let mut places = vec![0_u32; end - start + 1];
-        self.backward(text, start, &mut sets, &mut places) && self.forward(text, (start, end), &sets, &places, room.fresh(self.slots))
+        self.backward(text, start, &mut sets, &mut places)
+            && self.forward(text, (start, end), &sets, &places, room.fresh(self.slots))
     }
 
     /// Notes for each place from the end to the start from which nodes the end can be reached.

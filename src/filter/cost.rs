@@ -121,7 +121,7 @@ fn fillings<'a>(line: &'a str, piece: &std::ops::Range<usize>) -> Vec<(&'a str, 
 
 /// The lines that a sample becomes: what they are, and how to make them.
 fn lines(line: &str, length: usize, mut each: impl FnMut(&dyn Fn() -> (String, String))) {
-    for piece in pieces(line).into_iter().chain([line.len()..line.len()]) {
+    for piece in pieces(line).into_iter().chain(std::iter::once(line.len()..line.len())) {
         for (i, (what, filling)) in fillings(line, &piece).into_iter().enumerate() {
             let filling = || filling.text(length, i + piece.start);
             let at = |how: &str| format!("{what:?} {how} {} of {line}", piece.start);

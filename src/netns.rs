@@ -30,6 +30,9 @@ use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProto
 /// VETH_INFO_PEER (linux/veth.h): the attribute that describes a veth link's other end.
 const VETH_INFO_PEER: u16 = 1;
 
+/// IFLA_BR_MCAST_SNOOPING (linux/if_link.h): whether a bridge learns which port wants which multicast group.
+const IFLA_BR_MCAST_SNOOPING: u16 = 23;
+
 /// The number of the next veth link's far end.
 static FAR_END: AtomicI32 = AtomicI32::new(1000);
 
@@ -126,6 +129,19 @@ impl Netns {
         };
         std::thread::scope(|scope| scope.spawn(enter).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
+
+    /// Runs `body` in this namespace on the calling thread, which returns to its own afterwards: a process started by `body` stays
+    /// here, and may outlive it.
+    ///
+    /// # Panics
+    /// As `body` does, and if the kernel refuses to enter or to return.
+    pub fn visit<T>(&self, body: impl FnOnce() -> T) -> T {
+        let own = Netns::current().expect("a thread has a network namespace");
+        nix::sched::setns(&self.held, CloneFlags::CLONE_NEWNET).expect("cannot enter a network namespace of our own");
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+        nix::sched::setns(&own.held, CloneFlags::CLONE_NEWNET).expect("cannot return to a network namespace of our own");
+        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
 }
 
 /// The links, addresses and routes of one network namespace, changed over a NETLINK_ROUTE socket.
@@ -155,9 +171,12 @@ impl Route {
         self.new_link(name, "veth", Some(built(RtattrBuilder::default().rta_type(IflaInfo::Data).rta_payload(far).build())?))
     }
 
-    /// A bridge without ports. `ip link add NAME type bridge`
+    /// A bridge without ports, which passes multicast to every port at once: neighbour discovery works from its first second.
+    /// `ip link add NAME type bridge mcast_snooping 0`
     pub fn bridge(&mut self, name: &str) -> io::Result<()> {
-        self.new_link(name, "bridge", None)
+        let mut data = RtBuffer::<u16, Buffer>::new();
+        data.push(built(RtattrBuilder::default().rta_type(IFLA_BR_MCAST_SNOOPING).rta_payload(0_u8).build())?);
+        self.new_link(name, "bridge", Some(built(RtattrBuilder::default().rta_type(IflaInfo::Data).rta_payload(data).build())?))
     }
 
     /// Makes `port` a port of the bridge `bridge`. `ip link set PORT master BRIDGE`
@@ -174,6 +193,12 @@ impl Route {
     pub fn up(&mut self, name: &str) -> io::Result<()> {
         let link = IfinfomsgBuilder::default().ifi_family(RtAddrFamily::Unspecified).ifi_index(index(name)? as i32).up();
         self.request(Rtm::Newlink, NlmF::empty(), built(link.build())?, || format!("set {name} up"))
+    }
+
+    /// `ip link set NAME down`
+    pub fn down(&mut self, name: &str) -> io::Result<()> {
+        let link = IfinfomsgBuilder::default().ifi_family(RtAddrFamily::Unspecified).ifi_index(index(name)? as i32).down();
+        self.request(Rtm::Newlink, NlmF::empty(), built(link.build())?, || format!("set {name} down"))
     }
 
     /// Waits until the link `name`, which was set up, has its carrier and passes packets. A second is plenty.

@@ -24,7 +24,7 @@ use crate::wait_until;
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// What belongs to the attackers and the innocent.
-const ATTACKERS: [&str; 3] = ["198.51.100.0/24", "203.0.113.0/24", "2001:db8:1000::/36"];
+pub(crate) const ATTACKERS: [&str; 3] = ["198.51.100.0/24", "203.0.113.0/24", "2001:db8:1000::/36"];
 
 /// A server and its attackers, and a directory for logs, configuration and state.
 pub struct Lab {
@@ -113,6 +113,12 @@ impl Lab {
     }
 }
 
+impl AsRef<Path> for Lab {
+    fn as_ref(&self) -> &Path {
+        &self.dir
+    }
+}
+
 impl Default for Lab {
     fn default() -> Self {
         Lab::new()
@@ -126,7 +132,7 @@ fn ends(from: &str, port: u16) -> (IpAddr, SocketAddr) {
     (from, SocketAddr::new(parsed(if from.is_ipv4() { Lab::SERVER4 } else { Lab::SERVER6 }), port))
 }
 
-fn parsed<T: std::str::FromStr>(text: &str) -> T
+pub(crate) fn parsed<T: std::str::FromStr>(text: &str) -> T
 where
     T::Err: std::fmt::Debug,
 {

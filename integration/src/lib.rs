@@ -17,12 +17,14 @@
 //! prints SKIPPED; with `BANSET_REQUIRE=1` (CI) it fails instead.
 
 mod daemon;
+mod frame;
 mod lab;
 mod logs;
 mod peer;
 mod site;
 
 pub use daemon::{Answer, Daemon, Tracing, binary};
+pub use frame::{Wire, udp_frame};
 pub use lab::{Echo, Lab, Monitor, elements, expires, nft, nft_json, nft_try};
 pub use logs::{Log, Stamp};
 pub use peer::{Doors, Flow, Proto, Seen, knock};
@@ -58,7 +60,9 @@ pub fn in_netns(name: &str, body: impl FnOnce()) {
             let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
             assert!(output.status.success(), "in its namespace, {name}: {}\n{out}{err}", output.status);
             assert!(out.contains("1 passed"), "no test is called {name}: in_netns runs nothing\n{out}");
-            // A test that skipped itself inside says so outside, too; and a table is for people to read.
+            // A test that skipped itself inside says so outside, too; and a table is for people to read. The harness ends no line
+            // before the first of them.
+            let out = out.replace(&format!("test {name} ... "), "");
             let shown = |line: &&str| line.starts_with("SKIPPED") || line.starts_with("| ");
             say(&out.lines().chain(err.lines()).filter(shown).collect::<Vec<_>>().join("\n"));
         }

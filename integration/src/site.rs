@@ -104,6 +104,16 @@ impl Site {
         for namespace in [&self.attackers].into_iter().chain(&self.mail) {
             namespace.run(|| Route::open().expect("a netlink socket").running("eth0").expect("the link comes up"));
         }
+        // A bridge forwards from the moment it hears that its ports have their carrier.
+        let ports: &[&str] = match self.wiring {
+            Wiring::Gateway => &["wan"],
+            Wiring::Routed => &["wan", "lan"],
+            Wiring::Bridged => &["wan", "lan", "br0"],
+        };
+        self.firewall.run(|| {
+            let mut route = Route::open().expect("a netlink socket");
+            ports.iter().for_each(|port| route.running(port).expect("the link comes up"));
+        });
     }
 
     /// Whether the bridge shows what it passes to the packet filters of IP (br_netfilter), IPv4 and IPv6 alike.

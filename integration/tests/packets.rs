@@ -8,8 +8,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use banset::netns::Netns;
-use banset_integration::{Daemon, Doors, Log, Proto, Seen, Site, Stamp, Wiring, in_netns, knock, nft};
+use banset::netns::{Netns, sysctl};
+use banset_integration::{Daemon, Doors, Flow, Log, Proto, Seen, Site, Stamp, Wire, Wiring, in_netns, knock, nft, udp_frame};
 
 /// The jail's port, and one beside it.
 const LISTED: u16 = 25;
@@ -378,5 +378,209 @@ fn a_ban_bites_where_the_packets_are() {
         println!("{table}| {} rows, {wrong} cells wrong", played.len());
         assert_eq!(wrong, 0, "cells of the table above");
         assert!(!played.is_empty(), "no row is called {chosen:?}");
+    });
+}
+
+/// A flow that was open before its source was banned.
+struct Open {
+    proto: Proto,
+    who: &'static str,
+    flow: Flow,
+}
+
+impl Open {
+    fn all(site: &Site) -> Vec<Open> {
+        let mut open = Vec::new();
+        for proto in [Proto::Tcp, Proto::Udp] {
+            for who in BANNED.into_iter().chain(INNOCENT) {
+                let from: IpAddr = who.parse().expect("an address");
+                let to = SocketAddr::new(site.addresses()[usize::from(from.is_ipv6())], LISTED);
+                let flow = site.attackers().run(|| Flow::open(proto, from, to, PATIENCE)).expect("nobody is banned yet");
+                open.push(Open { proto, who, flow });
+            }
+        }
+        open
+    }
+
+    fn banned(&self) -> bool {
+        BANNED.contains(&self.who)
+    }
+
+    fn turn(&mut self, patience: Duration) -> Seen {
+        self.flow.turn(patience).map_or_else(Seen::from, |()| Seen::Answer)
+    }
+}
+
+/// Connections and flows of datagrams that are open when their source is banned: not a byte more passes, whoever else has accepted
+/// what is established; those of others go on; and when the ban is over, TCP mends itself.
+fn cut(row: &Row, name: &str, tracked: bool) -> Vec<String> {
+    let site = Site::new(name, row.wiring);
+    site.firewall().run(|| {
+        if row.wiring == Wiring::Bridged {
+            site.bridge_nf(row.bridge_nf);
+        }
+        if tracked {
+            // As most rulesets begin; before ours, and after it.
+            nft(&["add table inet others"]);
+            for hook in ["input", "forward"] {
+                for (chain, priority) in [("early", -300), ("late", 10)] {
+                    nft(&[&format!("add chain inet others {hook}-{chain} {{ type filter hook {hook} priority {priority}; }}")]);
+                    nft(&[&format!("add rule inet others {hook}-{chain} ct state established,related accept")]);
+                }
+            }
+        }
+        let _doors = site.mail().run(|| Doors::open(&site.addresses(), &[LISTED]));
+        let mut log = Log::create(site.dir().join("auth.log"));
+        let keys = format!("{}\nblocktype = \"{}\"", row.keys, if row.reject { "reject" } else { "drop" });
+        let daemon = Daemon::start(&site, &jail(&log, LISTED, &keys, 8));
+        daemon.wait_running();
+        let mut open = Open::all(&site);
+        let mut told = Vec::new();
+        for one in &mut open {
+            for _ in 0..2 {
+                let seen = one.turn(PATIENCE);
+                assert_eq!(seen, Seen::Answer, "{}, {}: open, {} {}", row.label(), tracked, one.proto.name(), one.who);
+            }
+        }
+        fail(&mut log, &BANNED);
+        wait_banned(&daemon, &BANNED);
+        let during: Vec<Seen> = std::thread::scope(|scope| {
+            let turns: Vec<_> = open
+                .iter_mut()
+                .map(|one| {
+                    let patience = if one.banned() { SILENCE } else { PATIENCE };
+                    scope.spawn(move || one.turn(patience))
+                })
+                .collect();
+            turns.into_iter().map(|turn| turn.join().expect("a turn does not panic")).collect()
+        });
+        assert!(!daemon.log().contains("[sshd] Unban"), "the machine is too slow for a ban of eight seconds");
+        for ((one, during), number) in open.iter_mut().zip(during).zip(0..) {
+            // A reset ends a connection for good.
+            let reset = Seen::Failed(nix::errno::Errno::ECONNRESET);
+            let right = match (one.banned(), row.reject, one.proto) {
+                (false, ..) => during == Seen::Answer,
+                (true, false, _) => during == Seen::Nothing,
+                (true, true, Proto::Tcp) => during == reset,
+                (true, true, _) => during == Seen::Refused,
+            };
+            let family = if number % 2 == 0 { 4 } else { 6 };
+            let after = if one.banned() && !row.reject { format!("{}", mended(one)) } else { "-".to_owned() };
+            told.push(format!(
+                "| {:<31} {:<9} IPv{family} {} of the {:<8} after the ban {:<10} in the end {:<7} {}",
+                row.label(),
+                if tracked { "conntrack" } else { "" },
+                one.proto.name(),
+                if one.banned() { "banned" } else { "innocent" },
+                during,
+                after,
+                if right && matches!(after.as_str(), "answer" | "-") { "ok" } else { "WRONG" },
+            ));
+        }
+        told
+    })
+}
+
+/// Waits for the end of the ban: TCP sends again what got lost, at ever longer intervals; datagrams are sent anew.
+fn mended(one: &mut Open) -> Seen {
+    let start = Instant::now();
+    loop {
+        let seen = one.turn(SILENCE);
+        if seen == Seen::Answer || start.elapsed() > Duration::from_secs(60) {
+            return seen;
+        }
+    }
+}
+
+#[test]
+fn a_ban_cuts_what_is_open_at_every_hook() {
+    in_netns("a_ban_cuts_what_is_open_at_every_hook", || {
+        let plays: Vec<(usize, Row, bool)> =
+            CUT.iter().enumerate().map(|(number, (row, tracked))| (number, *row, *tracked)).collect();
+        let told = each(&plays, |(number, row, tracked)| cut(&row, &format!("cut{number}"), tracked));
+        let told: Vec<String> = told.into_iter().flatten().collect();
+        println!("{}", told.join("\n"));
+        let wrong = told.iter().filter(|line| line.ends_with("WRONG")).count();
+        assert_eq!(wrong, 0, "lines of the table above");
+    });
+}
+
+/// The hooks at which open flows are cut, and whether somebody else tracks connections and accepts what is established.
+const CUT: &[(Row, bool)] = &[
+    (INPUT, false),
+    (INPUT, true),
+    (INPUT.rejecting(), true),
+    (FORWARD, false),
+    (FORWARD, true),
+    (FORWARD.rejecting(), false),
+    (BR_NETFILTER, true),
+    // (BRIDGE, false),
+];
+
+/// Frames with a VLAN tag cross the bridge like others, and the ban's rule looks behind the tag.
+fn tagged(name: &str, keys: &str, prepare: impl Fn(&Site) + Send + Sync) {
+    let site = Site::new(name, Wiring::Bridged);
+    site.firewall().run(|| {
+        prepare(&site);
+        let mut log = Log::create(site.dir().join("auth.log"));
+        let daemon = Daemon::start(&site, &jail(&log, LISTED, keys, 600));
+        daemon.wait_running();
+        let here = site.attackers().run(|| Wire::tap("eth0")).expect("a tap on the attackers' link");
+        let there = site.mail().run(|| Wire::tap("eth0")).expect("a tap on the gateway's link");
+        let macs = (here.mac(), there.mac());
+        let send = |vlan: Option<u16>, who: &str, port: u16, marker: &str| {
+            let from: IpAddr = who.parse().expect("an address");
+            let to = site.addresses()[usize::from(from.is_ipv6())];
+            here.send(&udp_frame(macs, vlan, (from, to), port, marker.as_bytes())).expect("a frame can be sent");
+        };
+        let round = |markers: [&'static str; 4]| {
+            for (family, vlan) in [(0, Some(100)), (1, Some(100)), (0, None), (1, None)] {
+                let tag = |what: &str| format!("<{what} {} {family}>", if vlan.is_some() { "tagged" } else { "plain" });
+                send(vlan, BANNED[family], LISTED, &tag(markers[0]));
+                send(vlan, BANNED[family], UNLISTED, &tag(markers[1]));
+                send(vlan, INNOCENT[family], LISTED, &tag(markers[2]));
+            }
+            send(None, INNOCENT[0], LISTED, markers[3]);
+        };
+        let all = |what: &str| ["tagged 0", "tagged 1", "plain 0", "plain 1"].map(|which| format!("<{what} {which}>"));
+        let heard = |markers: Vec<String>, last: &str| {
+            let mut names: Vec<&str> = markers.iter().map(String::as_str).collect();
+            names.push(last);
+            let heard = there.heard(&names, last, PATIENCE);
+            heard.into_iter().filter(|marker| *marker != last).map(str::to_owned).collect::<Vec<_>>()
+        };
+        round(["free", "beside", "innocent", "<end of the first round>"]);
+        let expected = [all("free"), all("beside"), all("innocent")].concat();
+        let mut arrived = heard(expected.clone(), "<end of the first round>");
+        let sorted = |mut list: Vec<String>| {
+            list.sort();
+            list
+        };
+        assert_eq!(sorted(arrived), sorted(expected), "before the ban everything crosses");
+
+        fail(&mut log, &BANNED);
+        wait_banned(&daemon, &BANNED);
+        round(["banned", "beside again", "innocent again", "<end of the second round>"]);
+        let sent = [all("banned"), all("beside again"), all("innocent again")].concat();
+        arrived = heard(sent, "<end of the second round>");
+        println!("| {name}: of {} frames in the ban's time these crossed: {}", 12, arrived.join(" "));
+        assert_eq!(sorted(arrived), sorted([all("beside again"), all("innocent again")].concat()), "and these only");
+    });
+}
+
+#[test]
+fn a_vlan_tag_hides_nobody_from_br_netfilter_that_looks() {
+    in_netns("a_vlan_tag_hides_nobody_from_br_netfilter_that_looks", || {
+        tagged("tagged-inet", "chain_hook = \"forward\"", |site| {
+            site.bridge_nf(true);
+            sysctl("net.bridge.bridge-nf-filter-vlan-tagged", "1").expect("br_netfilter has this sysctl");
+        });
+    });
+}
+
+#[test]
+fn a_vlan_tag_hides_nobody_from_the_bridge_family() {
+    in_netns("a_vlan_tag_hides_nobody_from_the_bridge_family", || {
+        tagged("tagged-bridge", "chain_hook = \"forward\"\nfamily = \"bridge\"", |site| site.bridge_nf(false));
     });
 }

@@ -59,8 +59,8 @@ impl Site {
         Site { wiring, attackers: machine("attackers"), firewall: machine("firewall"), mail, dir }
     }
 
-    /// Makes links, addresses and routes.
-    pub fn wire(&self) {
+    /// Makes the links and nothing else: `wan` and `lan` at the box, `eth0` at the others.
+    pub fn plug(&self) {
         self.firewall.run(|| {
             let mut route = Route::open().expect("a netlink socket");
             route.veth("wan", "eth0", &self.attackers).expect("a veth pair");
@@ -68,6 +68,11 @@ impl Site {
                 route.veth("lan", "eth0", mail).expect("a veth pair");
             }
         });
+    }
+
+    /// Makes links, addresses and routes.
+    pub fn wire(&self) {
+        self.plug();
         machine(&self.attackers, &[("eth0", "192.0.2.2/24"), ("eth0", "2001:db8::2/64")], &[]);
         self.attackers.run(|| {
             let mut route = Route::open().expect("a netlink socket");

@@ -18,6 +18,7 @@ use ipnetwork::IpNetwork;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use crate::peer::echo;
 use crate::wait_until;
 
 /// How long a connection may take before it counts as dropped. On one machine an answer takes well under a millisecond.
@@ -155,15 +156,8 @@ impl Echo {
             std::thread::spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
                     match listener.accept() {
-                        Ok((mut stream, _)) => {
-                            std::thread::spawn(move || {
-                                let mut bytes = [0; 512];
-                                while let Ok(n @ 1..) = stream.read(&mut bytes) {
-                                    if stream.write_all(&bytes[..n]).is_err() {
-                                        break;
-                                    }
-                                }
-                            });
+                        Ok((stream, _)) => {
+                            std::thread::spawn(move || echo(stream));
                         }
                         Err(_) => std::thread::sleep(Duration::from_millis(2)),
                     }

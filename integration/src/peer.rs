@@ -356,7 +356,8 @@ impl Doors {
     }
 }
 
-fn echo(mut stream: TcpStream) {
+/// Sends back whatever comes, until the other end is done.
+pub(crate) fn echo(mut stream: TcpStream) {
     let mut bytes = [0; 512];
     while let Ok(n @ 1..) = stream.read(&mut bytes) {
         if stream.write_all(&bytes[..n]).is_err() {

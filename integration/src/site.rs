@@ -128,8 +128,10 @@ impl Site {
         }
     }
 
-    /// Unplugs the mail gateway.
+    /// Unplugs the mail gateway: both ends lose their carrier.
     pub fn cut(&self) {
+        // A cable that is pulled costs no addresses; a link that is set down costs those of IPv6.
+        self.sysctl(&self.firewall, "net.ipv6.conf.lan.keep_addr_on_down", "1");
         self.firewall.run(|| Route::open().expect("a netlink socket").down("lan").expect("a link can be set down"));
     }
 

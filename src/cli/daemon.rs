@@ -14,7 +14,7 @@ use crate::engine::run::{self, Ready};
 use crate::engine::{Specs, clock, lock, machine};
 use crate::nft::ruleset::jail_of;
 use crate::state::{self, KernelIdentity, Restored, Store};
-use crate::terms::plain;
+use crate::terms::{Family, plain};
 
 /// The last accepted configuration, in the state directory.
 const ACCEPTED: &str = "accepted.json";
@@ -37,7 +37,8 @@ fn start(global: &Global) -> Result<Ready, String> {
     said.iter().for_each(|(level, text)| run::log(*level, text));
 
     // 2. May we? One daemon per table; nf_tables; the socket.
-    let lock = lock::take(specs.family, &specs.table)?;
+    // A reload may bring a family into use that was not: both tables of that name are this daemon's.
+    let lock = Family::ALL.map(|family| lock::take(family, &specs.table)).into_iter().collect::<Result<Vec<_>, _>>()?;
     let mut writer = Writer::open()?;
     let socket = global.socket.clone().unwrap_or_else(|| specs.daemon.socket.clone());
     let listener = server::listen(&socket)?;

@@ -198,10 +198,12 @@ pub struct Jail {
     pub protocols: Protocols,
     /// The base chains a ban bites in, in the order a packet meets them, at least one.
     pub hooks: Vec<Hook>,
-    /// The tables a ban stands in, at least one. Always `inet` in this version.
+    /// The tables a ban stands in, at least one.
     pub families: Vec<Family>,
-    /// The priority of its base chains, instead of that of [`Nft::priority`].
+    /// The priority of its base chains, instead of that of [`Nft::priority`]; see [`Config::bridge_priority`].
     pub priority: Option<i32>,
+    /// Whether a connection whose destination was translated is matched by the port its client knows, too.
+    pub dnat: bool,
     /// What happens to a packet of a banned address.
     pub blocktype: Blocktype,
     /// Failures within `findtime` that ban; at least 1.
@@ -296,6 +298,12 @@ impl Config {
         self.jails.binary_search_by(|jail| jail.name.as_str().cmp(name)).ok().map(|at| &self.jails[at])
     }
 
+    /// The priority of a jail's chains in the `bridge` table. Its own counts there only if it has no other chains: what is right for
+    /// `inet` is near 0, where some kernels never ask a bridge's chain.
+    pub fn bridge_priority(&self, jail: &Jail) -> i32 {
+        jail.priority.filter(|_| jail.families == [Family::Bridge]).unwrap_or(self.nft.bridge_priority)
+    }
+
     /// The ignore lists that hold for a jail: those of `[defaults]`, unless it has `ignoreip_only`, then its own.
     pub fn ignored<'a>(&'a self, jail: &'a Jail) -> impl Iterator<Item = &'a IgnoreList> {
         (!jail.ignore_only).then_some(&self.ignore).into_iter().chain(std::iter::once(&jail.ignore))
@@ -357,6 +365,7 @@ impl Jail {
             hooks: vec![Hook::Input],
             families: vec![Family::Inet],
             priority: None,
+            dnat: false,
             blocktype: Blocktype::Drop,
             maxretry: 5,
             findtime: Span::from_secs(600),

@@ -342,6 +342,7 @@ fn described(jail: &Jail) -> Vec<(&'static str, String)> {
         ("chain_hook", jail.hooks.iter().map(|hook| hook.name()).collect::<Vec<_>>().join(" ")),
         ("family", jail.families.iter().map(|family| family.name()).collect::<Vec<_>>().join(" ")),
         ("priority", jail.priority.map(|priority| priority.to_string()).unwrap_or_default()),
+        ("dnat", jail.dnat.to_string()),
         ("blocktype", format!("{:?}", jail.blocktype).to_lowercase()),
         ("maxretry", jail.maxretry.to_string()),
         ("findtime", jail.findtime.to_string()),

@@ -57,6 +57,8 @@ pub(crate) mod attr {
     pub const SET_FLAGS: u16 = 3;
     pub const SET_KEY_TYPE: u16 = 4;
     pub const SET_KEY_LEN: u16 = 5;
+    pub const SET_DATA_TYPE: u16 = 6;
+    pub const SET_DATA_LEN: u16 = 7;
     pub const SET_DESC: u16 = 9;
     pub const SET_ID: u16 = 10;
     pub const SET_TIMEOUT: u16 = 11;
@@ -74,6 +76,7 @@ pub(crate) mod attr {
     pub const ELEMS_LIST: u16 = 3;
     pub const ELEMS_SET_ID: u16 = 4;
     pub const ELEM_KEY: u16 = 1;
+    pub const ELEM_DATA: u16 = 2;
     pub const ELEM_FLAGS: u16 = 3;
     pub const ELEM_TIMEOUT: u16 = 4;
     pub const ELEM_EXPIRATION: u16 = 5;
@@ -85,6 +88,7 @@ pub(crate) mod attr {
     pub const DATA_VALUE: u16 = 1;
     pub const DATA_VERDICT: u16 = 2;
     pub const VERDICT_CODE: u16 = 1;
+    pub const VERDICT_CHAIN: u16 = 2;
 
     pub const EXPR_NAME: u16 = 1;
     pub const EXPR_DATA: u16 = 2;
@@ -92,6 +96,9 @@ pub(crate) mod attr {
     pub const COUNTER_PACKETS: u16 = 2;
     pub const META_DREG: u16 = 1;
     pub const META_KEY: u16 = 2;
+    pub const CT_DREG: u16 = 1;
+    pub const CT_KEY: u16 = 2;
+    pub const CT_DIRECTION: u16 = 3;
     pub const CMP_SREG: u16 = 1;
     pub const CMP_OP: u16 = 2;
     pub const CMP_DATA: u16 = 3;
@@ -127,7 +134,10 @@ pub(crate) mod number {
     pub const SET_ANONYMOUS: u32 = 0x1;
     pub const SET_CONSTANT: u32 = 0x2;
     pub const SET_INTERVAL: u32 = 0x4;
+    pub const SET_MAP: u32 = 0x8;
     pub const SET_TIMEOUT: u32 = 0x10;
+    /// A map's data are verdicts (`NFT_DATA_VERDICT`).
+    pub const DATA_VERDICT: u32 = 0xffff_ff00;
     /// Set by the kernel itself when a set has expressions.
     pub const SET_EXPR: u32 = 0x100;
     pub const ELEM_INTERVAL_END: u32 = 1;
@@ -138,11 +148,18 @@ pub(crate) mod number {
     pub const META_PROTOCOL: u32 = 1;
     pub const NETWORK_HEADER: u32 = 1;
     pub const TRANSPORT_HEADER: u32 = 2;
+    pub const CT_STATUS: u32 = 2;
+    pub const CT_PROTO_DST: u32 = 12;
+    /// `IPS_DST_NAT`
+    pub const STATUS_DNAT: u32 = 1 << 5;
     pub const CMP_EQ: u32 = 0;
+    pub const CMP_NEQ: u32 = 1;
     pub const CMP_LTE: u32 = 3;
     pub const CMP_GTE: u32 = 5;
     pub const REJECT_ICMP: u32 = 0;
     pub const REJECT_TCP_RST: u32 = 1;
+    /// `NFT_JUMP`, -3
+    pub const JUMP: u32 = 0xffff_fffd;
     pub const NF_DROP: u32 = 0;
     pub const NF_ACCEPT: u32 = 1;
     pub const TABLE_OWNER: u32 = 2;
@@ -254,6 +271,11 @@ impl Batch {
         let at = self.origins.get(index)?.at;
         let end = self.origins.get(index + 1).map_or(self.bytes.len(), |next| next.at);
         self.bytes.get(at..end)
+    }
+
+    /// Messages from here on are about tables of this family.
+    pub(crate) fn about(&mut self, family: Family) {
+        self.family = family_number(family);
     }
 
     /// Messages from here on belong to statement `index`.

@@ -15,9 +15,6 @@
 //! each burst of bans `Transaction::about`, `add` with `Ruleset::ban_set`, `commit`. When the monitor hears of damage: `table`,
 //! `establish`, `commit` again, then `Kernel::elements` and `Transaction::settle` for the sets that were kept.
 //!
-//! To come, as additions: a rule for translated ports and a dispatch by verdict map are further [`ruleset::Statement`]s, with their
-//! expressions in `expression` and their sets in [`Ruleset`]; nothing that compares or commits changes for them.
-//!
 //! Invariants: **a batch that was not confirmed as a whole did not happen**; **a ban is always sent with timeout and expiration**;
 //! **the ruleset is never searched for "our rule"**: it is compared as a whole and changed as a whole.
 
@@ -36,6 +33,6 @@ pub use element::{Counter, Element, Interval, Key, Timeout, merge};
 pub use features::Features;
 pub use kernel::{Kernel, KernelTable};
 pub use monitor::{Foreign, Heard, Monitor, Touch};
-pub use ruleset::{JailPlan, Plan, Reject, Ruleset, Set};
+pub use ruleset::{JailPlan, Map, Plan, PortSet, Reject, Ruleset, Set};
 pub use socket::{Kind, Refused, Socket};
 pub use transaction::{Change, Establishment, Transaction};

@@ -1,0 +1,195 @@
+//! The core's half that faces the kernel: what it answers, tables that have to be made whole, elements that were found.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use ipnetwork::IpNetwork;
+use serde_json::json;
+
+use super::{Action, Adopted, Cause, Change, ClientId, Core, Done, Effect, Establish, Level, Rebuild, Refusal, Target, covers};
+use crate::control::Reply;
+use crate::engine::spec::{Specs, addresses};
+use crate::jail::{Held, Nets, Now, Origin};
+use crate::terms::{Lasting, Span};
+
+impl Core {
+    /// An element found in one of our sets: a ban that goes on. Tells whether a jail of ours has that set.
+    pub fn adopt(&mut self, now: Now, found: &Adopted) -> bool {
+        let Some(running) = self.jails.iter_mut().find(|running| running.spec.holds(&found.set)) else { return false };
+        let lasting = found.timeout.or(found.left).map_or(Lasting::Permanent, Lasting::For);
+        let elapsed = match (lasting, found.left) {
+            (Lasting::For(given), Some(left)) => Span(given.0.saturating_sub(left.0)),
+            _ => Span(0),
+        };
+        let until = found.left.map(|left| now.mono + left);
+        let held = Held { since: now.wall - elapsed, until, lasting, failures: 0, origin: Origin::Adopted, in_kernel: true };
+        let subject = running.jail.subject(found.what.first());
+        if running.jail.hold(subject, held) {
+            self.keep.ban(now, &running.key, subject);
+        } else {
+            running.jail.confirm(subject);
+        }
+        true
+    }
+
+    pub(super) fn committed(&mut self, now: Now, refusals: Vec<Refusal>) {
+        let Some(flight) = self.flying.take() else { return };
+        let refused: HashMap<usize, String> = refusals.into_iter().map(|refusal| (refusal.index, refusal.why)).collect();
+        for (index, why) in &refused {
+            self.log(Level::Error, why.clone());
+            // What the kernel does not hold is not banned: the books follow the kernel.
+            if let Some(change) = flight.changes.get(*index)
+                && matches!(change.to, Target::Held { .. })
+            {
+                let (set, address) = (change.set.clone(), change.what.first());
+                for running in self.jails.iter_mut().filter(|j| j.spec.holds(&set)) {
+                    let subject = running.jail.subject(address);
+                    running.jail.lift(subject);
+                    self.keep.ban(now, &running.key, subject);
+                }
+            }
+        }
+        for (index, change) in flight.changes.iter().enumerate() {
+            if let (Target::Held { .. }, false) = (change.to, refused.contains_key(&index))
+                && let Some(running) = self.jails.iter_mut().find(|j| j.spec.holds(&change.set))
+            {
+                let subject = running.jail.subject(change.what.first());
+                running.jail.confirm(subject);
+                self.keep.ban(now, &running.key, subject);
+            }
+        }
+        for (index, effect) in flight.effects {
+            match (effect, refused.get(&index)) {
+                (Effect::Log(level, text), None) => self.log(level, text),
+                (Effect::Log(..), Some(_)) => {}
+                (Effect::Tell(client), why) => self.told(now, client, why.cloned()),
+            }
+        }
+    }
+
+    /// One of a client's changes is through.
+    pub(super) fn told(&mut self, now: Now, client: ClientId, why: Option<String>) {
+        let Some(waiting) = self.waiting.get_mut(&client) else { return };
+        waiting.open = waiting.open.saturating_sub(1);
+        waiting.refused.extend(why);
+        if waiting.open == 0
+            && let Some(waiting) = self.waiting.remove(&client)
+        {
+            let reply = match waiting.refused.is_empty() {
+                true => waiting.reply,
+                false => Reply { error: Some(waiting.refused.join("\n")), exit: 4, ..waiting.reply },
+            };
+            let at_once = self.keep.then_reply(now, client, reply);
+            self.actions.extend(at_once.map(|(client, reply)| Action::Reply(client, reply)));
+        }
+    }
+
+    pub(super) fn damaged(&mut self, now: Now, why: String) {
+        // What was in flight has not been carried out: it goes first again, its effects with it.
+        if let Some(mut flight) = self.flying.take() {
+            let late = std::mem::take(&mut self.pending);
+            let base = flight.changes.len();
+            flight.effects.extend(late.effects.into_iter().map(|(index, effect)| (base + index, effect)));
+            flight.changes.extend(late.changes);
+            self.pending = flight;
+        }
+        self.log(Level::Error, format!("{why}\n  help: the table is not as it was left; rebuilding it now"));
+        self.rebuild = Rebuild::Wanted { why, not_before: now.mono, failed: 0 };
+    }
+
+    pub(super) fn established(&mut self, now: Now, result: Result<Done, String>) {
+        if let Ok(done) = &result {
+            self.settled_in(now, done.table);
+        }
+        if let Some((cause, specs)) = self.reloading.take() {
+            return self.reestablished(now, cause, specs, result);
+        }
+        let Rebuild::Running { failed } = self.rebuild else { return };
+        match result {
+            Ok(_) => {
+                self.rebuild = Rebuild::No;
+                self.rebuilt += 1;
+                let held = self.bans_held();
+                let table = format!("{} {}", self.specs.family.name(), self.specs.table);
+                self.log(Level::Warn, format!("table {table} is whole again, {held} bans"));
+            }
+            Err(why) => {
+                let wait = Span::from_secs(1 << failed.min(6));
+                if failed == 0 {
+                    self.log(Level::Error, format!("{why}\n  help: trying again until it succeeds"));
+                }
+                self.rebuild = Rebuild::Wanted { why, not_before: now.mono + wait, failed: failed + 1 };
+            }
+        }
+    }
+
+    pub(super) fn reestablished(&mut self, now: Now, cause: Cause, specs: Arc<Specs>, result: Result<Done, String>) {
+        let reply = match result {
+            Ok(_) if cause == Cause::Machine => {
+                self.log(Level::Info, "our addresses, or those of ignored names, changed: the ignore sets follow".to_owned());
+                return;
+            }
+            Ok(done) => {
+                let said = self.switch(now, specs);
+                for found in &done.adopted {
+                    self.adopt(now, found);
+                }
+                self.log(Level::Info, format!("configuration reloaded: {}", said.join("; ")));
+                Reply::done(json!({ "changed": said }))
+            }
+            Err(why) if cause == Cause::Machine => {
+                self.log(
+                    Level::Error,
+                    format!("{why}\n  help: whom we ignore changed and the kernel's ignore sets do not know; trying again"),
+                );
+                self.rebuild = Rebuild::Wanted { why, not_before: now.mono + Span::from_secs(1), failed: 1 };
+                return;
+            }
+            Err(why) => {
+                self.log(Level::Error, format!("reload refused: {why}"));
+                Reply::refused(1, why, "the running configuration stays".to_owned())
+            }
+        };
+        if let Cause::Client(client) = cause {
+            self.actions.push(Action::Reply(client, reply));
+        }
+    }
+
+    /// Everything wanted of the kernel under `specs`, with what is held now.
+    pub(super) fn establish_for(&self, specs: &Arc<Specs>, exact: bool) -> Establish {
+        let mut held: HashMap<Arc<str>, Vec<Change>> = HashMap::new();
+        for spec in &specs.jails {
+            let Some(running) = self.jails.iter().find(|running| running.spec.name == spec.name) else { continue };
+            let ignored: Nets = spec.ignored(&self.names).collect();
+            for (subject, ban) in running.jail.bans() {
+                let subject = spec.subject(subject);
+                if covers(&ignored, subject).is_some() && ban.origin == Origin::Failures {
+                    continue;
+                }
+                let set = spec.set(subject);
+                let to = Target::Held { lasting: ban.lasting, until: ban.until };
+                held.entry(set.clone()).or_default().push(Change { set, what: subject.network().into(), to });
+            }
+        }
+        let own_ignored = specs.jails.iter().map(|spec| spec.own_ignored(&self.names)).collect();
+        Establish {
+            specs: specs.clone(),
+            ignored: self.ignored_for(specs),
+            own_ignored,
+            nets: vec![false; specs.jails.len()],
+            held,
+            exact,
+            adopt: self.specs.degraded.is_some() && self.specs.jails.is_empty(),
+        }
+    }
+
+    /// The content of the kernel's ignore sets: ignoreip of the defaults, own addresses, gateways.
+    pub(super) fn ignored_for(&self, specs: &Specs) -> Vec<IpNetwork> {
+        let own = self.machine.addresses.iter().chain(&self.machine.gateways).map(|address| IpNetwork::from(*address));
+        let mut all: Vec<IpNetwork> =
+            specs.ignore.iter().copied().chain(addresses(&self.names, &specs.ignore_names)).chain(own).collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+}

@@ -46,12 +46,16 @@ struct Row {
     outward: bool,
     /// Whether a rejection may go unanswered.
     best_effort: bool,
+    /// Whether the hook does not see these packets at all, as the guide says: nobody is kept out.
+    blind: bool,
+    /// How many more jails there are, each with a port of its own, which all ban the same.
+    others: u16,
 }
 
 impl Row {
     const fn new(name: &'static str, wiring: Wiring, keys: &'static str) -> Row {
-        let (reject, bridge_nf, published, early, outward, best_effort) = (false, true, false, false, false, false);
-        Row { name, wiring, keys, reject, bridge_nf, published, early, outward, best_effort }
+        let (reject, bridge_nf, published, early, outward, best_effort, blind) = (false, true, false, false, false, false, false);
+        Row { name, wiring, keys, reject, bridge_nf, published, early, outward, best_effort, blind, others: 0 }
     }
 
     const fn rejecting(self) -> Row {
@@ -74,12 +78,23 @@ impl Row {
         Row { published: true, ..self }
     }
 
+    const fn blind(self) -> Row {
+        Row { blind: true, ..self }
+    }
+
+    const fn among(self, others: u16) -> Row {
+        Row { others, ..self }
+    }
+
     const fn before_the_bridge(self) -> Row {
         Row { early: true, ..self }
     }
 
     /// What the banned may see at the jail's port.
     fn allows(&self, seen: Seen) -> bool {
+        if self.blind {
+            return seen == Seen::Answer;
+        }
         match (self.outward, self.reject) {
             // A local sender is told at once, by his own kernel.
             (true, true) => matches!(seen, Seen::Refused | Seen::Denied),
@@ -108,8 +123,13 @@ const FORWARD: Row = Row::new("forward routed", ROUTED, "chain_hook = \"forward\
 const BOTH_HOOKS: Row = Row::new("input and forward, routed", ROUTED, "chain_hook = [\"input\", \"forward\"]");
 const DNAT: Row = Row::new("forward DNAT", ROUTED, "chain_hook = \"forward\"\ndnat = true").published();
 const DNAT_BEFORE: Row = Row::new("prerouting DNAT", ROUTED, "chain_hook = \"prerouting\"").published();
+const DNAT_BLIND: Row = Row::new("forward DNAT, dnat not written", ROUTED, "chain_hook = \"forward\"").published().blind();
+const MANY: Row = Row::new("forward, one of 13 jails", ROUTED, "chain_hook = \"forward\"").among(12);
 const BR_NETFILTER: Row = Row::new("forward br_netfilter", BRIDGED, "chain_hook = \"forward\"");
+const BRIDGE_BLIND: Row =
+    Row::new("forward, no br_netfilter", BRIDGED, "chain_hook = \"forward\"").without_br_netfilter().blind();
 const BRIDGE: Row = Row::new("bridge family", BRIDGED, "chain_hook = \"forward\"\nfamily = \"bridge\"").without_br_netfilter();
+const BRIDGE_MANY: Row = Row::new("bridge, one of 13 jails", BRIDGED, "chain_hook = \"forward\"\nfamily = \"bridge\"").among(12);
 const BOTH_FAMILIES: Row = Row::new("inet and bridge", BRIDGED, "chain_hook = \"forward\"\nfamily = [\"inet\", \"bridge\"]");
 const EARLY: Row = Row::new("bridge, daemon first", BRIDGED, "chain_hook = \"forward\"\nfamily = \"bridge\"").before_the_bridge();
 const OUTPUT: Row = Row::new("output", GATEWAY, "chain_hook = \"output\"").outward();
@@ -123,9 +143,20 @@ const ROWS: &[Row] = &[
     FORWARD,
     FORWARD.rejecting(),
     BOTH_HOOKS,
+    DNAT,
+    DNAT.rejecting(),
     DNAT_BEFORE,
+    DNAT_BLIND,
+    MANY,
+    MANY.rejecting(),
     BR_NETFILTER,
     BR_NETFILTER.rejecting(),
+    BRIDGE_BLIND,
+    BRIDGE,
+    BRIDGE.best_effort(),
+    BRIDGE_MANY,
+    BOTH_FAMILIES,
+    EARLY,
     OUTPUT,
     OUTPUT.rejecting(),
     POSTROUTING,
@@ -147,11 +178,7 @@ impl Stage<'_> {
     /// Somebody knocks at `port`, or we knock there at his.
     fn knock(&self, proto: Proto, who: &str, port: u16, patience: Duration) -> Seen {
         let who: IpAddr = who.parse().expect("an address");
-        let own = match (self.row.published, self.site.addresses()) {
-            (true, _) => ["192.0.2.1".parse().expect("an address"), "2001:db8::1".parse().expect("an address")],
-            (false, own) => own,
-        };
-        let own = own[usize::from(who.is_ipv6())];
+        let own = own(self.row, self.site)[usize::from(who.is_ipv6())];
         let (from, to) = if self.row.outward { (own, who) } else { (who, own) };
         self.hall().run(|| knock(proto, from, SocketAddr::new(to, port), patience))
     }
@@ -162,6 +189,14 @@ impl Stage<'_> {
         // Knocking outward it is us who come, whoever's door it is: silence has to be believed there.
         if self.row.outward { 1 } else { self.doors.visits(proto, who, LISTED) }
     }
+}
+
+/// Our own addresses, as they are known outside: those of the router where it publishes our ports.
+fn own(row: &Row, site: &Site) -> [IpAddr; 2] {
+    if row.published {
+        return ["192.0.2.1", "2001:db8::1"].map(|address| address.parse().expect("an address"));
+    }
+    site.addresses()
 }
 
 /// What was seen in one column of a row.
@@ -184,11 +219,11 @@ impl Cell {
         [
             (answers(self.before), "no answer before the ban"),
             (row.allows(self.banned), "the banned source on the jail's port"),
-            (self.at_once || self.banned == Seen::Nothing, "the rejection came late"),
+            (self.at_once || matches!(self.banned, Seen::Nothing | Seen::Answer), "the rejection came late"),
             (answers(self.unlisted), "the banned source on another port"),
             (answers(self.innocent), "the innocent"),
             (answers(self.ignored), "the ignored"),
-            (self.visits == 1, "packets of the banned source arrived"),
+            (self.visits == if row.blind { 2 } else { 1 }, "packets of the banned source arrived"),
             (answers(self.after), "no answer after the ban"),
         ]
         .into_iter()
@@ -197,7 +232,7 @@ impl Cell {
 
     fn line(&self, row: &Row) -> String {
         format!(
-            "{:<31} IPv{} {:<8} before {:<7} banned {:<8} other port {:<7} innocent {:<7} ignored {:<7} after {:<7} {}",
+            "{:<36} IPv{} {:<8} before {:<7} banned {:<8} other port {:<7} innocent {:<7} ignored {:<7} after {:<7} {}",
             row.label(),
             if self.family == 0 { 4 } else { 6 },
             self.proto.name(),
@@ -260,7 +295,12 @@ fn play(row: &Row, name: &str, bantime: u64) -> Option<Vec<Cell>> {
         let mut log = Log::create(site.dir().join("auth.log"));
         let (listed, unlisted) = row.ports();
         let keys = format!("{}\nblocktype = \"{}\"", row.keys, if row.reject { "reject" } else { "drop" });
-        let daemon = Daemon::start(&site, &jail(&log, listed, &keys, bantime));
+        let mut jails = jail(&log, listed, &keys, bantime);
+        for other in 0..row.others {
+            let more = format!("\n[jail.other-{other}]\nenabled = true\nfilter = \"sshd\"\nlogpath = {:?}", log.path());
+            jails.push_str(&format!("{more}\nport = {}\nmaxretry = 3\nbantime = \"1h\"\n{keys}\n", 1000 + other));
+        }
+        let daemon = Daemon::start(&site, &jails);
         daemon.wait_running();
         if row.early {
             site.wire();
@@ -389,12 +429,12 @@ struct Open {
 }
 
 impl Open {
-    fn all(site: &Site) -> Vec<Open> {
+    fn all(row: &Row, site: &Site) -> Vec<Open> {
         let mut open = Vec::new();
         for proto in [Proto::Tcp, Proto::Udp] {
             for who in BANNED.into_iter().chain(INNOCENT) {
                 let from: IpAddr = who.parse().expect("an address");
-                let to = SocketAddr::new(site.addresses()[usize::from(from.is_ipv6())], LISTED);
+                let to = SocketAddr::new(own(row, site)[usize::from(from.is_ipv6())], row.ports().0);
                 let flow = site.attackers().run(|| Flow::open(proto, from, to, PATIENCE)).expect("nobody is banned yet");
                 open.push(Open { proto, who, flow });
             }
@@ -429,12 +469,15 @@ fn cut(row: &Row, name: &str, tracked: bool) -> Vec<String> {
                 }
             }
         }
+        if row.published {
+            publish();
+        }
         let _doors = site.mail().run(|| Doors::open(&site.addresses(), &[LISTED]));
         let mut log = Log::create(site.dir().join("auth.log"));
         let keys = format!("{}\nblocktype = \"{}\"", row.keys, if row.reject { "reject" } else { "drop" });
-        let daemon = Daemon::start(&site, &jail(&log, LISTED, &keys, 8));
+        let daemon = Daemon::start(&site, &jail(&log, row.ports().0, &keys, 8));
         daemon.wait_running();
-        let mut open = Open::all(&site);
+        let mut open = Open::all(row, &site);
         let mut told = Vec::new();
         for one in &mut open {
             for _ in 0..2 {
@@ -513,8 +556,9 @@ const CUT: &[(Row, bool)] = &[
     (FORWARD, false),
     (FORWARD, true),
     (FORWARD.rejecting(), false),
+    (DNAT, false),
     (BR_NETFILTER, true),
-    // (BRIDGE, false),
+    (BRIDGE, false),
 ];
 
 /// Frames with a VLAN tag cross the bridge like others, and the ban's rule looks behind the tag.

@@ -8,6 +8,7 @@ use tracing::{error, info, warn};
 use super::{Global, NEGATIVE, load, log};
 use crate::config::{self, Loaded, Sources};
 use crate::control::server::{self, Access};
+use crate::doctor;
 use crate::engine::core::{Core, Level};
 use crate::engine::kernel::Writer;
 use crate::engine::run::{self, Ready};
@@ -202,10 +203,24 @@ fn applying(access: Arc<Mutex<Access>>, logging: log::Handle) -> Box<dyn Fn(&Spe
         missing.iter().for_each(|text| warn!("{text}"));
         *access.lock().unwrap_or_else(PoisonError::into_inner) = named;
         logging.level(specs.daemon.loglevel);
+        warn_of_blunt_jails(specs);
         if specs.degraded.is_none() && !specs.accepted.is_empty() && specs.jails.iter().all(|spec| spec.broken.is_none()) {
             keep(&specs.daemon.state_dir, &specs.accepted);
         }
     })
+}
+
+/// Says which jails' bans can not reach the packets they are meant for. Looking around takes its time where others' tables are
+/// large, so nobody waits for it.
+fn warn_of_blunt_jails(specs: &Specs) {
+    let aims = doctor::Aim::all(specs);
+    let look = move || {
+        let (facts, _) = doctor::facts::look();
+        doctor::examine(&facts, &aims).iter().filter(|finding| !finding.bites).for_each(|finding| warn!("{finding}"));
+    };
+    if let Err(e) = std::thread::Builder::new().name("doctor".into()).spawn(look) {
+        warn!("cannot look for what would keep bans from biting: {}", plain(&e));
+    }
 }
 
 /// How `reload` reads the configuration: all or nothing.

@@ -4,6 +4,7 @@ pub mod change;
 pub mod check;
 pub mod daemon;
 pub mod demo;
+pub mod doctor;
 pub mod explain;
 pub mod load;
 pub mod log;
@@ -132,6 +133,11 @@ enum Command {
     Regex(Box<regex::Args>),
     /// Say what each step makes of a line, or why an address is not banned
     Explain(Box<explain::Args>),
+    /// Say what would keep a ban from biting: kernel, hooks, bridges, published ports, sources, clock (exit 1: something does)
+    Doctor {
+        #[command(flatten)]
+        shown: Shown,
+    },
     /// Play the whole way in a throwaway network namespace
     Demo(demo::Args),
 }
@@ -157,6 +163,7 @@ pub fn run() -> ExitCode {
         Command::Explain(args) => explain::explain(&global, &args),
         Command::Regex(args) => regex::regex(&global, &args),
         Command::Demo(args) => return demo::run(&args),
+        Command::Doctor { shown } => doctor::doctor(&global, shown),
         Command::Status { jail, shown } => show::status(&global, jail, shown),
         Command::Stats { shown } => show::stats(&global, shown),
         Command::Banned { addr, shown } => show::banned(&global, addr, shown),

@@ -456,6 +456,13 @@ impl Kernel {
         self.exchange(each)
     }
 
+    /// A request about everything of a kind in all tables of an `NFPROTO_*` family.
+    pub(super) fn dump_of(&mut self, kind: u8, family: u8, each: impl FnMut(Attributes<'_>)) -> Result<(), Errno> {
+        self.batch.restart_in(family, self.sequence);
+        self.batch.message(kind, number::F_DUMP, |_| {});
+        self.exchange(each)
+    }
+
     /// Sends the request and hands every message of the answer to `each`.
     fn exchange(&mut self, mut each: impl FnMut(Attributes<'_>)) -> Result<(), Errno> {
         let sequence = self.sequence;

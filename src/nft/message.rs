@@ -27,6 +27,7 @@ pub(crate) mod kind {
     pub const DELSETELEM: u8 = 14;
     pub const NEWGEN: u8 = 15;
     pub const GETGEN: u8 = 16;
+    pub const GETFLOWTABLE: u8 = 23;
     /// Since Linux 6.3.
     pub const DESTROYSETELEM: u8 = 30;
 }
@@ -121,6 +122,18 @@ pub(crate) mod attr {
     pub const IMMEDIATE_DATA: u16 = 2;
     pub const REJECT_TYPE: u16 = 1;
     pub const REJECT_CODE: u16 = 2;
+
+    pub const RANGE_SREG: u16 = 1;
+    pub const RANGE_FROM: u16 = 3;
+    pub const RANGE_TO: u16 = 4;
+    pub const NAT_TYPE: u16 = 1;
+    pub const NAT_REG_PROTO_MIN: u16 = 5;
+    /// `NFTA_MATCH_NAME` and `NFTA_TARGET_NAME`: what iptables-nft leaves to xtables.
+    pub const XT_NAME: u16 = 1;
+    /// `NFTA_MATCH_INFO` and `NFTA_TARGET_INFO`.
+    pub const XT_INFO: u16 = 3;
+    pub const FLOWTABLE_TABLE: u16 = 1;
+    pub const FLOWTABLE_NAME: u16 = 2;
 
     pub const GEN_ID: u16 = 1;
     pub const GEN_PROC_PID: u16 = 2;
@@ -234,11 +247,16 @@ pub struct Batch {
 impl Batch {
     /// Forgets what was written, keeps the memory, and numbers messages from `sequence` on.
     pub(crate) fn restart(&mut self, family: Family, sequence: u32) {
+        self.restart_in(family_number(family), sequence);
+    }
+
+    /// The same with any `NFPROTO_*`.
+    pub(crate) fn restart_in(&mut self, family: u8, sequence: u32) {
         self.bytes.clear();
         self.origins.clear();
         (self.sequence, self.statement, self.next_set) = (sequence, 0, 0);
         self.overflow = None;
-        self.family = family_number(family);
+        self.family = family;
     }
 
     /// Gives back memory beyond `limit` bytes, so that one bulk load does not stay for ever.

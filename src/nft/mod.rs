@@ -7,7 +7,8 @@
 //! - [`socket`]: the one long-lived socket that commits, and what a refusal says;
 //! - [`kernel`]: what the kernel holds, read back into the same types;
 //! - [`features`]: what this kernel can do, and what is written where it can not;
-//! - [`monitor`]: what others change.
+//! - [`monitor`]: what others change;
+//! - [`others`]: what their tables do to packets before ours see them, for advice.
 //!
 //! Below them `message` lays out bytes, `expression` turns rules into expressions and back, `link` moves datagrams.
 //!
@@ -25,6 +26,7 @@ pub mod kernel;
 mod link;
 mod message;
 pub mod monitor;
+pub mod others;
 pub mod ruleset;
 pub mod socket;
 pub mod transaction;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use banset::netns::{Netns, sysctl};
 use banset_integration::{Daemon, Doors, Flow, Log, Proto, Seen, Site, Stamp, Wire, Wiring, in_netns, knock, nft, udp_frame};
+use serde_json::Value;
 
 /// The jail's port, and one beside it.
 const LISTED: u16 = 25;
@@ -288,8 +289,23 @@ fn shown(address: &str) -> String {
     }
 }
 
+/// What `banset doctor` says would keep the jail's bans from biting.
+fn alarms(daemon: &Daemon) -> Vec<String> {
+    let report: Value = serde_json::from_str(&daemon.cli(&["doctor", "--json"]).out).expect("the doctor speaks JSON");
+    let findings = report["findings"].as_array().expect("a list of findings");
+    let ours = |finding: &&Value| finding["jails"].as_array().is_some_and(|jails| jails.contains(&"sshd".into()));
+    let blunt = findings.iter().filter(ours).filter(|finding| finding["bites"] == false);
+    blunt.map(|finding| finding["what"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+/// What a row showed.
+struct Played {
+    cells: Vec<Cell>,
+    alarms: Vec<String>,
+}
+
 /// Plays one row. `None`: the machine was so slow that the ban ended before all had knocked.
-fn play(row: &Row, name: &str, bantime: u64) -> Option<Vec<Cell>> {
+fn play(row: &Row, name: &str, bantime: u64) -> Option<Played> {
     let site = if row.early { Site::unwired(name, row.wiring) } else { Site::new(name, row.wiring) };
     site.firewall().run(|| {
         let mut log = Log::create(site.dir().join("auth.log"));
@@ -326,6 +342,7 @@ fn play(row: &Row, name: &str, bantime: u64) -> Option<Vec<Cell>> {
         let published = row.published;
         let untranslated = |(proto, _), seen| published && proto == Proto::Udplite && seen == Seen::Refused;
         (columns, before) = columns.into_iter().zip(before).filter(|(column, seen)| !untranslated(*column, *seen)).unzip();
+        let alarms = alarms(&daemon);
 
         fail(&mut log, &BANNED);
         // The ignored of IPv6 lies in the banned /64. That of IPv4 never gets into the set by its lines; by force it does.
@@ -368,7 +385,7 @@ fn play(row: &Row, name: &str, bantime: u64) -> Option<Vec<Cell>> {
             after,
             visits,
         };
-        Some(cells.map(cell).collect())
+        Some(Played { cells: cells.map(cell).collect(), alarms })
     })
 }
 
@@ -405,18 +422,24 @@ fn a_ban_bites_where_the_packets_are() {
         played.sort_by_key(|(number, ..)| *number);
         let mut wrong = 0;
         let mut table = String::new();
-        for (_, row, cells) in &played {
-            let cells = cells.as_ref().unwrap_or_else(|| panic!("{}: a minute's ban ended before all had knocked", row.label()));
+        for (_, row, seen) in &played {
+            let Played { cells, alarms } =
+                seen.as_ref().unwrap_or_else(|| panic!("{}: a minute's ban ended before all had knocked", row.label()));
             for cell in cells {
                 table.push_str(&format!("| {}\n", cell.line(row)));
                 wrong += usize::from(cell.wrong(row).is_some());
             }
+            // What the doctor says is what the packets show.
+            let said = if alarms.is_empty() { "nothing" } else { &alarms.join("; ") };
+            let right = alarms.is_empty() != row.blind;
+            table.push_str(&format!("| {:<36} doctor: {said} {}\n", row.label(), if right { "ok" } else { "WRONG" }));
+            wrong += usize::from(!right);
             if !cells.iter().any(|cell| cell.proto == Proto::Udplite) {
                 println!("SKIPPED {}, udplite: this kernel has no such sockets, or does not translate their ports", row.label());
             }
         }
-        println!("{table}| {} rows, {wrong} cells wrong", played.len());
-        assert_eq!(wrong, 0, "cells of the table above");
+        println!("{table}| {} rows, {wrong} lines wrong", played.len());
+        assert_eq!(wrong, 0, "lines of the table above");
         assert!(!played.is_empty(), "no row is called {chosen:?}");
     });
 }

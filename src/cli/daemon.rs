@@ -252,7 +252,7 @@ fn reloading(global: Global) -> crate::engine::clerk::Load {
 }
 
 /// Where the random spread of growing bans begins.
-fn seed() -> u64 {
+pub(super) fn seed() -> u64 {
     let mut bytes = [0; 8];
     match std::fs::File::open("/dev/urandom").and_then(|mut f| std::io::Read::read_exact(&mut f, &mut bytes)) {
         Ok(()) => u64::from_ne_bytes(bytes),

@@ -67,7 +67,7 @@ pub fn plan(wanted: &Establish, family: Family, element_counters: bool) -> Plan 
             ignore: wanted.own_ignored.get(at).cloned().unwrap_or_default(),
             nets: wanted.nets.get(at).copied().unwrap_or(false) || named(spec),
             dnat: spec.dnat,
-            paused: false,
+            paused: wanted.paused.get(at).copied().unwrap_or(false),
         })
     });
     Plan {
@@ -251,7 +251,7 @@ impl Writer {
             for set in ruleset.sets.iter().filter(|set| set.content == Content::Bans) {
                 let Some(old) = kept.set(&set.name) else { continue };
                 let fits = kept.sets.iter().any(|of| of.name == set.name && of.count.is_none_or(|n| n as usize <= LEVELLED));
-                if !is_renewed(set) && !(several && fits) {
+                if !(is_renewed(set) || several && fits) {
                     continue;
                 }
                 let elements = self.reader.elements(family, table, old).map_err(|e| e.to_string())?;

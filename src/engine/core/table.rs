@@ -6,16 +6,19 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 use serde_json::json;
 
-use super::{Action, Adopted, Cause, Change, ClientId, Core, Done, Effect, Establish, Level, Rebuild, Refusal, Target, covers};
+use super::{
+    Action, Adopted, Cause, Change, ClientId, Core, Done, Effect, Establish, Level, Rebuild, Refusal, Row, Target, What, covers,
+};
 use crate::control::Reply;
-use crate::engine::spec::{Specs, addresses};
-use crate::jail::{Held, Nets, Now, Origin};
+use crate::engine::spec::{Spec, Specs, addresses};
+use crate::jail::{Held, Now, Origin};
 use crate::terms::{Lasting, Span};
 
 impl Core {
     /// An element found in one of our sets: a ban that goes on. Tells whether a jail of ours has that set.
     pub fn adopt(&mut self, now: Now, found: &Adopted) -> bool {
-        let Some(running) = self.jails.iter_mut().find(|running| running.spec.holds(&found.set)) else { return false };
+        let Some(at) = self.jails.iter().position(|running| running.spec.holds(&found.set)) else { return false };
+        let running = &mut self.jails[at];
         let lasting = found.timeout.or(found.left).map_or(Lasting::Permanent, Lasting::For);
         let elapsed = match (lasting, found.left) {
             (Lasting::For(given), Some(left)) => Span(given.0.saturating_sub(left.0)),
@@ -24,8 +27,15 @@ impl Core {
         let until = found.left.map(|left| now.mono + left);
         let held = Held { since: now.wall - elapsed, until, lasting, failures: 0, origin: Origin::Adopted, in_kernel: true };
         let subject = running.jail.subject(found.what.first());
+        let since = held.since;
         if running.jail.hold(subject, held) {
             self.keep.ban(now, &running.key, subject);
+            if self.settled {
+                let until = until.map(|until| now.wall_of(until));
+                let reason = Some("put into the set by another program".into());
+                let row = Row { what: What::Ban, since: Some(since), until, origin: "kernel".into(), reason, ..Row::default() };
+                self.record_about(now, at, subject, row);
+            }
         } else {
             running.jail.confirm(subject);
         }
@@ -35,6 +45,7 @@ impl Core {
     pub(super) fn committed(&mut self, now: Now, refusals: Vec<Refusal>) {
         let Some(flight) = self.flying.take() else { return };
         let refused: HashMap<usize, String> = refusals.into_iter().map(|refusal| (refusal.index, refusal.why)).collect();
+        let mut refusals = Vec::new();
         for (index, why) in &refused {
             self.log(Level::Error, why.clone());
             // What the kernel does not hold is not banned: the books follow the kernel.
@@ -46,8 +57,14 @@ impl Core {
                     let subject = running.jail.subject(address);
                     running.jail.lift(subject);
                     self.keep.ban(now, &running.key, subject);
+                    let row =
+                        Row { what: What::Refused, origin: "kernel".into(), reason: Some(why.as_str().into()), ..Row::default() };
+                    refusals.push((running.key.clone(), subject, row));
                 }
             }
+        }
+        for (jail, subject, row) in refusals {
+            self.record(now, Row { jail: Some(jail), subject: Some(subject), ..row });
         }
         for (index, change) in flight.changes.iter().enumerate() {
             if let (Target::Held { .. }, false) = (change.to, refused.contains_key(&index))
@@ -125,8 +142,10 @@ impl Core {
 
     pub(super) fn reestablished(&mut self, now: Now, cause: Cause, specs: Arc<Specs>, result: Result<Done, String>) {
         let reply = match result {
-            Ok(_) if cause == Cause::Machine => {
-                self.log(Level::Info, "our addresses, or those of ignored names, changed: the ignore sets follow".to_owned());
+            Ok(_) if cause == Cause::Restated => {
+                if std::mem::take(&mut self.moved) {
+                    self.log(Level::Info, "our addresses, or those of ignored names, changed: the ignore sets follow".to_owned());
+                }
                 return;
             }
             Ok(done) => {
@@ -137,10 +156,10 @@ impl Core {
                 self.log(Level::Info, format!("configuration reloaded: {}", said.join("; ")));
                 Reply::done(json!({ "changed": said }))
             }
-            Err(why) if cause == Cause::Machine => {
+            Err(why) if cause == Cause::Restated => {
                 self.log(
                     Level::Error,
-                    format!("{why}\n  help: whom we ignore changed and the kernel's ignore sets do not know; trying again"),
+                    format!("{why}\n  help: what we ignore or pause changed and the kernel does not know; trying again"),
                 );
                 self.rebuild = Rebuild::Wanted { why, not_before: now.mono + Span::from_secs(1), failed: 1 };
                 return;
@@ -160,7 +179,7 @@ impl Core {
         let mut held: HashMap<Arc<str>, Vec<Change>> = HashMap::new();
         for spec in &specs.jails {
             let Some(running) = self.jails.iter().find(|running| running.spec.name == spec.name) else { continue };
-            let ignored: Nets = spec.ignored(&self.names).collect();
+            let ignored = self.ignores.with(spec, &self.names);
             for (subject, ban) in running.jail.bans() {
                 let subject = spec.subject(subject);
                 if covers(&ignored, subject).is_some() && ban.origin == Origin::Failures {
@@ -171,23 +190,38 @@ impl Core {
                 held.entry(set.clone()).or_default().push(Change { set, what: subject.network().into(), to });
             }
         }
-        let own_ignored = specs.jails.iter().map(|spec| spec.own_ignored(&self.names)).collect();
+        let own_ignored = specs.jails.iter().map(|spec| self.own_ignored(spec)).collect();
         Establish {
             specs: specs.clone(),
             ignored: self.ignored_for(specs),
             own_ignored,
             nets: vec![false; specs.jails.len()],
+            paused: specs.jails.iter().map(|spec| self.pauses.holds(&spec.name)).collect(),
             held,
             exact,
             adopt: self.specs.degraded.is_some() && self.specs.jails.is_empty(),
         }
     }
 
+    /// The content of a jail's own ignore set.
+    fn own_ignored(&self, spec: &Spec) -> Vec<IpNetwork> {
+        let mut all: Vec<IpNetwork> = spec.own_ignored(&self.names).into_iter().chain(self.ignores.of_only(&spec.name)).collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+
     /// The content of the kernel's ignore sets: ignoreip of the defaults, own addresses, gateways.
     pub(super) fn ignored_for(&self, specs: &Specs) -> Vec<IpNetwork> {
         let own = self.machine.addresses.iter().chain(&self.machine.gateways).map(|address| IpNetwork::from(*address));
-        let mut all: Vec<IpNetwork> =
-            specs.ignore.iter().copied().chain(addresses(&self.names, &specs.ignore_names)).chain(own).collect();
+        let mut all: Vec<IpNetwork> = specs
+            .ignore
+            .iter()
+            .copied()
+            .chain(addresses(&self.names, &specs.ignore_names))
+            .chain(self.ignores.of_all())
+            .chain(own)
+            .collect();
         all.sort();
         all.dedup();
         all

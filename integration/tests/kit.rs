@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use banset::netns::{Netns, Route, connect_from, sysctl};
 use banset_integration::{
-    Doors, Echo, Lab, Monitor, Proto, Seen, Site, Wiring, elements, expires, in_netns, knock, nft, wait_until,
+    Daemon, Doors, Echo, Lab, Monitor, Proto, Seen, Site, Wiring, elements, expires, in_netns, knock, nft, wait_until,
 };
 
 #[test]
@@ -122,6 +122,28 @@ fn a_link_is_cut_and_restored() {
             assert!(!everybody.into_iter().any(reached), "{name}: unplugged");
             site.restore();
             wait_until("the gateway is there again", || everybody.into_iter().all(reached));
+        }
+    });
+}
+
+#[test]
+fn a_site_has_room_for_a_daemon_on_each_machine() {
+    in_netns("a_site_has_room_for_a_daemon_on_each_machine", || {
+        let site = Site::new("two", Wiring::Bridged);
+        let [mail, firewall] = [site.mail(), site.firewall()].map(|netns| {
+            let name = if std::ptr::eq(netns, site.mail()) { "mail" } else { "firewall" };
+            netns.visit(|| Daemon::start(&site.dir().join(name), ""))
+        });
+        mail.cli(&["ban", "198.51.100.7"]).ok();
+        firewall.cli(&["ban", "198.51.100.8"]).ok();
+        assert_eq!(site.mail().run(|| elements("manual-v4")), ["198.51.100.7"]);
+        assert_eq!(site.firewall().run(|| elements("manual-v4")), ["198.51.100.8"]);
+        assert!(elements("manual-v4").is_empty(), "a visit ends where it began");
+        // The gateway can reach the box that looks after it.
+        let _door = site.firewall().run(|| Echo::tcp(&[22]));
+        for (from, to) in site.addresses().into_iter().zip(Site::BRIDGE) {
+            let to = SocketAddr::new(to.parse().expect("an address"), 22);
+            assert_eq!(site.mail().run(|| knock(Proto::Tcp, from, to, Duration::from_secs(5))), Seen::Answer, "{to}");
         }
     });
 }

@@ -11,7 +11,7 @@ READ_ONLY = unit=/etc/systemd/system/fail2ban.service policy=/usr/sbin/policy-rc
 # Kernel tests mostly wait for the kernel's clock: more of them than cores at a time.
 THREADS ?= 6
 
-.PHONY: demo test packages bench soak fuzz lint install
+.PHONY: demo test packages bench soak fuzz lint vagrant-check install
 
 # The whole way from a log line to a dropped packet, in a throwaway network; no root where user namespaces are allowed.
 demo:
@@ -62,6 +62,11 @@ lint:
 	@mkdir -p target/lint
 	@for jail in jails/*.toml; do printf '[jail.%s]\nenabled = true\n\n' "$$(basename "$$jail" .toml)"; done > target/lint/banset.toml
 	$(CARGO) run --quiet -- check -c target/lint/banset.toml
+
+# Whether Vagrant understands the machines in vagrant/. Vagrant is too large to be installed for this; the scripts that set the machines up
+# are run by the tests.
+vagrant-check:
+	@if command -v vagrant >/dev/null; then cd vagrant && vagrant validate; else echo "SKIPPED vagrant-check: vagrant is not installed"; fi
 
 DESTDIR ?=
 PREFIX ?= /usr/local

@@ -16,13 +16,17 @@
 //! and runs in parallel with all others, without root where the machine allows user namespaces. Where it does not, the test
 //! prints SKIPPED; with `BANSET_REQUIRE=1` (CI) it fails instead.
 
+mod clients;
 mod daemon;
 mod lab;
 mod logs;
+mod services;
 
+pub use clients::{Attempt, Client};
 pub use daemon::{Answer, Daemon, Tracing, binary};
 pub use lab::{Echo, Lab, Monitor, elements, expires, nft, nft_json, nft_try};
 pub use logs::{Log, Stamp};
+pub use services::{Server, in_server};
 
 use std::fmt::Write as _;
 use std::process::{Command, Stdio};

@@ -16,6 +16,13 @@ fn jails(names: &[&str]) -> String {
     names.iter().map(|name| format!("[jail.{name}]\nenabled = true\nmaxretry = 3\n\n")).collect()
 }
 
+/// The daemon under test, past what the logs held before.
+fn judge(lab: &Lab, jails: &str) -> Daemon {
+    let daemon = Daemon::start(lab, jails);
+    daemon.wait_running();
+    daemon
+}
+
 /// Who guesses, and who may come in whatever the first one does: another address, and another /64.
 const IPV4: (&str, &str) = ("198.51.100.7", "198.51.100.8");
 const IPV6: (&str, &str) = ("2001:db8:1000:7::1", "2001:db8:1000:8::1");
@@ -66,7 +73,7 @@ fn dovecot_imap_a_try_told_by_worker_pam_and_login_counts_once() {
     in_server("dovecot_imap_a_try_told_by_worker_pam_and_login_counts_once", |lab, server| {
         server.start_syslog();
         dovecot(server, "log_path = /var/log/dovecot/dovecot.log\nauth_verbose = yes\n");
-        let daemon = Daemon::start(lab, &jails(&["dovecot-imap"]));
+        let daemon = judge(lab, &jails(&["dovecot-imap"]));
         let login = |client: Client, password: &str| client.imap(993, "alice", &[password]);
         guessing_ends(lab, &daemon, "dovecot-imap", IPV4, login);
         guessing_ends(lab, &daemon, "dovecot-imap", IPV6, login);
@@ -98,7 +105,7 @@ fn dovecot_pop3_through_syslog() {
              userdb {\n driver = passwd-file\n args = /etc/dovecot/users\n}\n",
         );
         // The shipped jail reads dovecot's own file; Debian's dovecot writes to syslog until it is told otherwise.
-        let daemon = Daemon::start(lab, &format!("{}logpath = \"/var/log/mail.log\"\n", jails(&["dovecot-pop3"])));
+        let daemon = judge(lab, &format!("{}logpath = \"/var/log/mail.log\"\n", jails(&["dovecot-pop3"])));
         let login = |client: Client, password: &str| client.pop3(995, "alice", password);
         guessing_ends(lab, &daemon, "dovecot-pop3", IPV6, login);
         guessing_ends(lab, &daemon, "dovecot-pop3", IPV4, login);
@@ -112,7 +119,7 @@ fn sshd_through_syslog() {
         server.run(&["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "/etc/ssh/ssh_host_ed25519_key"]).ok();
         server.start(&["/usr/sbin/sshd", "-D"]);
         server.wait_port(22);
-        let daemon = Daemon::start(lab, &jails(&["sshd"]));
+        let daemon = judge(lab, &jails(&["sshd"]));
         guessing_ends(lab, &daemon, "sshd", IPV4, |client, password| client.ssh(server, "alice", password));
         guessing_ends(lab, &daemon, "sshd", IPV6, |client, password| {
             let user = if password == RIGHT { "alice" } else { "nobody-at-all" };
@@ -135,7 +142,7 @@ fn postfix_submission_with_dovecot_as_its_sasl_server() {
         server.start(&["/usr/sbin/postfix", "start-fg"]);
         server.wait_port(587);
         // Both daemons tell of a try in the same file; the jail of each counts it for itself.
-        let daemon = Daemon::start(lab, &format!("{}logpath = \"/var/log/mail.log\"\n", jails(&["postfix-sasl", "dovecot-imap"])));
+        let daemon = judge(lab, &format!("{}logpath = \"/var/log/mail.log\"\n", jails(&["postfix-sasl", "dovecot-imap"])));
         let login = |client: Client, password: &str| client.smtp(587, "alice", password);
         guessing_ends(lab, &daemon, "postfix-sasl", IPV4, login);
         guessing_ends(lab, &daemon, "postfix-sasl", IPV6, login);
@@ -174,7 +181,7 @@ fn exim_with_a_log_of_its_own() {
         );
         server.start(&["/usr/sbin/exim4", "-bdf", "-q30m"]);
         server.wait_port(587);
-        let daemon = Daemon::start(lab, &jails(&["exim"]));
+        let daemon = judge(lab, &jails(&["exim"]));
         let login = |client: Client, password: &str| client.smtp(587, "alice", password);
         guessing_ends(lab, &daemon, "exim", IPV4, login);
         guessing_ends(lab, &daemon, "exim", IPV6, login);
@@ -186,9 +193,9 @@ fn proftpd_with_a_log_of_its_own() {
     in_server("proftpd_with_a_log_of_its_own", |lab, server| {
         server.start_syslog();
         server.write("/etc/proftpd/conf.d/lab.conf", "UseReverseDNS off\n");
-        server.start(&["/usr/sbin/proftpd", "-n"]);
+        server.start(&["/usr/sbin/proftpd", "-n", "-q"]);
         server.wait_port(21);
-        let daemon = Daemon::start(lab, &jails(&["proftpd"]));
+        let daemon = judge(lab, &jails(&["proftpd"]));
         let login = |client: Client, password: &str| client.ftp(21, "alice", password);
         guessing_ends(lab, &daemon, "proftpd", IPV4, login);
         guessing_ends(lab, &daemon, "proftpd", IPV6, login);
@@ -201,7 +208,7 @@ fn vsftpd_with_a_log_of_its_own_and_pam_in_syslog() {
         server.start_syslog();
         server.start(&["/usr/sbin/vsftpd", "/etc/vsftpd.conf", "-obackground=NO"]);
         server.wait_port(21);
-        let daemon = Daemon::start(lab, &jails(&["vsftpd"]));
+        let daemon = judge(lab, &jails(&["vsftpd"]));
         let login = |client: Client, password: &str| client.ftp(21, "alice", password);
         guessing_ends(lab, &daemon, "vsftpd", IPV4, login);
         guessing_ends(lab, &daemon, "vsftpd", IPV6, login);
@@ -220,7 +227,7 @@ fn nginx_basic_authentication() {
         );
         server.start(&["/usr/sbin/nginx", "-g", "daemon off;"]);
         server.wait_port(80);
-        let daemon = Daemon::start(lab, &jails(&["nginx-http-auth"]));
+        let daemon = judge(lab, &jails(&["nginx-http-auth"]));
         let login = |client: Client, password: &str| client.http(80, "/private/", "alice", password);
         guessing_ends(lab, &daemon, "nginx-http-auth", IPV4, login);
         guessing_ends(lab, &daemon, "nginx-http-auth", IPV6, |client, password| {

@@ -235,3 +235,49 @@ fn nginx_basic_authentication() {
         });
     });
 }
+
+#[test]
+fn a_qmail_gateway_under_tcpserver_and_multilog() {
+    in_server("a_qmail_gateway_under_tcpserver_and_multilog", |lab, server| {
+        // Debian has no qmail: tcpserver and multilog are real, what a patched qmail-smtpd says to client and log is written out.
+        let envelope = "detail=b.barracudacentral.org helo=laptop mailfrom=x@example.net rcptto=alice@example.org relay=no \
+                        rcpthosts=yes size= authuser= authtype= encrypted= sslverified=no localip=192.0.2.1 localport=25 \
+                        remoteip=$TCPREMOTEIP remoteport=$TCPREMOTEPORT remotehost= qp= pid=$$";
+        server.write(
+            "/tmp/smtpd",
+            &format!(
+                "echo 220 mx ESMTP\nread hello\necho 250 mx\nread sender\ncase $sender in\n\
+                 *wrong*) echo \"qlogenvelope: result=rejected code=553 reason=rblreject {envelope}\" >&2; echo 553 listed ;;\n\
+                 *) echo \"qlogenvelope: result=accepted code=250 reason=queued {envelope}\" >&2; echo 250 ok ;;\nesac\n"
+            ),
+        );
+        std::fs::create_dir_all(server.path("/var/log/qmail/smtpd")).expect("a folder for multilog");
+        server.start(&[
+            "/bin/sh",
+            "-c",
+            "tcpserver -v -R -H -l mx 0 25 sh /tmp/smtpd 2>&1 | exec multilog t s4096 n200 /var/log/qmail/smtpd",
+        ]);
+        server.wait_port(25);
+        let daemon = judge(lab, &jails(&["qmail-smtp"]));
+        let send = |client: Client, word: &str| client.lines(25, &["HELO laptop", &format!("MAIL FROM:<{word}@example.net>")]);
+        guessing_ends(lab, &daemon, "qmail-smtp", IPV4, send);
+
+        // A crowd, while the log rotates every few connections: whoever was rejected three times is banned, who was only twice is not.
+        let address = |net: &str, host: usize| format!("{net}.{host}");
+        for round in 1..=3 {
+            std::thread::scope(|scope| {
+                for host in 20..50 {
+                    scope.spawn(move || send(Client::new(lab, &address("198.51.100", host)).hurried(), "wrong"));
+                    let word = if round < 3 { "wrong" } else { "alice" };
+                    scope.spawn(move || send(Client::new(lab, &address("203.0.113", host)).hurried(), word));
+                }
+            });
+        }
+        let mut banned: Vec<String> = (20..50).map(|host| address("198.51.100", host)).chain([IPV4.0.to_owned()]).collect();
+        banned.sort();
+        wait_until("the crowd is banned", || elements("qmail-smtp-v4").len() >= banned.len());
+        assert_eq!(elements("qmail-smtp-v4"), banned);
+        let rotated = std::fs::read_dir(server.path("/var/log/qmail/smtpd")).expect("multilog's folder").count();
+        assert!(rotated > 15, "{rotated} files: multilog did not rotate");
+    });
+}

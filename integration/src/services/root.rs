@@ -266,8 +266,11 @@ fn furnish(root: &Path) -> std::io::Result<()> {
     template("usr/share/proftpd/templates/proftpd.conf", "etc/proftpd/proftpd.conf")?;
     template("usr/share/proftpd/templates/modules.conf", "etc/proftpd/modules.conf")?;
 
-    symlink("/run", root.join("var/run"))?;
-    symlink("/run/lock", root.join("var/lock"))?;
+    for (path, to) in [("var/run", "/run"), ("var/lock", "/run/lock")] {
+        // Some package ships a folder there; on an installed system it lies behind the link.
+        let _ = std::fs::remove_dir_all(root.join(path));
+        symlink(to, root.join(path))?;
+    }
     // Folders, and whose they are.
     let number = |account: &str| {
         let line = passwd.lines().find(|line| line.split(':').next() == Some(account));

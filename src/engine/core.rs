@@ -29,6 +29,7 @@ mod pause;
 mod people;
 mod room;
 mod settings;
+mod stream;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -132,6 +133,10 @@ pub struct Core {
     places: HashMap<u16, Arc<str>>,
     /// On whose behalf things happen at the moment; `None`: on our own.
     behalf: Option<history::Behalf>,
+    /// Who waits for the next event.
+    followers: Vec<stream::Follower>,
+    /// How far each other machine's events were applied.
+    applied: BTreeMap<Box<str>, u64>,
     /// Whom people want ignored.
     ignores: ignores::Wishes,
     /// What is paused.
@@ -182,6 +187,8 @@ impl Core {
             key: [0; 2],
             places: HashMap::new(),
             behalf: None,
+            followers: Vec::new(),
+            applied: BTreeMap::new(),
             ignores: ignores::Wishes::default(),
             pauses: pause::Pauses::default(),
             restate: false,
@@ -309,7 +316,7 @@ impl Core {
         };
         let ends = self.jails.iter().filter_map(|running| running.jail.next_end()).min();
         let tidy = self.jails.iter().any(|running| running.jail.failing() > 0).then_some(self.tidy_at);
-        let wishes = [self.ignores.next_end(), self.pauses.next_end()].into_iter().flatten().min();
+        let wishes = [self.ignores.next_end(), self.pauses.next_end(), self.next_follower()].into_iter().flatten().min();
         [paced, rebuild, ends, tidy, wishes, self.keep.due()].into_iter().flatten().min()
     }
 
@@ -473,6 +480,7 @@ impl Core {
         }
         self.end_ignores(now);
         self.end_pauses(now);
+        self.follow_on(now);
         if self.tidy_at <= now.mono {
             self.tidy_at = now.mono + TIDY;
             for running in &mut self.jails {

@@ -336,7 +336,7 @@ impl Writer {
             for set in ruleset.sets.iter().filter(|set| set.content == Content::Bans) {
                 let Some(old) = kept.set(&set.name) else { continue };
                 let fits = kept.sets.iter().any(|of| of.name == set.name && of.count.is_none_or(|n| n as usize <= LEVELLED));
-                if !is_renewed(set) && !(several && fits) {
+                if !(is_renewed(set) || several && fits) {
                     continue;
                 }
                 let elements = self.reader.elements(family, table, old).map_err(|e| e.to_string())?;

@@ -1,6 +1,6 @@
 //! The core's half that faces the state: what is kept, and what an earlier run kept.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
@@ -21,6 +21,7 @@ struct Held<'a> {
     jails: &'a [Running],
     ignores: &'a Wishes,
     pauses: &'a Pauses,
+    applied: &'a BTreeMap<Box<str>, u64>,
     keep: Span,
 }
 
@@ -65,6 +66,10 @@ impl Books for Held<'_> {
         self.pauses.kept(self.now)
     }
 
+    fn applied(&self) -> Vec<(Box<str>, u64)> {
+        self.applied.iter().map(|(origin, seq)| (origin.clone(), *seq)).collect()
+    }
+
     fn keep(&self) -> Span {
         self.keep
     }
@@ -75,8 +80,8 @@ const TOLD_AT_MOST: usize = 100;
 
 impl Core {
     pub(super) fn save(&mut self, now: Now) {
-        let Core { keep, jails, specs, ignores, pauses, .. } = self;
-        let books = Held { now, jails, ignores, pauses, keep: specs.evidence.keep };
+        let Core { keep, jails, specs, ignores, pauses, applied, .. } = self;
+        let books = Held { now, jails, ignores, pauses, applied, keep: specs.evidence.keep };
         if let Some(keeping) = keep.next(now, &books) {
             self.actions.push(Action::Save(Box::new(keeping)));
         }
@@ -140,6 +145,7 @@ impl Core {
         }
         self.ignores.restore(now, &restored.ignored);
         self.pauses.restore(now, &restored.paused);
+        self.applied.extend(restored.applied.iter().cloned());
         self.ignored_anew();
         for (jail, totals) in &restored.totals {
             let Some(running) = self.jails.iter_mut().find(|running| running.key == *jail) else { continue };

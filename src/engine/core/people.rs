@@ -61,6 +61,9 @@ impl Core {
             Request::History { net, user, jail, since_s, limit } => {
                 return self.history(client, net.as_deref(), user.as_deref(), jail, since_s, limit);
             }
+            Request::Events { since, wait_s } => return self.events(now, client, since, wait_s),
+            Request::Apply { origin, jail, events } => return self.apply(now, client, uid, &origin, jail.as_deref(), &events),
+            Request::Applied => Reply::done(json!(self.applied())),
             Request::Config => Reply::done(json!({ "accepted": &*self.specs.accepted, "degraded": self.specs.degraded })),
             Request::Reload => {
                 self.actions.push(Action::Reload(Some(client)));
@@ -122,7 +125,8 @@ impl Core {
                 Lasting::Permanent => None,
                 Lasting::For(span) => Some(now.mono + span),
             };
-            let reason = reason.clone().map(|reason| escape(reason.as_bytes(), 500));
+            // The sign in front marks what came from another machine.
+            let reason = reason.clone().map(|reason| escape(reason.trim_start_matches('@').as_bytes(), 500));
             let said: Option<Box<str>> = reason.as_deref().map(Into::into);
             let origin = Origin::Manual { uid, reason };
             let held = Held { since: now.wall, until, lasting, failures: 0, origin, in_kernel: false, generation: 0 };

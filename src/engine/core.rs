@@ -235,6 +235,7 @@ impl Core {
             Event::Committed(committed) => self.committed(now, committed),
             Event::Foreign(heard) => self.foreign(heard),
             Event::Saved(result) => self.saved(now, result),
+            Event::Synced(failed) => self.synced(failed),
             Event::Damaged(why) => self.damaged(now, why),
             Event::Established(result) => {
                 let why = result.as_ref().err().cloned();

@@ -127,6 +127,8 @@ pub struct Keep {
     carried: Vec<(ClientId, Reply)>,
     /// Why nothing is kept, if so.
     failed: Option<String>,
+    /// Why what was saved is not on the disk, if so.
+    pub unsynced: Option<String>,
 }
 
 impl Keep {
@@ -143,7 +145,7 @@ impl Keep {
 
     /// Why nothing is kept at the moment, if so.
     pub fn failed(&self) -> Option<&str> {
-        self.failed.as_deref()
+        self.failed.as_deref().or(self.unsynced.as_deref())
     }
 
     fn touch(&mut self, now: Now) {

@@ -46,6 +46,8 @@ pub enum Event {
     Machine(Machine),
     /// The answer to [`Action::Save`].
     Saved(Result<(), String>),
+    /// What was saved can not be brought to the disk, because of this; `None`: it can again.
+    Synced(Option<String>),
     /// The answer to [`Action::Dig`]: the lines of what happened under this number.
     ReadBack(u64, Vec<Line>),
     /// The answer to [`Action::Search`].

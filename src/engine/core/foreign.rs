@@ -173,7 +173,7 @@ impl Core {
 
     fn damage(&mut self, now: Now, foreign: &Foreign) {
         let elements = foreign.touches.iter().any(|touch| match touch {
-            Touch::Structure { what, .. } => matches!(*what, "table" | "set"),
+            Touch::Structure { what, name, .. } => matches!(*what, "table" | "set") && !is_nameless(name),
             Touch::Added { .. } | Touch::Removed { .. } => true,
         });
         let why = format!("table {} was changed by {}: {}", self.table_name(), by(foreign), done(foreign));
@@ -406,6 +406,7 @@ fn done(foreign: &Foreign) -> String {
     let mut first = Vec::new();
     for touch in &foreign.touches {
         let (said, n) = match touch {
+            Touch::Structure { name, .. } if is_nameless(name) => continue,
             Touch::Structure { what, deleted, .. } => (format!("{what}s {}", if *deleted { "deleted" } else { "added" }), 1),
             Touch::Added { elements, .. } => ("elements added".to_owned(), elements.len()),
             Touch::Removed { elements, .. } => ("elements removed".to_owned(), elements.len()),
@@ -421,6 +422,11 @@ fn done(foreign: &Foreign) -> String {
     }
     let rest = counts.into_iter().map(|(said, n)| format!("{n} {said}"));
     first.into_iter().map(str::to_owned).chain(rest).collect::<Vec<_>>().join(", ")
+}
+
+/// The braces of a rule are a set of their own, which comes and goes with it.
+fn is_nameless(name: &str) -> bool {
+    name.starts_with("__set") || name.starts_with("__map")
 }
 
 /// What one transaction did is told one by one up to a bound.

@@ -87,6 +87,16 @@ impl Core {
         }
     }
 
+    pub(super) fn synced(&mut self, failed: Option<String>) {
+        match &failed {
+            Some(why) => {
+                self.log(Level::Error, format!("{why}\n  help: a power loss would take it, a restart would not; bans go on"))
+            }
+            None => self.log(Level::Warn, "the state is on the disk again".to_owned()),
+        }
+        self.keep.unsynced = failed;
+    }
+
     pub(super) fn saved(&mut self, now: Now, result: Result<(), String>) {
         let (replies, change) = self.keep.saved(now, result);
         match change {

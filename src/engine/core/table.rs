@@ -15,6 +15,9 @@ use crate::engine::spec::{Spec, Specs, addresses};
 use crate::jail::{Held, Now, Origin};
 use crate::terms::{Lasting, Span};
 
+/// Ends that differ by less, in microseconds, are the same.
+const SAME: u64 = 3_000_000;
+
 impl Core {
     /// An element found in one of our sets: a ban that goes on. Tells whether a jail of ours has that set.
     pub fn adopt(&mut self, now: Now, found: &Adopted) -> bool {
@@ -37,7 +40,12 @@ impl Core {
         };
         let subject = running.jail.subject(found.what.first());
         let since = held.since;
-        if running.jail.hold(subject, held) {
+        // The element of a ban that is held is no news: the kernel's clock and ours differ by a little.
+        let known = running.jail.held(subject).is_some_and(|known| match (known.until, until) {
+            (Some(known), Some(until)) => known.0.abs_diff(until.0) < SAME,
+            (known, until) => known.is_none() && until.is_none(),
+        });
+        if !known && running.jail.hold(subject, held) {
             self.keep.ban(now, &running.key, subject);
             if self.settled {
                 let until = until.map(|until| now.wall_of(until));

@@ -235,6 +235,11 @@ fn goldens() -> Vec<Golden> {
         bridged,
         vec![],
     );
+    let mut bridged = many();
+    bridged.family = Family::Bridge;
+    bridged.jails.iter_mut().for_each(|jail| jail.hooks = vec![(Hook::Forward, -200)]);
+    bridged.jails[0].nets = true;
+    golden("many-jails-bridge", "More than ten jails before a bridge, one of which bans subnets too.", bridged, vec![]);
     let mut bans = plan(&["127.0.0.0/8"], vec![JailPlan { nets: true, ..jail("sshd", ports(&[22]), tcp()) }]);
     (bans.set_size, bans.element_counters, bans.gc_interval) = (Some(65536), true, Some(Span::from_secs(10)));
     let day = Span::from_secs(86_400);

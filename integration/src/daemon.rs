@@ -131,7 +131,13 @@ impl Daemon {
     /// Starts it (again), and waits until it answers on its socket.
     #[track_caller]
     pub fn start_again(&mut self) {
-        let mut command = self.command();
+        let command = self.command();
+        self.start_as(command);
+    }
+
+    /// Starts it by this command, made of [`Daemon::command`], and waits until it answers on its socket.
+    #[track_caller]
+    pub fn start_as(&mut self, mut command: Command) {
         let log = File::options().create(true).append(true).open(self.log_path()).expect("a file for the daemon's log");
         let both = log.try_clone().expect("a descriptor can be doubled");
         command.stdin(Stdio::null()).stdout(both).stderr(log);

@@ -16,18 +16,24 @@
 //! and runs in parallel with all others, without root where the machine allows user namespaces. Where it does not, the test
 //! prints SKIPPED; with `BANSET_REQUIRE=1` (CI) it fails instead.
 
+mod clients;
 mod daemon;
 mod frame;
 mod lab;
 mod logs;
 mod peer;
+mod probe;
+mod services;
 mod site;
 
+pub use clients::{Attempt, Client};
 pub use daemon::{Answer, Daemon, Tracing, binary};
 pub use frame::{Wire, udp_frame};
 pub use lab::{Echo, Lab, Monitor, elements, expires, nft, nft_json, nft_try};
 pub use logs::{Log, Stamp};
 pub use peer::{Doors, Flow, Proto, Seen, knock};
+pub use probe::Probe;
+pub use services::{Server, in_server};
 pub use site::{Site, Wiring};
 
 use std::fmt::Write as _;

@@ -12,6 +12,7 @@ pub mod log;
 pub mod offline;
 pub mod regex;
 pub mod show;
+pub mod stream;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -199,6 +200,10 @@ enum Command {
         #[command(flatten)]
         shown: Shown,
     },
+    /// Print bans and unbans as JSON lines, for another machine to apply
+    Events(stream::Events),
+    /// Do what another machine's events say
+    Apply(stream::Apply),
     /// Try a filter on a log file or a quoted line
     Regex(Box<regex::Args>),
     /// Say what each step makes of a line, or why an address is not banned
@@ -237,6 +242,8 @@ pub fn run() -> ExitCode {
         Command::Status { jail, shown } => show::status(&global, jail, shown),
         Command::Stats { shown } => show::stats(&global, shown),
         Command::Banned { addr, shown } => show::banned(&global, addr, shown),
+        Command::Events(args) => stream::events(&global, &args),
+        Command::Apply(args) => stream::apply(&global, &args),
         Command::History(args) => history::history(&global, *args),
         Command::Ban { what, span, permanent, reason, force, shown } => {
             change::ban(&global, what, change::Ban { span, permanent, reason, force }, shown)

@@ -308,7 +308,7 @@ pub const KEYS: &[Key] = &[
     key(
         Nft,
         "owner",
-        Planned,
+        Now,
         Bool,
         "false",
         "true",

@@ -64,6 +64,7 @@ fn save(keeping: Keeping) -> Save {
         offences: keeping.offences,
         ignored: keeping.ignored,
         paused: keeping.paused,
+        applied: keeping.applied,
         keep: keeping.keep,
         sync: keeping.sync,
     }

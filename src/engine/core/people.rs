@@ -186,7 +186,7 @@ impl Core {
         };
         let mut wanted: Vec<(usize, IpNetwork)> = Vec::new();
         let (mut absent, mut refused, mut notes) = (Vec::new(), Vec::new(), Vec::new());
-        match self.chosen(&places, chosen) {
+        match self.selected(&places, chosen) {
             Ok(chosen) => wanted.extend(chosen),
             Err(why) => refused.push(why),
         }
@@ -257,7 +257,7 @@ impl Core {
     }
 
     /// The bans that are chosen otherwise than by address.
-    fn chosen(&self, places: &[usize], chosen: &Chosen) -> Result<Vec<(usize, IpNetwork)>, String> {
+    fn selected(&self, places: &[usize], chosen: &Chosen) -> Result<Vec<(usize, IpNetwork)>, String> {
         if !chosen.all && chosen.since.is_none() && chosen.net.is_none() && chosen.named.is_none() {
             return Ok(Vec::new());
         }

@@ -308,11 +308,11 @@ pub const KEYS: &[Key] = &[
     key(
         Nft,
         "owner",
-        Planned,
+        Now,
         Bool,
         "false",
         "true",
-        "the kernel refuses foreign changes; a saved ruleset with our table no longer loads",
+        "the kernel refuses every change of our tables by others, flush ruleset included (Linux 6.9); the price: a saved ruleset that contains them fails to load, as a whole",
     ),
     key(
         Nft,

@@ -21,11 +21,13 @@ use crate::state::history::{Row, What};
 use crate::terms::{Span, Time, escape};
 
 pub mod events;
+mod foreign;
 mod history;
 mod ignores;
 mod kept;
 mod pause;
 mod people;
+mod room;
 mod settings;
 mod stream;
 mod table;
@@ -116,6 +118,8 @@ pub struct Core {
     queued_reload: Option<(Cause, Specs)>,
     rebuild: Rebuild,
     rebuilt: u64,
+    hands: foreign::Hands,
+    rooms: HashMap<Arc<str>, room::Room>,
     pace: Pace,
     keep: Keep,
     boot: String,
@@ -173,6 +177,8 @@ impl Core {
             queued_reload: None,
             rebuild: Rebuild::No,
             rebuilt: 0,
+            hands: foreign::Hands::default(),
+            rooms: HashMap::new(),
             pace: Pace::default(),
             keep: Keep::default(),
             boot: String::new(),
@@ -213,7 +219,7 @@ impl Core {
 
     /// What the start wants of the kernel.
     pub fn establish(&self) -> Establish {
-        self.establish_for(&self.specs, false)
+        self.establish_for(&self.specs, Suspects::None)
     }
 
     /// Every ban held.
@@ -226,8 +232,10 @@ impl Core {
         match event {
             Event::Read(batch) => self.read(now, &batch),
             Event::Source(report) => self.source(now, report),
-            Event::Committed(refusals) => self.committed(now, refusals),
+            Event::Committed(committed) => self.committed(now, committed),
+            Event::Foreign(heard) => self.foreign(heard),
             Event::Saved(result) => self.saved(now, result),
+            Event::Synced(failed) => self.synced(failed),
             Event::Damaged(why) => self.damaged(now, why),
             Event::Established(result) => {
                 let why = result.as_ref().err().cloned();
@@ -261,10 +269,12 @@ impl Core {
         if self.flying.is_some() || matches!(self.rebuild, Rebuild::Running { .. }) || self.reloading.is_some() {
             return;
         }
+        self.heed(now);
         if let Rebuild::Wanted { not_before, failed, .. } = self.rebuild {
             // What waits for the table waits on: it is part of what the rebuild puts in, and is committed after it.
             if not_before <= now.mono {
-                let establish = self.establish_for(&self.specs, true);
+                let suspects = self.take_suspects();
+                let establish = self.establish_for(&self.specs, suspects);
                 self.restated();
                 self.rebuild = Rebuild::Running { failed };
                 self.actions.push(Action::Establish(establish));
@@ -273,7 +283,7 @@ impl Core {
         }
         if let Some((cause, specs)) = self.queued_reload.take() {
             let specs = Arc::new(self.number(specs));
-            let establish = self.establish_for(&specs, false);
+            let establish = self.establish_for(&specs, Suspects::None);
             self.restated();
             self.reloading = Some((cause, specs));
             self.actions.push(Action::Establish(establish));
@@ -281,7 +291,7 @@ impl Core {
         }
         if self.restate {
             let specs = self.specs.clone();
-            let establish = self.establish_for(&specs, false);
+            let establish = self.establish_for(&specs, Suspects::None);
             self.restated();
             self.reloading = Some((Cause::Restated, specs));
             self.actions.push(Action::Establish(establish));
@@ -318,6 +328,7 @@ impl Core {
     /// Whether nothing waits for the kernel or to be kept.
     pub fn is_quiet(&self) -> bool {
         self.keep.is_quiet()
+            && self.heeded()
             && self.pending.changes.is_empty()
             && self.flying.is_none()
             && self.reloading.is_none()
@@ -414,6 +425,8 @@ impl Core {
                 if self.jails[at].jail.offences(ban.subject).is_some() {
                     self.keep.offence(now, &self.jails[at].key, ban.subject);
                 }
+                // First: what goes makes room within the same transaction for what comes.
+                self.make_room(now, at, ban.subject);
                 self.want(now, at, ban.subject, &ban.held, Effect::Log(Level::Warn, text));
             }
         }

@@ -127,6 +127,8 @@ pub struct Keep {
     carried: Vec<(ClientId, Reply)>,
     /// Why nothing is kept, if so.
     failed: Option<String>,
+    /// Why what was saved is not on the disk, if so.
+    pub unsynced: Option<String>,
 }
 
 impl Keep {
@@ -143,7 +145,7 @@ impl Keep {
 
     /// Why nothing is kept at the moment, if so.
     pub fn failed(&self) -> Option<&str> {
-        self.failed.as_deref()
+        self.failed.as_deref().or(self.unsynced.as_deref())
     }
 
     fn touch(&mut self, now: Now) {
@@ -408,7 +410,15 @@ pub fn held(now: Now, kept: &KeptBan) -> Option<Held> {
         Some(uid) => Origin::Manual { uid, reason: kept.reason.clone() },
         None => Origin::Failures,
     };
-    Some(Held { since: kept.since, until, lasting: kept.lasting, failures: kept.failures, origin, in_kernel: kept.in_kernel })
+    Some(Held {
+        since: kept.since,
+        until,
+        lasting: kept.lasting,
+        failures: kept.failures,
+        origin,
+        in_kernel: kept.in_kernel,
+        generation: 0,
+    })
 }
 
 #[cfg(test)]

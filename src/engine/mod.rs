@@ -7,6 +7,7 @@ pub mod historian;
 pub mod keep;
 pub mod keeper;
 pub mod kernel;
+pub mod listener;
 pub mod lock;
 pub mod machine;
 pub mod names;

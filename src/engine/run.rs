@@ -1,7 +1,7 @@
 //! The performer: the loop around the core. It waits for what can happen, tells the core, and does what the core says.
 //!
 //! Threads, each with one thing that may block: `reader` (files), `writer` (nf_tables), `keeper` (the state file), `historian` (lines behind a ban, history), `clerk` (slow reading), `machine`
-//! (rtnetlink), `names` (DNS, only if ignoreip holds host names); here, on the main thread, the loop and the control socket, on one current-thread tokio runtime.
+//! (rtnetlink), `listener` (others' changes of our tables), `names` (DNS, only if ignoreip holds host names); here, on the main thread, the loop and the control socket, on one current-thread tokio runtime.
 
 use std::collections::HashMap;
 use std::sync::mpsc as std_mpsc;
@@ -21,9 +21,10 @@ use super::kernel::{Work, Writer};
 use super::names::Names;
 use super::reader::{self, Reading};
 use super::spec::Specs;
-use super::{clock, machine};
+use super::{clock, listener, machine};
 use crate::control::Reply;
 use crate::control::server::{self, Access, Incoming};
+use crate::nft::Monitor;
 use crate::state::{Restored, Store};
 use crate::watch::{Habits, Watch};
 
@@ -40,6 +41,8 @@ pub struct Ready {
     pub core: Core,
     /// The writing side, the table established.
     pub writer: Writer,
+    /// What others do to the table, heard since before it was established.
+    pub monitor: Option<Monitor>,
     /// The control socket.
     pub listener: std::os::unix::net::UnixListener,
     /// Where it is; removed at the end.
@@ -77,7 +80,7 @@ struct Performer {
 }
 
 async fn drive(ready: Ready) -> Result<(), String> {
-    let Ready { mut core, writer, listener, socket, state, access, applied, load, reopen } = ready;
+    let Ready { mut core, writer, monitor, listener, socket, state, access, applied, load, reopen } = ready;
     let failed = |what: &'static str| move |e: std::io::Error| format!("cannot start the {what}: {e}");
     let (events, mut happened) = mpsc::channel(EVENTS);
     let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
@@ -102,6 +105,11 @@ async fn drive(ready: Ready) -> Result<(), String> {
     thread("historian").spawn(move || historian::run(state_dir, &to_look_up, &done)).map_err(failed("historian"))?;
     let moved = events.clone();
     machine::follow(move |machine| moved.blocking_send(Event::Machine(machine)).is_ok()).map_err(failed("address follower"))?;
+
+    if let Some(monitor) = monitor {
+        let heard = events.clone();
+        listener::listen(monitor, move |news| heard.blocking_send(Event::Foreign(news)).is_ok()).map_err(failed("listener"))?;
+    }
 
     let (watch, handle) = Watch::new(Habits::default()).map_err(failed("file watch"))?;
     let names = Names::new(events.clone());

@@ -75,6 +75,9 @@ impl Books for Held<'_> {
     }
 }
 
+/// Restored bans are told one by one up to this many.
+const TOLD_AT_MOST: usize = 100;
+
 impl Core {
     pub(super) fn save(&mut self, now: Now) {
         let Core { keep, jails, specs, ignores, pauses, applied, .. } = self;
@@ -82,6 +85,16 @@ impl Core {
         if let Some(keeping) = keep.next(now, &books) {
             self.actions.push(Action::Save(Box::new(keeping)));
         }
+    }
+
+    pub(super) fn synced(&mut self, failed: Option<String>) {
+        match &failed {
+            Some(why) => {
+                self.log(Level::Error, format!("{why}\n  help: a power loss would take it, a restart would not; bans go on"))
+            }
+            None => self.log(Level::Warn, "the state is on the disk again".to_owned()),
+        }
+        self.keep.unsynced = failed;
     }
 
     pub(super) fn saved(&mut self, now: Now, result: Result<(), String>) {
@@ -141,6 +154,17 @@ impl Core {
             running.jail.last_failure = totals.last_failure;
         }
         self.jails.iter_mut().for_each(|running| _ = running.jail.tidy(now));
+        self.trim(now);
+    }
+
+    /// Jail and subject of every ban held, the newest first.
+    pub fn restorable(&self) -> Vec<(String, String)> {
+        let bans = |running: &'_ Running| -> Vec<_> {
+            running.jail.bans().map(|(subject, held)| (held.since, running.spec.name.clone(), subject)).collect()
+        };
+        let mut all: Vec<_> = self.jails.iter().flat_map(bans).collect();
+        all.sort_by(|a, b| b.0.cmp(&a.0));
+        all.into_iter().map(|(_, jail, subject)| (jail, shown(subject))).collect()
     }
 
     /// From here on changes are kept; `boot` names this boot. Bans that an earlier run kept and that are over by now are let go.
@@ -204,9 +228,14 @@ impl Core {
             );
             self.log(Level::Warn, text);
         }
-        for (at, subject, held) in missing {
+        let more = missing.len().saturating_sub(TOLD_AT_MOST);
+        for (told, (at, subject, held)) in missing.into_iter().enumerate() {
             let text = format!("[{}] Restore Ban {}", self.jails[at].spec.name, shown(subject));
-            self.want(now, at, subject, &held, Effect::Log(Level::Warn, text));
+            let level = if told < TOLD_AT_MOST { Level::Warn } else { Level::Debug };
+            self.want(now, at, subject, &held, Effect::Log(level, text));
+        }
+        if more > 0 {
+            self.log(Level::Warn, format!("{more} more bans are restored"));
         }
         // From here on an element that we do not know is news.
         self.settled = true;

@@ -129,7 +129,7 @@ impl Core {
             let reason = reason.clone().map(|reason| escape(reason.trim_start_matches('@').as_bytes(), 500));
             let said: Option<Box<str>> = reason.as_deref().map(Into::into);
             let origin = Origin::Manual { uid, reason };
-            let held = Held { since: now.wall, until, lasting, failures: 0, origin, in_kernel: false };
+            let held = Held { since: now.wall, until, lasting, failures: 0, origin, in_kernel: false, generation: 0 };
             if running.jail.hold(subject, held.clone()) {
                 self.keep.step(now, &running.key, Step::Forget(subject.network()));
                 running.jail.bans_total += 1;
@@ -163,6 +163,7 @@ impl Core {
         self.waiting.insert(client, Waiting { open: 0, refused: Vec::new(), reply });
         for (subject, held) in wanted {
             self.log(Level::Warn, format!("[{name}] Ban {} by uid {uid}", shown(subject)));
+            self.make_room(now, at, subject);
             self.want(now, at, subject, &held, Effect::Tell(client));
         }
     }
@@ -336,7 +337,7 @@ impl Core {
         };
         let table = |family: Family| {
             json!({
-                "table": self.specs.table, "family": family.name(), "owner": false,
+                "table": self.specs.table, "family": family.name(), "owner": self.hands.owned,
                 "generation": kernel.generation, "restored": self.rebuilt, "degraded": degraded,
             })
         };
@@ -367,7 +368,7 @@ impl Core {
             "backend": spec.backend,
             "sources": sources,
             "failures": { "current": running.jail.failing(), "total": running.jail.failures_total },
-            "bans": { "current": running.jail.bans_held(), "total": running.jail.bans_total },
+            "bans": { "current": running.jail.bans_held(), "total": running.jail.bans_total, "evicted": self.evicted_bans(spec) },
             "kernel": { "v4": count(&spec.set_v4).unwrap_or(0), "v6": count(&spec.set_v6).unwrap_or(0), "net4": net("net4"), "net6": net("net6") },
             "dropped": { "packets": packets, "bytes": bytes },
             "last_match": running.jail.last_failure.map(rfc3339),

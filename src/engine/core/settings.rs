@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::{Action, Cause, Core, Effect, JailId, Level, Rebuild, Reloaded, Row, Running, Target, What, covers, shown};
+use super::{Action, Cause, Core, Effect, JailId, Level, Reloaded, Row, Running, Suspects, Target, What, covers, shown};
 use crate::control::Reply;
 use crate::engine::spec::Specs;
 use crate::jail::{Jail, Nets, Now, Origin};
@@ -90,8 +90,9 @@ impl Core {
         self.specs = specs.clone();
         self.lift_ignored(now);
         self.drop_stranded(now);
+        self.trim(now);
         if rekeyed {
-            self.rebuild = Rebuild::Wanted { why: "a prefix changed".to_owned(), not_before: now.mono, failed: 0 };
+            self.make_whole(now, "a prefix changed".to_owned(), Suspects::All);
         }
         self.actions.push(Action::Watch(specs));
         match self.specs.changes.as_slice() {

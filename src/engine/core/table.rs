@@ -7,7 +7,8 @@ use ipnetwork::IpNetwork;
 use serde_json::json;
 
 use super::{
-    Action, Adopted, Cause, Change, ClientId, Core, Done, Effect, Establish, Level, Rebuild, Refusal, Row, Target, What, covers,
+    Action, Adopted, Cause, Change, ClientId, Committed, Core, Done, Effect, Establish, Level, Rebuild, Refusal, Row, Suspects,
+    Target, What, covers,
 };
 use crate::control::Reply;
 use crate::engine::spec::{Spec, Specs, addresses};
@@ -28,7 +29,15 @@ impl Core {
             _ => Span(0),
         };
         let until = found.left.map(|left| now.mono + left);
-        let held = Held { since: now.wall - elapsed, until, lasting, failures: 0, origin: Origin::Adopted, in_kernel: true };
+        let held = Held {
+            since: now.wall - elapsed,
+            until,
+            lasting,
+            failures: 0,
+            origin: Origin::Adopted,
+            in_kernel: true,
+            generation: 0,
+        };
         let subject = running.jail.subject(found.what.first());
         let since = held.since;
         // The element of a ban that is held is no news: the kernel's clock and ours differ by a little.
@@ -45,49 +54,57 @@ impl Core {
                 self.record_about(now, at, subject, row);
             }
         } else {
-            running.jail.confirm(subject);
+            running.jail.confirm(subject, 0);
         }
         true
     }
 
-    pub(super) fn committed(&mut self, now: Now, refusals: Vec<Refusal>) {
-        let Some(flight) = self.flying.take() else { return };
-        let refused: HashMap<usize, String> = refusals.into_iter().map(|refusal| (refusal.index, refusal.why)).collect();
-        let mut refusals = Vec::new();
-        for (index, why) in &refused {
-            self.log(Level::Error, why.clone());
-            // What the kernel does not hold is not banned: the books follow the kernel.
-            if let Some(change) = flight.changes.get(*index)
-                && matches!(change.to, Target::Held { .. })
-            {
-                let (set, address) = (change.set.clone(), change.what.first());
-                for running in self.jails.iter_mut().filter(|j| j.spec.holds(&set)) {
-                    let subject = running.jail.subject(address);
+    pub(super) fn committed(&mut self, now: Now, committed: Committed) {
+        let Some(mut flight) = self.flying.take() else { return };
+        let changes = std::mem::take(&mut flight.changes);
+        let gone = changes.iter().filter(|change| change.to == Target::Gone);
+        self.committed_at(now, &committed, gone.map(|change| (change.set.clone(), change.what.first())));
+        let mut refused: HashMap<usize, Refusal> =
+            committed.refusals.into_iter().map(|refusal| (refusal.index, refusal)).collect();
+        let (mut again, mut rows) = (HashMap::new(), Vec::new());
+        for (index, change) in changes.into_iter().enumerate() {
+            let Some(at) = self.jails.iter().position(|running| running.spec.holds(&change.set)) else { continue };
+            let subject = self.jails[at].jail.subject(change.what.first());
+            match (change.to, refused.get(&index)) {
+                (Target::Held { .. }, None) => {
+                    let running = &mut self.jails[at];
+                    running.jail.confirm(subject, committed.after);
+                    self.keep.ban(now, &running.key, subject);
+                }
+                // The oldest makes room, and it goes once more.
+                (Target::Held { .. }, Some(refusal)) if refusal.full && self.evict(now, at, &change.set, subject, false) => {
+                    again.insert(index, self.pending.changes.len());
+                    refused.remove(&index);
+                    self.pending.changes.push(change);
+                }
+                // What the kernel does not hold is not banned: the books follow the kernel.
+                (Target::Held { .. }, Some(refusal)) => {
+                    let reason = Some(refusal.why.as_str().into());
+                    let running = &mut self.jails[at];
                     running.jail.lift(subject);
                     self.keep.ban(now, &running.key, subject);
-                    let row =
-                        Row { what: What::Refused, origin: "kernel".into(), reason: Some(why.as_str().into()), ..Row::default() };
-                    refusals.push((running.key.clone(), subject, row));
+                    rows.push((at, subject, Row { what: What::Refused, origin: "kernel".into(), reason, ..Row::default() }));
                 }
+                (Target::Gone, _) => {}
             }
         }
-        for (jail, subject, row) in refusals {
-            self.record(now, Row { jail: Some(jail), subject: Some(subject), ..row });
+        for (at, subject, row) in rows {
+            self.record_about(now, at, subject, row);
         }
-        for (index, change) in flight.changes.iter().enumerate() {
-            if let (Target::Held { .. }, false) = (change.to, refused.contains_key(&index))
-                && let Some(running) = self.jails.iter_mut().find(|j| j.spec.holds(&change.set))
-            {
-                let subject = running.jail.subject(change.what.first());
-                running.jail.confirm(subject);
-                self.keep.ban(now, &running.key, subject);
-            }
+        for refusal in refused.values() {
+            self.log(Level::Error, refusal.why.clone());
         }
         for (index, effect) in flight.effects {
-            match (effect, refused.get(&index)) {
-                (Effect::Log(level, text), None) => self.log(level, text),
-                (Effect::Log(..), Some(_)) => {}
-                (Effect::Tell(client), why) => self.told(now, client, why.cloned()),
+            match (again.get(&index), effect, refused.get(&index)) {
+                (Some(later), effect, _) => self.pending.effects.push((*later, effect)),
+                (None, Effect::Log(level, text), None) => self.log(level, text),
+                (None, Effect::Log(..), Some(_)) => {}
+                (None, Effect::Tell(client), why) => self.told(now, client, why.map(|refusal| refusal.why.clone())),
             }
         }
     }
@@ -119,12 +136,16 @@ impl Core {
             self.pending = flight;
         }
         self.log(Level::Error, format!("{why}\n  help: the table is not as it was left; rebuilding it now"));
-        self.rebuild = Rebuild::Wanted { why, not_before: now.mono, failed: 0 };
+        self.make_whole(now, why, Suspects::All);
     }
 
     pub(super) fn established(&mut self, now: Now, result: Result<Done, String>) {
-        if let Ok(done) = &result {
-            self.settled_in(now, done.table);
+        match &result {
+            Ok(done) => {
+                self.settled_in(now, done.table);
+                self.established_at(done);
+            }
+            Err(_) => self.still_suspect(),
         }
         if let Some((cause, specs)) = self.reloading.take() {
             return self.reestablished(now, cause, specs, result);
@@ -183,7 +204,7 @@ impl Core {
     }
 
     /// Everything wanted of the kernel under `specs`, with what is held now.
-    pub(super) fn establish_for(&self, specs: &Arc<Specs>, exact: bool) -> Establish {
+    pub(super) fn establish_for(&self, specs: &Arc<Specs>, exact: Suspects) -> Establish {
         let mut held: HashMap<Arc<str>, Vec<Change>> = HashMap::new();
         for spec in &specs.jails {
             let Some(running) = self.jails.iter().find(|running| running.spec.name == spec.name) else { continue };

@@ -6,6 +6,8 @@ use crate::control::{Rank, Request};
 use crate::jail::Place;
 use crate::terms::Family;
 
+mod hands;
+
 const BOOT: i64 = 1_700_000_000;
 
 fn at(secs: i64) -> Now {
@@ -77,7 +79,7 @@ impl Bench {
         )
     }
     fn yes(&mut self, secs: i64) -> String {
-        self.event(secs, Event::Committed(vec![]))
+        self.event(secs, Event::Committed(Committed::default()))
     }
 }
 
@@ -178,8 +180,8 @@ fn a_refused_element_is_not_held_and_not_called_banned() {
     let mut bench = Bench::new(&["sshd"]);
     bench.fail(1, "sshd", "198.51.100.7");
     bench.fail(1, "sshd", "198.51.100.7");
-    let refusal = Refusal { index: 0, why: "add element inet banset sshd-v4 { 198.51.100.7 }: ENFILE, set is full".into() };
-    assert_eq!(bench.event(1, Event::Committed(vec![refusal.clone()])), refusal.why);
+    let refusal = Refusal { index: 0, why: "add element inet banset sshd-v4 { 198.51.100.7 }: EINVAL".into(), full: false };
+    assert_eq!(bench.event(1, Event::Committed(vec![refusal.clone()].into())), refusal.why);
     assert_eq!(bench.core.bans_held(), 0);
 }
 
@@ -309,7 +311,7 @@ fn saved(bench: &mut Bench, secs: i64) -> (Vec<Row>, Vec<String>) {
                 }
                 Action::Commit(_) => {
                     said.push(tell(action));
-                    bench.core.handle(at(secs), Event::Committed(vec![]));
+                    bench.core.handle(at(secs), Event::Committed(Committed::default()));
                 }
                 Action::Establish(establish) => {
                     let paused = establish.paused.iter().filter(|paused| **paused).count();
@@ -361,7 +363,7 @@ fn what_happens_is_numbered_and_kept_with_who_asked_for_it() {
     bench.core.settle(at(4));
     let saving = bench.core.take_actions().iter().any(|action| matches!(action, Action::Save(_)));
     assert!(!saving, "the save gathers still");
-    bench.core.handle(at(4), Event::Committed(vec![Refusal { index: 0, why: "ENFILE".into() }]));
+    bench.core.handle(at(4), Event::Committed(vec![Refusal { index: 0, why: "EINVAL".into(), full: false }].into()));
     let (rows, _) = saved(&mut bench, 5);
     assert_eq!(rows.iter().map(|row| row.what).collect::<Vec<_>>(), [What::Ban, What::Refused]);
 }

@@ -426,6 +426,13 @@ impl Core {
                 let text = format!("[{}] Ignore {}, expired bantime", self.jails[at].spec.name, failure.address);
                 self.log(Level::Info, text);
             }
+            Verdict::Claimed(ban) => {
+                self.decided(now, at, &ban, What::Ban);
+                self.keep.ban(now, &self.jails[at].key, ban.subject);
+                if self.jails[at].jail.offences(ban.subject).is_some() {
+                    self.keep.offence(now, &self.jails[at].key, ban.subject);
+                }
+            }
             Verdict::Observed(ban) => {
                 let text = format!("[{}] would ban {}, but observes only", self.jails[at].spec.name, shown(ban.subject));
                 self.log(Level::Warn, text);

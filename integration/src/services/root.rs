@@ -181,6 +181,13 @@ impl Apt {
         };
         // One of several sources may be away; whether that matters, the next step tells.
         let updated = said(get().arg("update"));
+        let lists = std::fs::read_dir(self.dir.join("state/lists")).map_err(|e| e.to_string())?;
+        if !lists.flatten().any(|list| list.file_name().to_string_lossy().contains("_Packages")) {
+            return Err(format!(
+                "apt-get update brought no list of packages; is there a network? {}",
+                updated.err().unwrap_or_default()
+            ));
+        }
         for group in PACKAGES {
             let fetched = said(get().args(["--yes", "--download-only", "install"]).args(group));
             fetched.map_err(|e| format!("{e} {}", updated.as_ref().err().map_or("", String::as_str)))?;

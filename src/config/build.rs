@@ -10,7 +10,10 @@ use super::filters::{self, FilterWritten};
 use super::keys::nearest;
 use super::layers::{Held, JailWritten, Layer, Layers, Values};
 use super::report::{Concern, Findings};
-use super::run::{Backend, Broken, Config, Daemon, FilterUse, IgnoreList, Increment, Jail, Log, Loglevel, MANUAL, Nft, Window};
+use super::run::{
+    Accounts, Backend, Broken, Config, Daemon, Evidence, FilterUse, IgnoreList, Increment, Jail, Log, Loglevel, MANUAL, Nft,
+    Window,
+};
 use super::source::{Source, quoted};
 use super::values::{self, FilterName, Meaning};
 use crate::filter::{Definition, Mistake};
@@ -84,7 +87,14 @@ impl Builder<'_> {
             let help = Some("write -200, or leave it out".to_owned());
             self.findings.warning(held.layer.file, Some(held.field.at.clone()), format!("priority: {UNASKED_BRIDGE}"), help);
         }
-        Config { daemon: daemon(&self.layers.daemon()), nft: nft(&self.layers.nft()), ignore, jails, broken }
+        Config {
+            daemon: daemon(&self.layers.daemon()),
+            nft: nft(&self.layers.nft()),
+            evidence: evidence(&self.layers.evidence()),
+            ignore,
+            jails,
+            broken,
+        }
     }
 
     fn broken(&self, name: String) -> Option<Broken> {
@@ -649,6 +659,25 @@ fn nft(values: &Values<'_>) -> Nft {
         }
     }
     nft
+}
+
+fn evidence(values: &Values<'_>) -> Evidence {
+    let mut evidence = Evidence::default();
+    for (path, held) in values.iter().filter_map(|(path, held)| Some((path.as_str(), held.last()?))) {
+        match (path, &held.field.meaning) {
+            ("lines", Meaning::Number(lines)) => evidence.lines = usize::try_from(*lines).unwrap_or(0),
+            ("keep", Meaning::Span(keep)) => evidence.keep = *keep,
+            ("accounts", Meaning::Text(how)) => {
+                evidence.accounts = match how.as_str() {
+                    "hash" => Accounts::Hash,
+                    "none" => Accounts::None,
+                    _ => Accounts::Plain,
+                }
+            }
+            _ => {}
+        }
+    }
+    evidence
 }
 
 fn daemon(values: &Values<'_>) -> Daemon {

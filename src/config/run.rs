@@ -20,6 +20,8 @@ pub struct Config {
     pub daemon: Daemon,
     /// `[nft]`
     pub nft: Nft,
+    /// `[evidence]`
+    pub evidence: Evidence,
     /// `ignoreip` of `[defaults]`: for every jail that does not set `ignoreip_only`.
     pub ignore: IgnoreList,
     /// Jails that are enabled and sound, sorted by name; [`MANUAL`] is always among them.
@@ -46,6 +48,28 @@ pub struct Daemon {
     pub log: Log,
     /// How much is logged.
     pub loglevel: Loglevel,
+}
+
+/// What is kept of the lines behind a ban.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Evidence {
+    /// Lines kept of each ban; 0 to 100.
+    pub lines: usize,
+    /// How long history is kept, lines and all.
+    pub keep: Span,
+    /// How account names are kept.
+    pub accounts: Accounts,
+}
+
+/// How account names are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accounts {
+    /// As they stand in the line.
+    Plain,
+    /// As a keyed hash, by which a name can be looked up; cut out of the line.
+    Hash,
+    /// Not at all; cut out of the line.
+    None,
 }
 
 /// Where the daemon's log goes.
@@ -233,7 +257,7 @@ pub struct Jail {
     pub observe: bool,
     /// A word or sentence for people.
     pub label: Option<String>,
-    /// Longer bans for repeat offenders. Always off in this version.
+    /// Longer bans for repeat offenders.
     pub increment: Increment,
 }
 
@@ -327,6 +351,12 @@ impl Default for Daemon {
             log: Log::Stderr,
             loglevel: Loglevel::Info,
         }
+    }
+}
+
+impl Default for Evidence {
+    fn default() -> Self {
+        Evidence { lines: 5, keep: Span::from_secs(90 * 86_400), accounts: Accounts::Plain }
     }
 }
 

@@ -111,8 +111,8 @@ impl Aim {
             filter: spec.filter_name.clone(),
             ports: spec.ports.clone(),
             hooks: spec.hooks.iter().map(|(hook, _)| *hook).collect(),
-            families: vec![specs.family],
-            dnat: false,
+            families: spec.families.clone(),
+            dnat: spec.dnat,
         };
         // The jail for bans by hand stands wherever any other does: it has nothing of its own to say.
         specs.jails.iter().filter(|spec| spec.name != MANUAL).map(aim).collect()

@@ -42,6 +42,8 @@ pub struct Specs {
     pub nft: run::Nft,
     /// What `[daemon]` says.
     pub daemon: run::Daemon,
+    /// What is kept of the lines behind a ban.
+    pub evidence: run::Evidence,
     /// The accepted files, as `config::Sources` keeps them.
     pub accepted: Arc<str>,
     /// What differs from the specs before, a line each.
@@ -63,6 +65,7 @@ impl Default for Specs {
             ipv6: true,
             nft,
             daemon: run::Daemon::default(),
+            evidence: run::Evidence::default(),
             accepted: "".into(),
             changes: Vec::new(),
             degraded: None,
@@ -237,6 +240,7 @@ impl Specs {
             ipv6: config.nft.ipv6 != run::Tristate::No,
             nft: config.nft.clone(),
             daemon: config.daemon.clone(),
+            evidence: config.evidence,
             accepted: "".into(),
             changes: Vec::new(),
             degraded: None,
@@ -254,6 +258,11 @@ fn spec(config: &Config, jail: &run::Jail, default_ignore: &Arc<[IpNetwork]>) ->
         memory: increment.memory,
         all_jails: increment.overalljails,
     });
+    // Where offences in every jail count, every jail remembers its own.
+    let everywhere = config.jails.iter().map(|jail| &jail.increment).filter(|other| other.enabled && other.overalljails);
+    let everywhere = everywhere.map(|other| other.memory).max();
+    let own = increment.enabled.then_some(increment.memory);
+    let remember = own.max(everywhere).unwrap_or_default();
     let counting = match jail.window {
         run::Window::Sliding => Counting::Sliding,
         run::Window::Fail2ban => Counting::Fail2ban,
@@ -269,6 +278,7 @@ fn spec(config: &Config, jail: &run::Jail, default_ignore: &Arc<[IpNetwork]>) ->
             ipv4_prefix: jail.ipv4_prefix,
             ipv6_prefix: jail.ipv6_prefix,
             growth,
+            remember,
             observe: jail.observe,
         },
         default_ignore: if jail.ignore_only { Arc::default() } else { default_ignore.clone() },

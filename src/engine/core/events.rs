@@ -1,16 +1,18 @@
 //! What can happen to the daemon, and what it does to the world: the core's only ways in and out.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use crate::control::{Reply, Request};
+use crate::control::{Rank, Reply, Request};
+use crate::engine::historian::{Dig, Search};
 use crate::engine::keep::Keeping;
 use crate::engine::spec::{Resolved, Specs};
 use crate::jail::Failure;
-use crate::nft::Interval;
+use crate::nft::{Heard, Interval};
+use crate::state::history::Line;
 use crate::terms::{Lasting, Span, Time};
 
 /// A jail while the daemon runs: never given twice, so that a message about a jail that a reload removed finds nobody.
@@ -31,7 +33,9 @@ pub enum Event {
     /// Between file and journal, this was chosen for a jail.
     Chosen(JailId, Choice),
     /// The kernel's answer to [`Action::Commit`].
-    Committed(Vec<Refusal>),
+    Committed(Committed),
+    /// Somebody else changed our table, or we could not hear all of it.
+    Foreign(Heard),
     /// [`Action::Commit`] met a table that is not what we left: nothing of it was carried out.
     Damaged(String),
     /// The kernel's answer to [`Action::Establish`]: what it held before, if that was asked for; or why not.
@@ -44,6 +48,12 @@ pub enum Event {
     Machine(Machine),
     /// The answer to [`Action::Save`].
     Saved(Result<(), String>),
+    /// What was saved can not be brought to the disk, because of this; `None`: it can again.
+    Synced(Option<String>),
+    /// The answer to [`Action::Dig`]: the lines of what happened under this number.
+    ReadBack(u64, Vec<Line>),
+    /// The answer to [`Action::Search`].
+    Answered(ClientId, Reply),
     /// Host names of ignoreip resolved to other addresses than before.
     Resolved(Resolved),
     /// The instant of [`Core::next_wake`] came.
@@ -66,6 +76,14 @@ pub struct Done {
     pub adopted: Vec<Adopted>,
     /// The table's handle.
     pub table: u64,
+    /// A generation of the ruleset at which it was as wanted.
+    pub generation: u32,
+    /// Whether it had to be made anew, with all its sets.
+    pub fresh: bool,
+    /// Whether anything had to be sent.
+    pub changed: bool,
+    /// Whether the kernel refuses every change of it by others.
+    pub owned: bool,
 }
 
 /// An element found in one of our sets.
@@ -197,10 +215,16 @@ pub struct Asked {
     pub client: ClientId,
     /// Their uid.
     pub uid: u32,
+    /// What they may do.
+    pub rank: Rank,
+    /// The program they ask with.
+    pub program: Option<Box<str>>,
     /// What they ask.
     pub request: Request,
     /// The kernel's own numbers, read beforehand for requests that show them.
     pub kernel: Option<KernelView>,
+    /// Whom bans name whose lines name the request's account, looked up beforehand for requests that have one.
+    pub named: Option<Vec<(Arc<str>, IpNetwork)>>,
 }
 
 /// What the kernel holds, for people to look at.
@@ -250,6 +274,60 @@ pub enum Target {
     Gone,
 }
 
+/// What became of a commit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Committed {
+    /// What the kernel refused.
+    pub refusals: Vec<Refusal>,
+    /// The ruleset's generation before.
+    pub before: u32,
+    /// And after: our transactions are among those in between.
+    pub after: u32,
+    /// Whether none of somebody else is among them.
+    pub alone: bool,
+}
+
+impl From<Vec<Refusal>> for Committed {
+    fn from(refusals: Vec<Refusal>) -> Committed {
+        Committed { refusals, alone: true, ..Committed::default() }
+    }
+}
+
+/// Which sets may hold other elements than we know of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Suspects {
+    /// None.
+    #[default]
+    None,
+    /// These.
+    Sets(BTreeSet<String>),
+    /// Any.
+    All,
+}
+
+impl Suspects {
+    /// Whether a set is one of them.
+    pub fn holds(&self, set: &str) -> bool {
+        match self {
+            Suspects::None => false,
+            Suspects::Sets(sets) => sets.contains(set),
+            Suspects::All => true,
+        }
+    }
+
+    /// These too.
+    pub fn add(&mut self, other: Suspects) {
+        *self = match (std::mem::take(self), other) {
+            (Suspects::All, _) | (_, Suspects::All) => Suspects::All,
+            (Suspects::None, some) | (some, Suspects::None) => some,
+            (Suspects::Sets(mut sets), Suspects::Sets(more)) => {
+                sets.extend(more);
+                Suspects::Sets(sets)
+            }
+        };
+    }
+}
+
 /// A change the kernel refused, though the rest was carried out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
@@ -257,6 +335,8 @@ pub struct Refusal {
     pub index: usize,
     /// Why, in nft's words.
     pub why: String,
+    /// Whether the set was full.
+    pub full: bool,
 }
 
 /// Everything the daemon does.
@@ -268,6 +348,10 @@ pub enum Action {
     Establish(Establish),
     /// Keep this.
     Save(Box<Keeping>),
+    /// Read the lines behind a ban back from the log.
+    Dig(Box<Dig>),
+    /// Look into the history.
+    Search(Box<Search>),
     /// Answer a client.
     Reply(ClientId, Reply),
     /// Write a log line.
@@ -287,13 +371,15 @@ pub struct Establish {
     pub ignored: Vec<IpNetwork>,
     /// Per jail, in the order of the specs: the content of its own ignore set.
     pub own_ignored: Vec<Vec<IpNetwork>>,
+    /// Per jail, in the order of the specs: whether its rules are out.
+    pub paused: Vec<bool>,
     /// Per jail, in the order of the specs: whether it bans subnets too, so that it has `JAIL-net4` and `JAIL-net6`. A jail for which
     /// `held` names one of these has them anyway.
     pub nets: Vec<bool>,
     /// Every element held, per set, for sets that must be filled anew.
     pub held: HashMap<Arc<str>, Vec<Change>>,
-    /// Whether elements of the kernel's sets that are not in `held` have to go.
-    pub exact: bool,
+    /// The sets whose elements have to be compared with `held`; in all others they are left as they are.
+    pub exact: Suspects,
     /// Whether the answer shall tell what the sets held: nothing was adopted yet.
     pub adopt: bool,
 }

@@ -1,11 +1,15 @@
 //! The core's half that faces people: requests over the control socket, and what they are shown.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
-use super::{Action, Asked, ClientId, Core, Effect, KernelView, Level, Rebuild, Running, Source, SourceState, Target, Waiting};
+use super::history::Behalf;
+use super::{
+    Action, Asked, ClientId, Core, Effect, KernelView, Level, Rebuild, Row, Running, Source, SourceState, Target, Waiting, What,
+};
 use crate::control::{Reply, Request};
 use crate::jail::{self, Held, Now, Origin};
 use crate::state::packed::Step;
@@ -13,7 +17,17 @@ use crate::terms::{Family, Lasting, Span, Time, escape};
 
 impl Core {
     pub(super) fn asked(&mut self, now: Now, asked: Asked) {
-        let Asked { client, uid, request, kernel } = asked;
+        self.behalf = Some(Behalf { uid: asked.uid, program: asked.program.clone() });
+        self.answer(now, asked);
+        self.behalf = None;
+    }
+
+    fn answer(&mut self, now: Now, asked: Asked) {
+        if let (Request::Unban { user: Some(user), .. }, None) = (&asked.request, &asked.named) {
+            let user = user.clone();
+            return self.look_up(asked, &user);
+        }
+        let Asked { client, uid, rank, request, kernel, named, .. } = asked;
         let kernel = kernel.unwrap_or_default();
         let reply = match request {
             Request::Status { jail: None } => Reply::done(self.status(&kernel)),
@@ -32,7 +46,24 @@ impl Core {
                 };
                 return self.ban(now, client, uid, jail.as_deref(), &addrs, lasting, reason, force);
             }
-            Request::Unban { jail, addrs, all, forget } => return self.unban(now, client, jail.as_deref(), &addrs, all, forget),
+            Request::Unban { jail, addrs, all, since_s, net, user: _, dry_run, forget } => {
+                let chosen = Chosen { all, since: since_s.map(Time::from_secs), net, named };
+                return self.unban(now, client, jail.as_deref(), &addrs, &chosen, dry_run, forget);
+            }
+            Request::Ignore { addrs, for_s, jail, reason } => {
+                return self.ignore(now, client, rank, uid, &addrs, for_s, jail.as_deref(), reason.as_deref());
+            }
+            Request::Ignored => Reply::done(self.ignored_list(now)),
+            Request::Unignore { addrs, jail } => return self.unignore(now, client, rank, uid, &addrs, jail.as_deref()),
+            Request::Pause { jail, for_s } => return self.pause(now, client, uid, jail.as_deref(), for_s),
+            Request::Resume { jail } => return self.resume(now, client, uid, jail.as_deref()),
+            Request::Explain { addr, jail } => self.explain(now, &addr, jail.as_deref()),
+            Request::History { net, user, jail, since_s, limit } => {
+                return self.history(client, net.as_deref(), user.as_deref(), jail, since_s, limit);
+            }
+            Request::Events { since, wait_s } => return self.events(now, client, since, wait_s),
+            Request::Apply { origin, jail, events } => return self.apply(now, client, uid, &origin, jail.as_deref(), &events),
+            Request::Applied => Reply::done(json!(self.applied())),
             Request::Config => Reply::done(json!({ "accepted": &*self.specs.accepted, "degraded": self.specs.degraded })),
             Request::Reload => {
                 self.actions.push(Action::Reload(Some(client)));
@@ -94,12 +125,24 @@ impl Core {
                 Lasting::Permanent => None,
                 Lasting::For(span) => Some(now.mono + span),
             };
-            let reason = reason.clone().map(|reason| escape(reason.as_bytes(), 500));
+            // The sign in front marks what came from another machine.
+            let reason = reason.clone().map(|reason| escape(reason.trim_start_matches('@').as_bytes(), 500));
+            let said: Option<Box<str>> = reason.as_deref().map(Into::into);
             let origin = Origin::Manual { uid, reason };
-            let held = Held { since: now.wall, until, lasting, failures: 0, origin, in_kernel: false };
+            let held = Held { since: now.wall, until, lasting, failures: 0, origin, in_kernel: false, generation: 0 };
             if running.jail.hold(subject, held.clone()) {
                 self.keep.step(now, &running.key, Step::Forget(subject.network()));
                 running.jail.bans_total += 1;
+                let until = until.map(|until| now.wall_of(until));
+                let row = Row {
+                    what: What::Ban,
+                    since: Some(now.wall),
+                    until,
+                    origin: "manual".into(),
+                    reason: said,
+                    ..Row::default()
+                };
+                self.record_about(now, at, subject, row);
                 banned.push(json!({ "jail": name, "addr": shown(subject) }));
                 wanted.push((subject, held));
             } else {
@@ -120,11 +163,22 @@ impl Core {
         self.waiting.insert(client, Waiting { open: 0, refused: Vec::new(), reply });
         for (subject, held) in wanted {
             self.log(Level::Warn, format!("[{name}] Ban {} by uid {uid}", shown(subject)));
+            self.make_room(now, at, subject);
             self.want(now, at, subject, &held, Effect::Tell(client));
         }
     }
 
-    pub(super) fn unban(&mut self, now: Now, client: ClientId, jail: Option<&str>, addrs: &[String], all: bool, forget: bool) {
+    #[expect(clippy::too_many_arguments, reason = "one request, spelt out")]
+    pub(super) fn unban(
+        &mut self,
+        now: Now,
+        client: ClientId,
+        jail: Option<&str>,
+        addrs: &[String],
+        chosen: &Chosen,
+        dry_run: bool,
+        forget: bool,
+    ) {
         let places: Vec<usize> = match jail.map(|name| self.at(name)) {
             None => (0..self.jails.len()).collect(),
             Some(Ok(at)) => vec![at],
@@ -132,10 +186,13 @@ impl Core {
         };
         let mut wanted: Vec<(usize, IpNetwork)> = Vec::new();
         let (mut absent, mut refused, mut notes) = (Vec::new(), Vec::new(), Vec::new());
-        if all {
-            for &at in &places {
-                wanted.extend(self.jails[at].jail.bans().map(|(subject, _)| (at, subject)));
-            }
+        match self.selected(&places, chosen) {
+            Ok(chosen) => wanted.extend(chosen),
+            Err(why) => refused.push(why),
+        }
+        let forgets = forget && !dry_run;
+        if forgets {
+            wanted.iter().for_each(|(at, subject)| self.forget(now, *at, *subject));
         }
         for addr in addrs {
             let net = match parse_subject(addr) {
@@ -150,9 +207,10 @@ impl Core {
                 let running = &mut self.jails[at];
                 let host = net.prefix() == if net.is_ipv4() { 32 } else { 128 };
                 let subject = if host && running.jail.held(net).is_none() { running.jail.subject(net.network()) } else { net };
-                if forget {
+                if forgets {
                     running.jail.forget(subject);
                     self.keep.step(now, &running.key, Step::Forget(subject.network()));
+                    self.keep.offence(now, &running.key, subject);
                 }
                 if running.jail.held(subject).is_some() {
                     wanted.push((at, subject));
@@ -181,17 +239,87 @@ impl Core {
             (false, false) => 4,
         };
         let error = (!refused.is_empty()).then(|| refused.join("\n"));
-        let reply = Reply { error, ..Reply::done(json!({ "lifted": lifted, "absent": absent, "notes": notes })).exit(exit) };
-        if wanted.is_empty() {
+        let reply = Reply {
+            error,
+            ..Reply::done(json!({ "lifted": lifted, "absent": absent, "notes": notes, "dry_run": dry_run })).exit(exit)
+        };
+        if wanted.is_empty() || dry_run {
             return self.actions.push(Action::Reply(client, reply));
         }
         self.waiting.insert(client, Waiting { open: 0, refused: Vec::new(), reply });
         for (at, subject) in wanted {
             self.jails[at].jail.lift(subject);
+            self.record_about(now, at, subject, Row { what: What::Unban, origin: "manual".into(), ..Row::default() });
             let text = format!("[{}] Unban {}", self.jails[at].spec.name, shown(subject));
             self.log(Level::Warn, text);
             self.change(now, at, subject, Target::Gone, Effect::Tell(client));
         }
+    }
+
+    /// The bans that are chosen otherwise than by address.
+    fn selected(&self, places: &[usize], chosen: &Chosen) -> Result<Vec<(usize, IpNetwork)>, String> {
+        if !chosen.all && chosen.since.is_none() && chosen.net.is_none() && chosen.named.is_none() {
+            return Ok(Vec::new());
+        }
+        let net = chosen.net.as_deref().map(parse_subject).transpose()?;
+        let within = |net: IpNetwork, subject: IpNetwork| {
+            net.is_ipv4() == subject.is_ipv4() && net.prefix() <= subject.prefix() && net.contains(subject.network())
+        };
+        let mut found = Vec::new();
+        for &at in places {
+            let running = &self.jails[at];
+            let names = |subject: IpNetwork| {
+                chosen.named.as_ref().is_none_or(|named| named.iter().any(|(jail, of)| *jail == running.key && *of == subject))
+            };
+            let bans = running.jail.bans().filter(|(subject, held)| {
+                chosen.since.is_none_or(|since| held.since >= since)
+                    && net.is_none_or(|net| within(net, *subject))
+                    && names(*subject)
+            });
+            found.extend(bans.map(|(subject, _)| (at, subject)));
+        }
+        Ok(found)
+    }
+
+    /// Forgets counted failures and offences of a subject.
+    fn forget(&mut self, now: Now, at: usize, subject: IpNetwork) {
+        let running = &mut self.jails[at];
+        running.jail.forget(subject);
+        self.keep.step(now, &running.key, Step::Forget(subject.network()));
+        self.keep.offence(now, &running.key, subject);
+    }
+
+    /// What is known of an address, jail by jail.
+    fn explain(&self, now: Now, addr: &str, jail: Option<&str>) -> Reply {
+        let address = match parse_address(addr) {
+            Ok(address) => address,
+            Err(why) => return Reply::refused(2, why, None),
+        };
+        let places: Vec<usize> = match jail.map(|name| self.at(name)) {
+            None => (0..self.jails.len()).collect(),
+            Some(Ok(at)) => vec![at],
+            Some(Err(reply)) => return reply,
+        };
+        let mut rows = Vec::new();
+        let mut held_by_one = false;
+        for at in places {
+            let running = &self.jails[at];
+            let jail = &running.jail;
+            let subject = jail.subject(address);
+            let held = jail.covering(address);
+            held_by_one |= !held.is_empty();
+            let held: Vec<Value> = held
+                .into_iter()
+                .map(|(subject, held)| self.banned_row(now, running, subject, held, &KernelView::default()))
+                .collect();
+            rows.push(json!({
+                "jail": running.spec.name, "counted_as": shown(subject), "failures": jail.counted(now, address),
+                "maxretry": running.spec.policy.maxretry, "findtime": running.spec.policy.findtime.to_string(),
+                "offences": jail.offended(now, address), "ignored": self.ignored_by(at, address), "banned": held,
+                "paused": self.pauses.told(now, &running.spec.name), "observe": running.spec.policy.observe,
+            }));
+        }
+        Reply::done(json!({ "addr": address.to_string(), "jails": rows })).exit(u8::from(!held_by_one))
     }
 
     pub(super) fn status(&self, kernel: &KernelView) -> Value {
@@ -209,17 +337,18 @@ impl Core {
         };
         let table = |family: Family| {
             json!({
-                "table": self.specs.table, "family": family.name(), "owner": false,
+                "table": self.specs.table, "family": family.name(), "owner": self.hands.owned,
                 "generation": kernel.generation, "restored": self.rebuilt, "degraded": degraded,
             })
         };
         self.specs.families().map(table).collect()
     }
 
-    pub(super) fn state_of(running: &Running) -> &'static str {
+    pub(super) fn state_of(&self, running: &Running) -> &'static str {
         let followed = |source: &Source| matches!(source.state, SourceState::Live | SourceState::CatchingUp);
         match () {
             () if running.spec.broken.is_some() => "broken",
+            () if self.pauses.holds(&running.spec.name) => "paused",
             () if running.spec.patterns.is_empty() && running.spec.journal.is_none() => "running",
             () if !running.sources.values().any(followed) => "waiting",
             () if running.spec.policy.observe => "observing",
@@ -235,12 +364,12 @@ impl Core {
         let (packets, bytes) = kernel.dropped.get(&spec.name).copied().unwrap_or_default();
         json!({
             "name": spec.name,
-            "state": Core::state_of(running),
+            "state": self.state_of(running),
             "backend": running.backend(),
             "backend_why": running.choice.as_ref().map(|choice| &choice.why),
             "sources": sources,
             "failures": { "current": running.jail.failing(), "total": running.jail.failures_total },
-            "bans": { "current": running.jail.bans_held(), "total": running.jail.bans_total },
+            "bans": { "current": running.jail.bans_held(), "total": running.jail.bans_total, "evicted": self.evicted_bans(spec) },
             "kernel": { "v4": count(&spec.set_v4).unwrap_or(0), "v6": count(&spec.set_v6).unwrap_or(0), "net4": net("net4"), "net6": net("net6") },
             "dropped": { "packets": packets, "bytes": bytes },
             "last_match": running.jail.last_failure.map(rfc3339),
@@ -268,6 +397,7 @@ impl Core {
             "families": spec.families.iter().map(|family| family.name()).collect::<Vec<_>>(),
             "sets": [&*spec.set_v4, &*spec.set_v6],
             "patterns": spec.patterns,
+            "paused": self.pauses.told(now, &spec.name),
             "evicted": running.jail.evicted(),
             "banned": listed,
             "banned_at_most": 10_000,
@@ -304,15 +434,16 @@ impl Core {
     pub(super) fn banned_row(&self, now: Now, running: &Running, subject: IpNetwork, held: &Held, kernel: &KernelView) -> Value {
         let set = running.spec.set(subject);
         let counted = kernel.elements.get(&(set.to_string(), subject.network()));
-        let reason = match &held.origin {
-            Origin::Manual { reason, .. } => reason.clone(),
-            Origin::Failures | Origin::Adopted => None,
+        let (reason, origin, uid) = match &held.origin {
+            Origin::Manual { reason, uid } => (reason.clone(), "manual", Some(*uid)),
+            Origin::Failures => (None, "log", None),
+            Origin::Adopted => (None, "kernel", None),
         };
         json!({
             "jail": running.spec.name, "addr": shown(subject),
             "since": rfc3339(held.since), "until": held.until.map(|until| rfc3339(now.wall_of(until))),
             "left_s": held.left(now).map(Span::secs), "failures": held.failures, "reason": reason,
-            "packets": counted.map(|c| c.0), "bytes": counted.map(|c| c.1),
+            "packets": counted.map(|c| c.0), "bytes": counted.map(|c| c.1), "origin": origin, "uid": uid,
         })
     }
 
@@ -344,6 +475,19 @@ impl Core {
         }
         Reply::done(Value::Array(rows)).exit(u8::from(free))
     }
+}
+
+/// Which bans are to be lifted, other than by address: those for which everything given holds.
+#[derive(Debug, Default)]
+pub(super) struct Chosen {
+    /// Every one.
+    pub all: bool,
+    /// Made since then.
+    pub since: Option<Time>,
+    /// Within this subnet.
+    pub net: Option<String>,
+    /// Of these.
+    pub named: Option<Vec<(Arc<str>, IpNetwork)>>,
 }
 
 /// A jail that has nothing but a name and a mistake, with the keys of every other.

@@ -6,63 +6,105 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 use serde_json::json;
 
-use super::{Action, Adopted, Cause, Change, ClientId, Core, Done, Effect, Establish, Level, Rebuild, Refusal, Target, covers};
+use super::{
+    Action, Adopted, Cause, Change, ClientId, Committed, Core, Done, Effect, Establish, Level, Rebuild, Refusal, Row, Suspects,
+    Target, What, covers,
+};
 use crate::control::Reply;
-use crate::engine::spec::{Specs, addresses};
-use crate::jail::{Held, Nets, Now, Origin};
+use crate::engine::spec::{Spec, Specs, addresses};
+use crate::jail::{Held, Now, Origin};
 use crate::terms::{Lasting, Span};
+
+/// Ends that differ by less, in microseconds, are the same.
+const SAME: u64 = 3_000_000;
 
 impl Core {
     /// An element found in one of our sets: a ban that goes on. Tells whether a jail of ours has that set.
     pub fn adopt(&mut self, now: Now, found: &Adopted) -> bool {
-        let Some(running) = self.jails.iter_mut().find(|running| running.spec.holds(&found.set)) else { return false };
+        let Some(at) = self.jails.iter().position(|running| running.spec.holds(&found.set)) else { return false };
+        let running = &mut self.jails[at];
         let lasting = found.timeout.or(found.left).map_or(Lasting::Permanent, Lasting::For);
         let elapsed = match (lasting, found.left) {
             (Lasting::For(given), Some(left)) => Span(given.0.saturating_sub(left.0)),
             _ => Span(0),
         };
         let until = found.left.map(|left| now.mono + left);
-        let held = Held { since: now.wall - elapsed, until, lasting, failures: 0, origin: Origin::Adopted, in_kernel: true };
+        let held = Held {
+            since: now.wall - elapsed,
+            until,
+            lasting,
+            failures: 0,
+            origin: Origin::Adopted,
+            in_kernel: true,
+            generation: 0,
+        };
         let subject = running.jail.subject(found.what.first());
-        if running.jail.hold(subject, held) {
+        let since = held.since;
+        // The element of a ban that is held is no news: the kernel's clock and ours differ by a little.
+        let known = running.jail.held(subject).is_some_and(|known| match (known.until, until) {
+            (Some(known), Some(until)) => known.0.abs_diff(until.0) < SAME,
+            (known, until) => known.is_none() && until.is_none(),
+        });
+        if !known && running.jail.hold(subject, held) {
             self.keep.ban(now, &running.key, subject);
+            if self.settled {
+                let until = until.map(|until| now.wall_of(until));
+                let reason = Some("found in the set: put there by another program, or by a run that was killed".into());
+                let row = Row { what: What::Ban, since: Some(since), until, origin: "kernel".into(), reason, ..Row::default() };
+                self.record_about(now, at, subject, row);
+            }
         } else {
-            running.jail.confirm(subject);
+            running.jail.confirm(subject, 0);
         }
         true
     }
 
-    pub(super) fn committed(&mut self, now: Now, refusals: Vec<Refusal>) {
-        let Some(flight) = self.flying.take() else { return };
-        let refused: HashMap<usize, String> = refusals.into_iter().map(|refusal| (refusal.index, refusal.why)).collect();
-        for (index, why) in &refused {
-            self.log(Level::Error, why.clone());
-            // What the kernel does not hold is not banned: the books follow the kernel.
-            if let Some(change) = flight.changes.get(*index)
-                && matches!(change.to, Target::Held { .. })
-            {
-                let (set, address) = (change.set.clone(), change.what.first());
-                for running in self.jails.iter_mut().filter(|j| j.spec.holds(&set)) {
-                    let subject = running.jail.subject(address);
-                    running.jail.lift(subject);
+    pub(super) fn committed(&mut self, now: Now, committed: Committed) {
+        let Some(mut flight) = self.flying.take() else { return };
+        let changes = std::mem::take(&mut flight.changes);
+        let gone = changes.iter().filter(|change| change.to == Target::Gone);
+        self.committed_at(now, &committed, gone.map(|change| (change.set.clone(), change.what.first())));
+        let mut refused: HashMap<usize, Refusal> =
+            committed.refusals.into_iter().map(|refusal| (refusal.index, refusal)).collect();
+        let (mut again, mut rows) = (HashMap::new(), Vec::new());
+        for (index, change) in changes.into_iter().enumerate() {
+            let Some(at) = self.jails.iter().position(|running| running.spec.holds(&change.set)) else { continue };
+            let subject = self.jails[at].jail.subject(change.what.first());
+            match (change.to, refused.get(&index)) {
+                (Target::Held { .. }, None) => {
+                    let running = &mut self.jails[at];
+                    running.jail.confirm(subject, committed.after);
                     self.keep.ban(now, &running.key, subject);
                 }
+                // The oldest makes room, and it goes once more.
+                (Target::Held { .. }, Some(refusal)) if refusal.full && self.evict(now, at, &change.set, subject, false) => {
+                    again.insert(index, self.pending.changes.len());
+                    refused.remove(&index);
+                    self.pending.changes.push(change);
+                }
+                // What the kernel does not hold is not banned: the books follow the kernel.
+                (Target::Held { .. }, Some(refusal)) => {
+                    let reason = Some(refusal.why.as_str().into());
+                    let running = &mut self.jails[at];
+                    running.jail.lift(subject);
+                    self.keep.ban(now, &running.key, subject);
+                    rows.push((at, subject, Row { what: What::Refused, origin: "kernel".into(), reason, ..Row::default() }));
+                }
+                (Target::Gone, _) => {}
             }
         }
-        for (index, change) in flight.changes.iter().enumerate() {
-            if let (Target::Held { .. }, false) = (change.to, refused.contains_key(&index))
-                && let Some(running) = self.jails.iter_mut().find(|j| j.spec.holds(&change.set))
-            {
-                let subject = running.jail.subject(change.what.first());
-                running.jail.confirm(subject);
-                self.keep.ban(now, &running.key, subject);
-            }
+        for (at, subject, row) in rows {
+            self.record_about(now, at, subject, row);
+        }
+        for refusal in refused.values() {
+            self.log(Level::Error, refusal.why.clone());
         }
         for (index, effect) in flight.effects {
-            match (effect, refused.get(&index)) {
-                (Effect::Log(level, text), None) => self.log(level, text),
-                (Effect::Log(..), Some(_)) => {}
-                (Effect::Tell(client), why) => self.told(now, client, why.cloned()),
+            match (again.get(&index), effect, refused.get(&index)) {
+                (Some(later), effect, _) => self.pending.effects.push((*later, effect)),
+                (None, Effect::Log(level, text), None) => self.log(level, text),
+                (None, Effect::Log(..), Some(_)) => {}
+                (None, Effect::Tell(client), why) => self.told(now, client, why.map(|refusal| refusal.why.clone())),
             }
         }
     }
@@ -94,12 +136,16 @@ impl Core {
             self.pending = flight;
         }
         self.log(Level::Error, format!("{why}\n  help: the table is not as it was left; rebuilding it now"));
-        self.rebuild = Rebuild::Wanted { why, not_before: now.mono, failed: 0 };
+        self.make_whole(now, why, Suspects::All);
     }
 
     pub(super) fn established(&mut self, now: Now, result: Result<Done, String>) {
-        if let Ok(done) = &result {
-            self.settled_in(now, done.table);
+        match &result {
+            Ok(done) => {
+                self.settled_in(now, done.table);
+                self.established_at(done);
+            }
+            Err(_) => self.still_suspect(),
         }
         if let Some((cause, specs)) = self.reloading.take() {
             return self.reestablished(now, cause, specs, result);
@@ -125,8 +171,10 @@ impl Core {
 
     pub(super) fn reestablished(&mut self, now: Now, cause: Cause, specs: Arc<Specs>, result: Result<Done, String>) {
         let reply = match result {
-            Ok(_) if cause == Cause::Machine => {
-                self.log(Level::Info, "our addresses, or those of ignored names, changed: the ignore sets follow".to_owned());
+            Ok(_) if cause == Cause::Restated => {
+                if std::mem::take(&mut self.moved) {
+                    self.log(Level::Info, "our addresses, or those of ignored names, changed: the ignore sets follow".to_owned());
+                }
                 return;
             }
             Ok(done) => {
@@ -137,10 +185,10 @@ impl Core {
                 self.log(Level::Info, format!("configuration reloaded: {}", said.join("; ")));
                 Reply::done(json!({ "changed": said }))
             }
-            Err(why) if cause == Cause::Machine => {
+            Err(why) if cause == Cause::Restated => {
                 self.log(
                     Level::Error,
-                    format!("{why}\n  help: whom we ignore changed and the kernel's ignore sets do not know; trying again"),
+                    format!("{why}\n  help: what we ignore or pause changed and the kernel does not know; trying again"),
                 );
                 self.rebuild = Rebuild::Wanted { why, not_before: now.mono + Span::from_secs(1), failed: 1 };
                 return;
@@ -156,11 +204,11 @@ impl Core {
     }
 
     /// Everything wanted of the kernel under `specs`, with what is held now.
-    pub(super) fn establish_for(&self, specs: &Arc<Specs>, exact: bool) -> Establish {
+    pub(super) fn establish_for(&self, specs: &Arc<Specs>, exact: Suspects) -> Establish {
         let mut held: HashMap<Arc<str>, Vec<Change>> = HashMap::new();
         for spec in &specs.jails {
             let Some(running) = self.jails.iter().find(|running| running.spec.name == spec.name) else { continue };
-            let ignored: Nets = spec.ignored(&self.names).collect();
+            let ignored = self.ignores.with(spec, &self.names);
             for (subject, ban) in running.jail.bans() {
                 let subject = spec.subject(subject);
                 if covers(&ignored, subject).is_some() && ban.origin == Origin::Failures {
@@ -171,23 +219,38 @@ impl Core {
                 held.entry(set.clone()).or_default().push(Change { set, what: subject.network().into(), to });
             }
         }
-        let own_ignored = specs.jails.iter().map(|spec| spec.own_ignored(&self.names)).collect();
+        let own_ignored = specs.jails.iter().map(|spec| self.own_ignored(spec)).collect();
         Establish {
             specs: specs.clone(),
             ignored: self.ignored_for(specs),
             own_ignored,
             nets: vec![false; specs.jails.len()],
+            paused: specs.jails.iter().map(|spec| self.pauses.holds(&spec.name)).collect(),
             held,
             exact,
             adopt: self.specs.degraded.is_some() && self.specs.jails.is_empty(),
         }
     }
 
+    /// The content of a jail's own ignore set.
+    fn own_ignored(&self, spec: &Spec) -> Vec<IpNetwork> {
+        let mut all: Vec<IpNetwork> = spec.own_ignored(&self.names).into_iter().chain(self.ignores.of_only(&spec.name)).collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+
     /// The content of the kernel's ignore sets: ignoreip of the defaults, own addresses, gateways.
     pub(super) fn ignored_for(&self, specs: &Specs) -> Vec<IpNetwork> {
         let own = self.machine.addresses.iter().chain(&self.machine.gateways).map(|address| IpNetwork::from(*address));
-        let mut all: Vec<IpNetwork> =
-            specs.ignore.iter().copied().chain(addresses(&self.names, &specs.ignore_names)).chain(own).collect();
+        let mut all: Vec<IpNetwork> = specs
+            .ignore
+            .iter()
+            .copied()
+            .chain(addresses(&self.names, &specs.ignore_names))
+            .chain(self.ignores.of_all())
+            .chain(own)
+            .collect();
         all.sort();
         all.dedup();
         all

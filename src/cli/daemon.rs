@@ -8,13 +8,18 @@ use tracing::{error, info, warn};
 use super::{Global, NEGATIVE, load, log};
 use crate::config::{self, Loaded, Sources};
 use crate::control::server::{self, Access};
-use crate::engine::core::{Core, Level};
+use crate::doctor;
+use crate::engine::core::{Core, Level, Suspects};
 use crate::engine::kernel::Writer;
 use crate::engine::run::{self, Ready};
 use crate::engine::{Specs, clock, lock, machine};
+use crate::nft::Monitor;
 use crate::nft::ruleset::jail_of;
 use crate::state::{self, KernelIdentity, Restored, Store};
-use crate::terms::plain;
+use crate::terms::{Family, plain};
+
+/// Restored bans that are told one by one.
+const RESTORED_ONE_BY_ONE: usize = 100;
 
 /// The last accepted configuration, in the state directory.
 const ACCEPTED: &str = "accepted.json";
@@ -37,8 +42,11 @@ fn start(global: &Global) -> Result<Ready, String> {
     said.iter().for_each(|(level, text)| run::log(*level, text));
 
     // 2. May we? One daemon per table; nf_tables; the socket.
-    let lock = lock::take(specs.family, &specs.table)?;
+    // A reload may bring a family into use that was not: both tables of that name are this daemon's.
+    let lock = Family::ALL.map(|family| lock::take(family, &specs.table)).into_iter().collect::<Result<Vec<_>, _>>()?;
     let mut writer = Writer::open()?;
+    // Before anything is read: what others do from here on is heard.
+    let monitor = listening(&specs, &writer);
     let socket = global.socket.clone().unwrap_or_else(|| specs.daemon.socket.clone());
     let listener = server::listen(&socket)?;
 
@@ -59,7 +67,7 @@ fn start(global: &Global) -> Result<Ready, String> {
         let _ = &lock;
         logging.reopen();
     });
-    Ok(Ready { core, writer, listener, socket, state, access, applied, load, reopen })
+    Ok(Ready { core, writer, monitor, listener, socket, state, access, applied, load, reopen })
 }
 
 /// The specs to run, and what is to be said about them once there is a log.
@@ -135,6 +143,20 @@ fn remembered(core: &mut Core) -> Option<(Store, Restored)> {
     }
 }
 
+/// Hears what others do to the table. Without it the daemon goes on: what is damaged then is found when the next ban is sent.
+fn listening(specs: &Specs, writer: &Writer) -> Option<Monitor> {
+    match Monitor::open(specs.family, &specs.table, writer.port()) {
+        Ok(mut monitor) => {
+            Family::ALL.into_iter().filter(|family| *family != specs.family).for_each(|family| monitor.also(family));
+            Some(monitor)
+        }
+        Err(e) => {
+            error!("{e}\n  help: what others change in the table is found out only when the next ban is sent");
+            None
+        }
+    }
+}
+
 /// Makes kernel and books one, then the table equal to what is wanted.
 ///
 /// If the table is the one an earlier run left, in the same boot, what differs is what an admin did meanwhile. Otherwise the
@@ -146,10 +168,17 @@ fn establish(core: &mut Core, writer: &mut Writer, restored: Option<&Restored>) 
     let identity = KernelIdentity { boot: state::boot_id(), table: handle };
     let last = restored.and_then(|restored| restored.kernel.as_ref());
     let now = clock::now();
+    if specs.nft.owner && !writer.features().owner {
+        warn!(
+            "[nft] owner: this kernel can not refuse others' changes and keep the table over a restart (Linux 6.9 can); they are undone instead"
+        );
+    }
+    core.seen_up_to(writer.generation());
     let mut wanted = core.establish();
+    let mut restored_bans = Vec::new();
     match last {
         Some(last) if *last == identity => {
-            let found = writer.adoptable(&specs)?;
+            let found = writer.adoptable(&specs, &wanted.held)?;
             let (added, lifted) = core.compare(now, &found);
             if added + lifted > 0 {
                 info!("table {table} was changed while the daemon was away: {added} bans added, {lifted} lifted");
@@ -158,11 +187,12 @@ fn establish(core: &mut Core, writer: &mut Writer, restored: Option<&Restored>) 
         }
         Some(_) => {
             info!("table {table} is not the one that was left: {} bans are put back", core.bans_held());
-            wanted.exact = true;
+            wanted.exact = Suspects::All;
+            restored_bans = core.restorable();
         }
         None => {
             let mut strangers = std::collections::BTreeMap::<String, usize>::new();
-            for element in writer.adoptable(&specs)? {
+            for element in writer.adoptable(&specs, &wanted.held)? {
                 if !core.adopt(now, &element) {
                     *strangers.entry(jail_of(&element.set).unwrap_or(&element.set).to_owned()).or_default() += 1;
                 }
@@ -171,14 +201,27 @@ fn establish(core: &mut Core, writer: &mut Writer, restored: Option<&Restored>) 
             wanted = core.establish();
         }
     }
-    let changed = writer.establish(&wanted)?;
-    core.settled_in(clock::now(), writer.handle(&specs)?);
-    match (changed, core.bans_held()) {
+    let done = writer.establish(&wanted)?;
+    core.settled_in(clock::now(), done.table);
+    core.established_at(&done);
+    if wanted.exact == Suspects::All || done.fresh {
+        core.all_confirmed(clock::now(), done.generation);
+    }
+    tell_restored(&restored_bans);
+    match (done.changed, core.bans_held()) {
         (false, held) => info!("table {table} is as it was left: {held} bans go on"),
         (true, 0) => info!("table {table} is set up"),
         (true, held) => info!("table {table} is brought up to date: {held} bans go on"),
     }
     Ok(())
+}
+
+/// Bans that were put back, one by one up to a hundred, then in sum.
+fn tell_restored(bans: &[(String, String)]) {
+    bans.iter().take(RESTORED_ONE_BY_ONE).for_each(|(jail, subject)| warn!("[{jail}] Restore Ban {subject}"));
+    if let Some(more) = bans.len().checked_sub(RESTORED_ONE_BY_ONE).filter(|more| *more > 0) {
+        warn!("{more} more bans were restored");
+    }
 }
 
 /// Keeps an accepted configuration for a day when the files are broken.
@@ -201,10 +244,24 @@ fn applying(access: Arc<Mutex<Access>>, logging: log::Handle) -> Box<dyn Fn(&Spe
         missing.iter().for_each(|text| warn!("{text}"));
         *access.lock().unwrap_or_else(PoisonError::into_inner) = named;
         logging.level(specs.daemon.loglevel);
+        warn_of_blunt_jails(specs);
         if specs.degraded.is_none() && !specs.accepted.is_empty() && specs.jails.iter().all(|spec| spec.broken.is_none()) {
             keep(&specs.daemon.state_dir, &specs.accepted);
         }
     })
+}
+
+/// Says which jails' bans can not reach the packets they are meant for. Looking around takes its time where others' tables are
+/// large, so nobody waits for it.
+fn warn_of_blunt_jails(specs: &Specs) {
+    let aims = doctor::Aim::all(specs);
+    let look = move || {
+        let (facts, _) = doctor::facts::look();
+        doctor::examine(&facts, &aims).iter().filter(|finding| !finding.bites).for_each(|finding| warn!("{finding}"));
+    };
+    if let Err(e) = std::thread::Builder::new().name("doctor".into()).spawn(look) {
+        warn!("cannot look for what would keep bans from biting: {}", plain(&e));
+    }
 }
 
 /// How `reload` reads the configuration: all or nothing.
@@ -236,7 +293,7 @@ fn reloading(global: Global) -> crate::engine::clerk::Load {
 }
 
 /// Where the random spread of growing bans begins.
-fn seed() -> u64 {
+pub(super) fn seed() -> u64 {
     let mut bytes = [0; 8];
     match std::fs::File::open("/dev/urandom").and_then(|mut f| std::io::Read::read_exact(&mut f, &mut bytes)) {
         Ok(()) => u64::from_ne_bytes(bytes),

@@ -187,6 +187,15 @@ pub(super) fn place(resolved: &Resolved, key: &str, index: usize) -> Option<(Str
 
 /// Reads a file for the filter room; `None` if there is none.
 pub(super) fn reading(path: &str) -> Result<Option<String>, String> {
+    if path.ends_with('/') {
+        return match std::fs::read_dir(path) {
+            Ok(entries) => {
+                Ok(Some(entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect::<Vec<_>>().join("\n")))
+            }
+            Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => Ok(None),
+            Err(error) => Err(error.to_string()),
+        };
+    }
     let file = match std::fs::File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -478,6 +487,14 @@ impl Lines {
             self.kept.push(line.to_owned());
         }
     }
+
+    /// A line is of another kind after all.
+    fn take(&mut self, line: &str) {
+        self.count = self.count.saturating_sub(1);
+        if let Some(at) = self.kept.iter().position(|kept| kept == line) {
+            self.kept.remove(at);
+        }
+    }
 }
 
 impl<'a> Tally<'a> {
@@ -517,6 +534,10 @@ impl<'a> Tally<'a> {
             self.near.add(&text, self.args.near_misses);
         }
         let args = self.args;
+        for line in tried.joined.iter().map(|line| escape(line.as_bytes(), line.len())) {
+            self.missed.take(&line);
+            self.matched.add(&line, args.print_all_matched);
+        }
         match tried.said {
             Said::Failure(failure) => {
                 self.matched.add(&text, args.print_all_matched);

@@ -74,14 +74,146 @@ pub enum Request {
         /// All of them.
         #[serde(default)]
         all: bool,
+        /// Those made since this instant, in seconds of the Unix epoch.
+        #[serde(default)]
+        since_s: Option<i64>,
+        /// Those of addresses and subnets within this one.
+        #[serde(default)]
+        net: Option<String>,
+        /// Those whose lines name this account.
+        #[serde(default)]
+        user: Option<String>,
+        /// Only say what would be lifted.
+        #[serde(default)]
+        dry_run: bool,
         /// Forget failures and offences too.
         #[serde(default)]
         forget: bool,
     },
+    /// Ignore addresses or subnets from now on.
+    Ignore {
+        /// Whom.
+        addrs: Vec<String>,
+        /// For how many seconds; without it until somebody takes it back.
+        #[serde(default)]
+        for_s: Option<u64>,
+        /// Only in this jail.
+        #[serde(default)]
+        jail: Option<String>,
+        /// Why.
+        #[serde(default)]
+        reason: Option<String>,
+    },
+    /// What is ignored by request.
+    Ignored,
+    /// Take back what was ignored by request.
+    Unignore {
+        /// Whom.
+        addrs: Vec<String>,
+        /// Only in this jail.
+        #[serde(default)]
+        jail: Option<String>,
+    },
+    /// Take the rules out; bans and judging go on.
+    Pause {
+        /// Only those of this jail.
+        #[serde(default)]
+        jail: Option<String>,
+        /// For how many seconds; without it until `resume`.
+        #[serde(default)]
+        for_s: Option<u64>,
+    },
+    /// Put the rules back.
+    Resume {
+        /// Only those of this jail.
+        #[serde(default)]
+        jail: Option<String>,
+    },
+    /// What is known of an address: failures counted, ignore entries, offences, bans.
+    Explain {
+        /// Whose.
+        addr: String,
+        /// Only in this jail.
+        #[serde(default)]
+        jail: Option<String>,
+    },
+    /// What happened.
+    History {
+        /// Only about addresses within this address or subnet, and subnets around it.
+        #[serde(default)]
+        net: Option<String>,
+        /// Only with this account among the lines.
+        #[serde(default)]
+        user: Option<String>,
+        /// Only of this jail.
+        #[serde(default)]
+        jail: Option<String>,
+        /// Only since this instant, in seconds of the Unix epoch.
+        #[serde(default)]
+        since_s: Option<i64>,
+        /// So many rows at most.
+        #[serde(default)]
+        limit: Option<usize>,
+    },
+    /// What was banned and unbanned here after a number, for another machine.
+    Events {
+        /// The number; without one, what is banned now.
+        #[serde(default)]
+        since: Option<u64>,
+        /// If there is nothing yet, the answer may wait for so many seconds.
+        #[serde(default)]
+        wait_s: u64,
+    },
+    /// Do what another machine decided.
+    Apply {
+        /// Its name.
+        origin: String,
+        /// Into this jail, whatever it was there.
+        #[serde(default)]
+        jail: Option<String>,
+        /// Its events, in order.
+        events: Vec<Given>,
+    },
+    /// How far each machine's events were applied.
+    Applied,
     /// The accepted configuration.
     Config,
     /// Read the configuration again.
     Reload,
+}
+
+/// An event of another machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Given {
+    /// Its number there.
+    pub seq: u64,
+    /// What happened.
+    pub what: GivenWhat,
+    /// In which jail.
+    pub jail: String,
+    /// To whom.
+    pub addr: String,
+    /// Since when, in seconds of the Unix epoch.
+    pub since_s: i64,
+    /// Until when; `None`: permanent.
+    #[serde(default)]
+    pub until_s: Option<i64>,
+    /// Failures behind it.
+    #[serde(default)]
+    pub failures: u32,
+    /// Why.
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+/// What an event of another machine asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GivenWhat {
+    /// A ban.
+    Ban,
+    /// Its end before its time.
+    Unban,
 }
 
 /// What a client must be to ask something.
@@ -101,9 +233,22 @@ impl Request {
     /// The lowest rank that may ask this.
     pub fn needs(&self) -> Rank {
         match self {
-            Request::Status { .. } | Request::Stats | Request::Banned { .. } => Rank::Reader,
-            Request::Unban { .. } => Rank::Operator,
-            Request::Ban { .. } | Request::Config | Request::Reload => Rank::Root,
+            Request::Status { .. } | Request::Stats | Request::Banned { .. } | Request::Ignored | Request::Explain { .. } => {
+                Rank::Reader
+            }
+            // How long and how much an operator may have ignored is decided where that is known.
+            Request::Unban { .. }
+            | Request::History { .. }
+            | Request::Events { .. }
+            | Request::Ignore { .. }
+            | Request::Unignore { .. } => Rank::Operator,
+            Request::Ban { .. }
+            | Request::Config
+            | Request::Reload
+            | Request::Pause { .. }
+            | Request::Resume { .. }
+            | Request::Apply { .. }
+            | Request::Applied => Rank::Root,
         }
     }
 }

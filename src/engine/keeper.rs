@@ -5,7 +5,6 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::Sender;
-use tracing::warn;
 
 use super::core::{Event, Resume};
 use super::keep::Keeping;
@@ -17,6 +16,7 @@ const SYNC: Duration = Duration::from_secs(5);
 /// Saves until the engine goes away.
 pub fn run(mut store: Store, saves: &Receiver<Keeping>, done: &Sender<Event>) {
     let mut unsynced: Option<Instant> = None;
+    let mut told = false;
     loop {
         let next = match unsynced {
             None => saves.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -33,17 +33,28 @@ pub fn run(mut store: Store, saves: &Receiver<Keeping>, done: &Sender<Event>) {
             }
             Err(RecvTimeoutError::Timeout) => {
                 unsynced = None;
-                if let Err(e) = store.sync() {
-                    warn!("the state is not on the disk yet: {e}");
+                if !flush(&mut store, &mut told, done) {
+                    return;
                 }
             }
             Err(RecvTimeoutError::Disconnected) => return,
         }
         if unsynced.is_some_and(|since| since.elapsed() >= SYNC) {
             unsynced = None;
-            let _ = store.sync();
+            if !flush(&mut store, &mut told, done) {
+                return;
+            }
         }
     }
+}
+
+/// Brings to the disk what was saved; tells when that begins to fail and when it works again. `false`: the engine went away.
+fn flush(store: &mut Store, told: &mut bool, done: &Sender<Event>) -> bool {
+    let failed = store.sync().err().map(|e| format!("the state is saved, but not on the disk yet: {e}"));
+    if std::mem::replace(told, failed.is_some()) == failed.is_some() {
+        return true;
+    }
+    done.blocking_send(Event::Synced(failed)).is_ok()
 }
 
 fn save(keeping: Keeping) -> Save {
@@ -59,6 +70,13 @@ fn save(keeping: Keeping) -> Save {
         positions: keeping.positions.into_iter().map(|(path, resume)| (path, resume.as_ref().map(text))).collect(),
         totals: keeping.totals,
         kernel: keeping.kernel,
+        history: keeping.history.to_vec(),
+        lines: keeping.lines.to_vec(),
+        offences: keeping.offences,
+        ignored: keeping.ignored,
+        paused: keeping.paused,
+        applied: keeping.applied,
+        keep: keeping.keep,
         sync: keeping.sync,
     }
 }

@@ -1,29 +1,43 @@
 //! The thread that writes: it owns the one netlink socket that changes anything, and turns the core's changes into
 //! transactions. While one commits, the core gathers the next: a kernel that is busy makes batches larger, never the queue.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 use tokio::sync::mpsc::Sender;
-use tracing::debug;
+use tracing::{debug, info, warn};
 
 use super::clock;
-use super::core::{Adopted, Change, Done, Establish, Event, Refusal, Target};
-use super::spec::Specs;
+use super::core::{Adopted, Change, Committed, Done, Establish, Event, Refusal, Suspects, Target};
+use super::spec::{Spec, Specs};
 use crate::config::run::Tristate;
 use crate::jail::Now;
-use crate::nft::element::{Element, Timeout};
-use crate::nft::ruleset::{Content, JailPlan, Plan, Ruleset, Set};
+use crate::nft::element::{Element, Key, Timeout};
+use crate::nft::ruleset::{Content, JailPlan, Plan, Ruleset, Set, ban_set_name};
 use crate::nft::socket::{Kind, Refused, Socket};
-use crate::nft::transaction::{Establishment, Transaction};
-use crate::nft::{self, KernelTable};
-use crate::terms::{Lasting, Span};
+use crate::nft::transaction::{self, Establishment, Fill, Transaction};
+use crate::nft::{self, Interval, KernelTable};
+use crate::terms::{Blocktype, Family, Hook, Lasting, Span};
 
 /// Changes that go in one transaction at most: more cost the kernel more than they save (see `nft::socket::BATCH`).
 const AT_ONCE: usize = 4000;
 
 /// Above this many possible CPUs a counter per element is no longer cheap: the kernel keeps one per CPU.
 const CPUS_FOR_COUNTERS: usize = 8;
+
+/// Sets of several tables are compared with each other up to this size.
+const LEVELLED: usize = 100_000;
+
+/// A larger set is not listed at the start, but asked for what it shall hold: a dump is quadratic, a million elements take 30 s.
+const LISTED_AT_MOST: u32 = 200_000;
+
+/// Elements end alike if they do within this span: the kernel's clock and ours are read at different moments.
+const ALIKE: Span = Span::from_secs(2);
+
+/// How often others may commit while the tables are read and written, before they are written without looking.
+const STALE_AT_MOST: usize = 5;
 
 /// How often the kernel frees expired elements: a second, its default, costs 5 % of a core at a million elements.
 const GC_INTERVAL: Span = Span::from_secs(10);
@@ -41,31 +55,43 @@ pub enum Work {
 pub struct Writer {
     socket: Socket,
     reader: nft::Kernel,
-    ruleset: Option<Ruleset>,
+    /// One for each family that has a table.
+    rulesets: Vec<Ruleset>,
+    /// What the kernel can do at each hook in use: hang chains there, reject there.
+    allowed: HashMap<(Family, Hook), (bool, bool)>,
+    /// Transactions carried out.
+    transactions: u32,
 }
 
-/// The plan of a table, from specs and what the ignore sets hold.
-pub fn plan(wanted: &Establish, element_counters: bool) -> Plan {
+/// The plan of a family's table, from specs and what the ignore sets hold.
+pub fn plan(wanted: &Establish, family: Family, element_counters: bool) -> Plan {
     let specs = &wanted.specs;
-    let jails = specs.jails.iter().zip(&wanted.own_ignored).map(|(spec, own_ignored)| JailPlan {
-        name: spec.name.clone(),
-        ports: spec.ports.clone(),
-        protocols: spec.protocols.clone(),
-        hooks: spec.hooks.clone(),
-        blocktype: spec.blocktype,
-        ipv6_prefix: spec.policy.ipv6_prefix,
-        ignore: own_ignored.clone(),
-        nets: false,
-        paused: false,
+    let named = |spec: &Spec| {
+        [Key::V4, Key::V6].iter().any(|key| wanted.held.contains_key(ban_set_name(&spec.name, *key, true).as_str()))
+    };
+    let jails = specs.jails.iter().enumerate().filter_map(|(at, spec)| {
+        Some(JailPlan {
+            name: spec.name.clone(),
+            ports: spec.ports.clone(),
+            protocols: spec.protocols.clone(),
+            hooks: spec.hooks_in(family)?.to_vec(),
+            blocktype: spec.blocktype,
+            ipv6_prefix: spec.policy.ipv6_prefix,
+            ignore: wanted.own_ignored.get(at).cloned().unwrap_or_default(),
+            nets: wanted.nets.get(at).copied().unwrap_or(false) || named(spec),
+            dnat: spec.dnat,
+            paused: wanted.paused.get(at).copied().unwrap_or(false),
+        })
     });
     Plan {
-        family: specs.family,
+        family,
         table: specs.table.clone(),
         ipv6: specs.ipv6,
         set_size: specs.nft.set_size,
         element_counters: counts_elements(specs.nft.element_counters) && element_counters,
         gc_interval: Some(GC_INTERVAL),
         ignore: wanted.ignored.clone(),
+        only_drop: Vec::new(),
         jails: jails.collect(),
     }
 }
@@ -100,87 +126,266 @@ impl Writer {
         let socket = Socket::open().map_err(|e| e.to_string())?;
         let reader = nft::Kernel::open().map_err(|e| e.to_string())?;
         debug!("nf_tables: {}", socket.features());
-        Ok(Writer { socket, reader, ruleset: None })
+        Ok(Writer { socket, reader, rulesets: Vec::new(), allowed: HashMap::new(), transactions: 0 })
     }
 
-    /// Our table as it is now.
-    pub fn table(&mut self, specs: &Specs) -> Result<Option<KernelTable>, String> {
-        self.reader.table(specs.family, &specs.table).map_err(|e| e.to_string())
+    /// The address of its socket, by which the kernel says that a change was ours.
+    pub fn port(&self) -> u32 {
+        self.socket.port()
     }
 
-    /// The handle of our table; 0 if there is none.
+    /// Writes as if the kernel could do just this much.
+    pub fn pretend(&mut self, features: nft::Features) {
+        self.socket.pretend(features);
+    }
+
+    /// What the kernel can do.
+    pub fn features(&self) -> nft::Features {
+        self.socket.features()
+    }
+
+    /// The generation of the ruleset; 0 if it can not be read.
+    pub fn generation(&mut self) -> u32 {
+        self.reader.generation().unwrap_or(0)
+    }
+
+    /// The tables as they are now, of every family that can have one.
+    fn tables(&mut self, specs: &Specs) -> Result<Vec<KernelTable>, String> {
+        let mut tables = Vec::new();
+        for family in Family::ALL {
+            tables.extend(self.reader.table(family, &specs.table).map_err(|e| e.to_string())?);
+        }
+        Ok(tables)
+    }
+
+    /// One number for our tables: the handle of the first, and that of a `bridge` table 32 bits above; 0 if there is none. A table that was
+    /// made anew has another.
     pub fn handle(&mut self, specs: &Specs) -> Result<u64, String> {
-        Ok(self.table(specs)?.map_or(0, |table| table.handle))
+        let ours = |table: &KernelTable| specs.families().any(|family| family == table.family);
+        let place = |table: &KernelTable| match table.family {
+            Family::Inet => table.handle,
+            Family::Bridge => table.handle << 32,
+        };
+        Ok(self.tables(specs)?.iter().filter(|table| ours(table)).map(place).fold(0, |all, one| all | one))
     }
 
-    /// What the ban sets of our table hold now.
-    pub fn adoptable(&mut self, specs: &Specs) -> Result<Vec<Adopted>, String> {
-        let mut found = Vec::new();
-        let Some(table) = self.table(specs)? else { return Ok(found) };
-        for set in table.sets.iter().filter_map(|set| set.set.as_ref()).filter(|set| set.content == Content::Bans) {
-            let elements = self.reader.elements(specs.family, &specs.table, set).map_err(|e| e.to_string())?;
-            found.extend(elements.iter().map(|element| {
-                let (timeout, left) = element.timeout.map_or((None, None), |t| (Some(t.timeout), Some(t.expiration)));
-                Adopted { set: set.name.clone(), address: element.interval.first(), timeout, left }
-            }));
+    /// What the ban sets of our tables hold now: what any of them holds, for the longest it has there; of a set that is too large to be
+    /// listed only what is among `held`.
+    pub fn adoptable(&mut self, specs: &Specs, held: &HashMap<Arc<str>, Vec<Change>>) -> Result<Vec<Adopted>, String> {
+        let mut found: Vec<Adopted> = Vec::new();
+        let mut known: HashMap<(String, Interval), usize> = HashMap::new();
+        for table in self.tables(specs)? {
+            for kernel_set in &table.sets {
+                let Some(set) = kernel_set.set.as_ref().filter(|set| set.content == Content::Bans) else { continue };
+                let asked = held.get(set.name.as_str()).filter(|_| !set.interval);
+                let elements = match (kernel_set.count, asked) {
+                    (Some(count), Some(held)) if count > LISTED_AT_MOST => {
+                        let keys: Vec<IpAddr> = held.iter().map(|change| change.what.first()).collect();
+                        info!("set {} holds {count} elements: asked for {} by key instead of listing it", set.name, keys.len());
+                        self.reader.find(table.family, &table.name, set, &keys)
+                    }
+                    _ => self.reader.elements(table.family, &table.name, set),
+                }
+                .map_err(|e| e.to_string())?;
+                for element in &elements {
+                    let (timeout, left) = element.timeout.map_or((None, None), |t| (Some(t.timeout), Some(t.expiration)));
+                    let one = Adopted { set: set.name.clone(), what: element.interval, timeout, left };
+                    if table.family == specs.family {
+                        known.insert((one.set.clone(), one.what), found.len());
+                        found.push(one);
+                        continue;
+                    }
+                    let longest = |left: Option<Span>| left.map_or(u64::MAX, |left| left.0);
+                    match known.get(&(one.set.clone(), one.what)).map(|at| &mut found[*at]) {
+                        Some(first) if longest(first.left) < longest(one.left) => *first = one,
+                        Some(_) => {}
+                        None => found.push(one),
+                    }
+                }
+            }
         }
         Ok(found)
     }
 
-    /// Makes the table so; says whether anything had to be sent.
-    pub fn establish(&mut self, wanted: &Establish) -> Result<bool, String> {
+    /// Makes the tables so. What others commit while they are read and written makes it look again.
+    pub fn establish(&mut self, wanted: &Establish) -> Result<Done, String> {
+        for _ in 0..STALE_AT_MOST {
+            if let Some(done) = self.establish_at_once(wanted, true)? {
+                return Ok(done);
+            }
+        }
+        self.establish_at_once(wanted, false)?.ok_or_else(|| "the ruleset changes faster than it can be read".to_owned())
+    }
+
+    /// Makes the tables so: those of all families change in one transaction; one that is ours and that no jail asks for any more is
+    /// deleted in it. With `alone`, only if nobody commits meanwhile: else nothing is done, and `None` returned.
+    fn establish_at_once(&mut self, wanted: &Establish, alone: bool) -> Result<Option<Done>, String> {
         let specs = &wanted.specs;
-        let plan = plan(wanted, self.socket.features().element_counters);
-        let ruleset = Ruleset::of(&plan).map_err(|e| e.to_string())?;
-        let mut found = self.table(specs)?;
+        let mut generation = self.generation();
+        let mut first = Transaction::new(specs.family, &specs.table);
+        let (mut rest, mut rulesets) = (Vec::new(), Vec::new());
+        let several = specs.families().count() > 1;
+        let owned = specs.nft.owner && self.socket.features().owner;
+        for family in Family::ALL {
+            let found = self.reader.table(family, &specs.table).map_err(|e| e.to_string())?;
+            let newer = |version| version > nft::ruleset::VERSION;
+            if !specs.families().any(|used| used == family) {
+                if found.and_then(|table| table.version()).is_some_and(|version| !newer(version)) {
+                    first.turn_to(family);
+                    first.delete_table();
+                }
+                continue;
+            }
+            let mut ruleset = Ruleset::of(&self.plan(wanted, family)?).map_err(|e| e.to_string())?;
+            ruleset.owner = owned;
+            let (part, later) = self.part(wanted, &ruleset, found, several)?;
+            first.append(part);
+            rest.extend(later.into_iter().map(|(set, elements)| (family, set, elements)));
+            rulesets.push(ruleset);
+        }
+        if alone && generation != 0 && !first.is_empty() {
+            first.only_at(generation);
+            // The kernel's count leaves 0 out.
+            generation = generation.checked_add(1).unwrap_or(1);
+        }
+        match self.socket.commit(&first) {
+            Err(refused) if refused.kind == Kind::Stale => return Ok(None),
+            other => other.map_err(|refused| refused.to_string())?,
+        }
+        for (family, set, elements) in &rest {
+            let loaded = self.socket.load(*family, &specs.table, set, elements.iter().copied());
+            loaded.map_err(|(_, refused)| refused.to_string())?;
+        }
+        self.rulesets = rulesets;
+        let made = |statement: &&transaction::Change| matches!(statement, transaction::Change::AddTable { comment: Some(_), .. });
+        let fresh = first.statements().iter().filter(made).count() == self.rulesets.len();
+        let table = self.handle(specs)?;
+        Ok(Some(Done { adopted: Vec::new(), table, generation, fresh, changed: !first.is_empty(), owned }))
+    }
+
+    /// The plan of a family's table as far as this kernel can carry it out. What it can not is said once.
+    fn plan(&mut self, wanted: &Establish, family: Family) -> Result<Plan, String> {
+        let mut plan = plan(wanted, family, self.socket.features().element_counters);
+        let mut hooks: Vec<Hook> = plan.jails.iter().flat_map(|jail| &jail.hooks).map(|(hook, _)| *hook).collect();
+        hooks.sort();
+        hooks.dedup();
+        let rejecting = plan.jails.iter().any(|jail| jail.blocktype == Blocktype::Reject);
+        // What every kernel with nf_tables can do is not asked.
+        hooks.retain(|_| family != Family::Inet || rejecting);
+        for hook in hooks {
+            let told = self.allowed.contains_key(&(family, hook));
+            let (hangs, rejects) = match self.allowed.get(&(family, hook)) {
+                Some(known) => *known,
+                None => self.socket.allows(family, hook).map_err(|e| e.to_string())?,
+            };
+            self.allowed.insert((family, hook), (hangs, rejects));
+            let those = |of: &dyn Fn(&JailPlan) -> bool| {
+                let at = plan.jails.iter().filter(|jail| jail.hooks.iter().any(|(at, _)| *at == hook) && of(jail));
+                at.map(|jail| jail.name.as_str()).collect::<Vec<_>>().join(", ")
+            };
+            let (all, rejecting) = (those(&|_| true), those(&|jail| jail.blocktype == Blocktype::Reject));
+            if !hangs {
+                if !told {
+                    warn!(
+                        "this kernel has no {family} {hook}: bans of {all} do not bite there\n  help: load the module nf_tables_{family}, or leave {hook} out of chain_hook"
+                    );
+                }
+                plan.jails.iter_mut().for_each(|jail| jail.hooks.retain(|(at, _)| *at != hook));
+            } else if !rejects {
+                plan.only_drop.push(hook);
+                if !told && !rejecting.is_empty() {
+                    warn!("this kernel can not reject at {family} {hook}: {rejecting} drop there");
+                }
+            }
+        }
+        Ok(plan)
+    }
+
+    /// What makes one table so: what has to be sent first, and bans that may follow. With `several` tables, one is also given what others
+    /// took out of it alone: a ban stands in all of them.
+    fn part(
+        &mut self,
+        wanted: &Establish,
+        ruleset: &Ruleset,
+        mut found: Option<KernelTable>,
+        several: bool,
+    ) -> Result<(Transaction, Fill), String> {
+        let (family, table) = (ruleset.family, ruleset.table.as_str());
+        let mut suspects = Vec::new();
+        if let Some(kept) = &mut found {
+            let renewed: HashSet<&str> =
+                transaction::renewed_sets(ruleset, Some(kept)).iter().map(|set| set.name.as_str()).collect();
+            for found in &mut kept.sets {
+                let Some(set) = ruleset.set(&found.name).filter(|set| set.content == Content::Bans) else { continue };
+                if !wanted.exact.holds(&set.name) || renewed.contains(set.name.as_str()) {
+                    continue;
+                }
+                let meant = wanted.held.get(set.name.as_str()).map_or(0, Vec::len);
+                // A dump is quadratic in the size: a large set is made anew sooner than it is read.
+                match found.count.is_none_or(|n| n as usize <= transaction::AT_ONCE) && meant <= transaction::AT_ONCE {
+                    true => suspects.push(set),
+                    false => found.set = None,
+                }
+            }
+        }
         let mut counters = HashMap::new();
-        if let (Some(table), false) = (&found, wanted.exact) {
-            for set in nft::transaction::renewed_sets(&ruleset, Some(table)) {
-                if let Some(old) = table.set(&set.name) {
-                    let elements = self.reader.elements(specs.family, &specs.table, old).map_err(|e| e.to_string())?;
+        let mut present: HashMap<String, HashSet<Interval>> = HashMap::new();
+        if let (Some(kept), Suspects::None) = (&found, &wanted.exact) {
+            let renewed = nft::transaction::renewed_sets(ruleset, Some(kept));
+            let is_renewed = |set: &Set| renewed.iter().any(|renewed| renewed.name == set.name);
+            for set in ruleset.sets.iter().filter(|set| set.content == Content::Bans) {
+                let Some(old) = kept.set(&set.name) else { continue };
+                let fits = kept.sets.iter().any(|of| of.name == set.name && of.count.is_none_or(|n| n as usize <= LEVELLED));
+                if !(is_renewed(set) || several && fits) {
+                    continue;
+                }
+                let elements = self.reader.elements(family, table, old).map_err(|e| e.to_string())?;
+                if is_renewed(set) {
                     counters.extend(elements.iter().filter_map(|e| Some(((set.name.clone(), e.interval.first()), e.counter?))));
+                } else {
+                    present.insert(set.name.clone(), elements.iter().map(|element| element.interval).collect());
                 }
             }
         }
         let now = clock::now();
         let held = |set: &Set| -> Vec<Element> {
             let changes = wanted.held.get(set.name.as_str()).map(Vec::as_slice).unwrap_or_default();
-            let elements = changes.iter().filter_map(|change| element(now, change));
-            elements.map(|e| Element { counter: counters.get(&(set.name.clone(), e.interval.first())).copied(), ..e }).collect()
-        };
-        let mut first = Transaction::about(&ruleset);
-        if wanted.exact
-            && let Some(table) = found.take()
-        {
-            if table.version().is_some_and(|version| version > nft::ruleset::VERSION) {
-                return Err(format!("table {} {} was made by a newer banset", specs.family, specs.table));
+            let elements = changes.iter().filter_map(|change| element(now, change)).map(|e| match counters.is_empty() {
+                true => e,
+                false => Element { counter: counters.get(&(set.name.clone(), e.interval.first())).copied(), ..e },
+            });
+            let elements: Vec<Element> = elements.collect();
+            match set.size.map(|size| size as usize).filter(|size| *size < elements.len()) {
+                Some(size) => {
+                    transaction::split_newest(vec![(set.clone(), elements)], size).0.pop().map_or(Vec::new(), |(_, e)| e)
+                }
+                None => elements,
             }
-            first.delete_table();
+        };
+        let Establishment { mut first, rest } = Transaction::establish(ruleset, found.as_ref(), held).map_err(|newer| {
+            format!("table {family} {table}: {newer}\n  help: use the newer program, or delete the table first")
+        })?;
+        for (set, is) in &present {
+            let Some(set) = ruleset.set(set) else { continue };
+            first.add(set, held(set).into_iter().filter(|element| !is.contains(&element.interval)).collect::<Vec<_>>());
         }
-        let Establishment { first: rest_of_first, rest } =
-            Transaction::establish(&ruleset, found.as_ref(), held).map_err(|newer| {
-                format!(
-                    "table {} {}: {newer}\n  help: use the newer program, or delete the table first",
-                    specs.family, specs.table
-                )
-            })?;
-        rest_of_first.statements().iter().for_each(|statement| first.push(statement.clone()));
-        self.socket.commit(&first).map_err(|refused| refused.to_string())?;
-        for (set, elements) in &rest {
-            let loaded = self.socket.load(specs.family, &specs.table, set, elements.iter().cloned());
-            loaded.map_err(|(_, refused)| refused.to_string())?;
+        for set in suspects {
+            let present = self.reader.elements(family, table, set).map_err(|e| e.to_string())?;
+            first.settle(set, &present, &held(set), ALIKE);
         }
-        self.ruleset = Some(ruleset);
-        Ok(!first.is_empty())
+        Ok((first, rest))
     }
 
     /// Carries out changes, in order. What the kernel refuses alone is told by index; the rest is carried out.
-    fn commit(&mut self, changes: &[Change]) -> Result<Vec<Refusal>, String> {
+    pub fn commit(&mut self, changes: &[Change]) -> Result<Committed, String> {
+        let (before, own) = (self.generation(), self.transactions);
         let mut refusals = Vec::new();
         for (part, slice) in changes.chunks(AT_ONCE).enumerate() {
             self.commit_part(slice, part * AT_ONCE, &mut refusals)?;
         }
-        Ok(refusals)
+        let after = self.generation();
+        let alone = before != 0 && after.wrapping_sub(before) == self.transactions.wrapping_sub(own);
+        Ok(Committed { refusals, before, after, alone })
     }
 
     /// Commits a part; a part that is refused because of one element is halved until that element is found.
@@ -193,7 +398,7 @@ impl Writer {
             // The table, one of its sets, or our right to change it: no single element is at fault.
             Kind::NoTable | Kind::NoEntry | Kind::NotPermitted | Kind::Unanswered => Err(refused.to_string()),
             _ if changes.len() == 1 => {
-                refusals.push(Refusal { index: base, why: refused.to_string() });
+                refusals.push(Refusal { index: base, why: refused.to_string(), full: refused.kind == Kind::SetFull });
                 Ok(())
             }
             _ => {
@@ -205,18 +410,24 @@ impl Writer {
     }
 
     fn transact(&mut self, changes: &[Change]) -> Result<(), Refused> {
-        let Some(ruleset) = &self.ruleset else { return Ok(()) };
+        let Some(main) = self.rulesets.first() else { return Ok(()) };
         let now = clock::now();
-        let mut transaction = Transaction::about(ruleset);
-        for change in changes {
-            // A jail without IPv6 sets has no place for the element; the ban is held and bites nobody.
-            let Some(set) = ruleset.set(&change.set) else { continue };
-            match change.to {
-                Target::Held { .. } => transaction.add(set, element(now, change).into_iter().collect::<Vec<_>>()),
-                Target::Gone => transaction.remove(set, [change.address.into()]),
+        let mut transaction = Transaction::about(main);
+        for ruleset in &self.rulesets {
+            transaction.turn_to(ruleset.family);
+            for change in changes {
+                // A jail without IPv6 sets has no place for the element; the ban is held and bites nobody. A jail that is not in this
+                // table has none either.
+                let Some(set) = ruleset.set(&change.set) else { continue };
+                match change.to {
+                    Target::Held { .. } => transaction.add(set, element(now, change).into_iter().collect::<Vec<_>>()),
+                    Target::Gone => transaction.remove(set, [change.what]),
+                }
             }
         }
-        self.socket.commit(&transaction)
+        self.socket.commit(&transaction)?;
+        self.transactions = self.transactions.wrapping_add(u32::from(!transaction.is_empty()));
+        Ok(())
     }
 
     /// Works until the core goes away.
@@ -224,15 +435,12 @@ impl Writer {
         while let Ok(work) = work.recv() {
             let event = match work {
                 Work::Commit(changes) => match self.commit(&changes) {
-                    Ok(refusals) => Event::Committed(refusals),
+                    Ok(committed) => Event::Committed(committed),
                     Err(why) => Event::Damaged(why),
                 },
                 Work::Establish(wanted) => {
-                    let adopted = if wanted.adopt { self.adoptable(&wanted.specs) } else { Ok(Vec::new()) };
-                    Event::Established(adopted.and_then(|adopted| {
-                        self.establish(&wanted)?;
-                        Ok(Done { adopted, table: self.handle(&wanted.specs)? })
-                    }))
+                    let adopted = if wanted.adopt { self.adoptable(&wanted.specs, &wanted.held) } else { Ok(Vec::new()) };
+                    Event::Established(adopted.and_then(|adopted| Ok(Done { adopted, ..self.establish(&wanted)? })))
                 }
             };
             if done.blocking_send(event).is_err() {
@@ -245,7 +453,7 @@ impl Writer {
 /// The element of a held ban, with the time it has left now; `None` if that is over.
 fn element(now: Now, change: &Change) -> Option<Element> {
     let Target::Held { lasting, until } = change.to else { return None };
-    let Some(until) = until else { return Some(Element::permanent(change.address)) };
+    let Some(until) = until else { return Some(Element::permanent(change.what)) };
     let left = until.since(now.mono);
     if left == Span(0) {
         return None;
@@ -254,5 +462,5 @@ fn element(now: Now, change: &Change) -> Option<Element> {
         Lasting::For(given) => given.max(left),
         Lasting::Permanent => left,
     };
-    Some(Element { timeout: Some(Timeout { timeout: given, expiration: left }), ..Element::permanent(change.address) })
+    Some(Element { timeout: Some(Timeout { timeout: given, expiration: left }), ..Element::permanent(change.what) })
 }

@@ -3,9 +3,11 @@
 pub mod clerk;
 pub mod clock;
 pub mod core;
+pub mod historian;
 pub mod keep;
 pub mod keeper;
 pub mod kernel;
+pub mod listener;
 pub mod lock;
 pub mod machine;
 pub mod names;

@@ -1,0 +1,248 @@
+//! The core's half that faces the state: what is kept, and what an earlier run kept.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use ipnetwork::IpNetwork;
+
+use super::ignores::Wishes;
+use super::pause::Pauses;
+use super::{Action, Adopted, Core, Effect, Level, Row, Running, What, shown};
+use crate::engine::keep::{self, Books};
+use crate::jail::{Jail, Now};
+use crate::nft::Interval;
+use crate::state::packed::{self, Step};
+use crate::state::{KeptBan, KeptIgnore, KeptOffence, KeptPause, KernelIdentity, Restored, Totals};
+use crate::terms::{Span, Time};
+
+/// The books as they are at the moment of a save.
+struct Held<'a> {
+    now: Now,
+    jails: &'a [Running],
+    ignores: &'a Wishes,
+    pauses: &'a Pauses,
+    applied: &'a BTreeMap<Box<str>, u64>,
+    keep: Span,
+}
+
+impl Held<'_> {
+    fn jail(&self, name: &str) -> Option<&Jail> {
+        self.jails.iter().find(|running| *running.key == *name).map(|running| &running.jail)
+    }
+}
+
+impl Books for Held<'_> {
+    fn ban(&self, jail: &str, subject: IpNetwork) -> Option<KeptBan> {
+        Some(keep::kept(self.now, self.jail(jail)?.held(subject)?))
+    }
+
+    fn offence(&self, jail: &str, subject: IpNetwork) -> Option<KeptOffence> {
+        let (bans, until) = self.jail(jail)?.offences(subject)?;
+        Some(KeptOffence { bans, until: self.now.wall_of(until) })
+    }
+
+    fn totals(&self, jail: &str) -> Totals {
+        self.jail(jail).map_or_else(Totals::default, |jail| Totals {
+            failures: jail.failures_total,
+            bans: jail.bans_total,
+            last_failure: jail.last_failure,
+        })
+    }
+
+    fn windows(&self) -> Vec<(Arc<str>, Vec<u8>)> {
+        let packed = |running: &Running| {
+            let mut packed = Vec::new();
+            running.jail.counted_failures().for_each(|failure| packed::push(&mut packed, Step::Fail(failure)));
+            (running.key.clone(), packed)
+        };
+        self.jails.iter().map(packed).filter(|(_, packed)| !packed.is_empty()).collect()
+    }
+
+    fn ignored(&self) -> Vec<KeptIgnore> {
+        self.ignores.kept(self.now)
+    }
+
+    fn paused(&self) -> Vec<KeptPause> {
+        self.pauses.kept(self.now)
+    }
+
+    fn applied(&self) -> Vec<(Box<str>, u64)> {
+        self.applied.iter().map(|(origin, seq)| (origin.clone(), *seq)).collect()
+    }
+
+    fn keep(&self) -> Span {
+        self.keep
+    }
+}
+
+/// Restored bans are told one by one up to this many.
+const TOLD_AT_MOST: usize = 100;
+
+impl Core {
+    pub(super) fn save(&mut self, now: Now) {
+        let Core { keep, jails, specs, ignores, pauses, applied, .. } = self;
+        let books = Held { now, jails, ignores, pauses, applied, keep: specs.evidence.keep };
+        if let Some(keeping) = keep.next(now, &books) {
+            self.actions.push(Action::Save(Box::new(keeping)));
+        }
+    }
+
+    pub(super) fn synced(&mut self, failed: Option<String>) {
+        match &failed {
+            Some(why) => {
+                self.log(Level::Error, format!("{why}\n  help: a power loss would take it, a restart would not; bans go on"))
+            }
+            None => self.log(Level::Warn, "the state is on the disk again".to_owned()),
+        }
+        self.keep.unsynced = failed;
+    }
+
+    pub(super) fn saved(&mut self, now: Now, result: Result<(), String>) {
+        let (replies, change) = self.keep.saved(now, result);
+        match change {
+            None => {}
+            Some(keep::Change::Failed(why)) => {
+                self.log(Level::Error, format!("{why}\n  help: the state is not kept until this is mended; bans go on"));
+                self.note_everything(now);
+            }
+            Some(keep::Change::StillFailing) => self.note_everything(now),
+            Some(keep::Change::Mended) => self.log(Level::Warn, "the state is kept again".to_owned()),
+        }
+        self.actions.extend(replies.into_iter().map(|(client, reply)| Action::Reply(client, reply)));
+        self.search_on();
+    }
+
+    /// Every ban is to be told again; positions are kept in mind until they are saved.
+    pub(super) fn note_everything(&mut self, now: Now) {
+        for running in &self.jails {
+            running.jail.bans().for_each(|(subject, _)| self.keep.ban(now, &running.key, subject));
+            running.jail.offenders().for_each(|subject| self.keep.offence(now, &running.key, subject));
+        }
+    }
+
+    /// What an earlier run kept: counted failures, totals, bans. Called before anything is judged.
+    pub fn restore(&mut self, now: Now, restored: &Restored) {
+        for (jail, steps) in &restored.failures {
+            let Some(running) = self.jails.iter_mut().find(|running| running.key == *jail) else { continue };
+            for step in packed::steps(steps) {
+                match step {
+                    Step::Fail(failure) => running.jail.recount(&failure),
+                    Step::Forget(address) => running.jail.forget_failures(address),
+                }
+            }
+        }
+        for (jail, subject, kept) in &restored.bans {
+            let Some(running) = self.jails.iter_mut().find(|running| running.key == *jail) else { continue };
+            if let Some(held) = keep::held(now, kept) {
+                let subject = running.spec.subject(*subject);
+                running.jail.hold(subject, held);
+            }
+        }
+        for (jail, subject, offence) in &restored.offences {
+            let Some(running) = self.jails.iter_mut().find(|running| running.key == *jail) else { continue };
+            let until = Time(now.mono.0.saturating_sub(now.wall.0.saturating_sub(offence.until.0)));
+            running.jail.restore_offences(*subject, offence.bans, until);
+        }
+        self.ignores.restore(now, &restored.ignored);
+        self.pauses.restore(now, &restored.paused);
+        self.applied.extend(restored.applied.iter().cloned());
+        self.ignored_anew();
+        for (jail, totals) in &restored.totals {
+            let Some(running) = self.jails.iter_mut().find(|running| running.key == *jail) else { continue };
+            running.jail.failures_total = totals.failures;
+            running.jail.bans_total = totals.bans;
+            running.jail.last_failure = totals.last_failure;
+        }
+        self.jails.iter_mut().for_each(|running| _ = running.jail.tidy(now));
+        self.trim(now);
+    }
+
+    /// Jail and subject of every ban held, the newest first.
+    pub fn restorable(&self) -> Vec<(String, String)> {
+        let bans = |running: &'_ Running| -> Vec<_> {
+            running.jail.bans().map(|(subject, held)| (held.since, running.spec.name.clone(), subject)).collect()
+        };
+        let mut all: Vec<_> = self.jails.iter().flat_map(bans).collect();
+        all.sort_by(|a, b| b.0.cmp(&a.0));
+        all.into_iter().map(|(_, jail, subject)| (jail, shown(subject))).collect()
+    }
+
+    /// From here on changes are kept; `boot` names this boot. Bans that an earlier run kept and that are over by now are let go.
+    pub fn keep(&mut self, now: Now, boot: String, restored: &Restored) {
+        self.boot = boot;
+        self.keep.start(restored.positions.iter().map(|(path, _)| path.clone()));
+        self.resume_history(restored);
+        for (jail, subject, _) in &restored.bans {
+            // What a broken jail held waits until it is mended.
+            if !self.specs.broken.iter().any(|(broken, _)| **broken == **jail) {
+                self.keep.ban(now, jail, *subject);
+            }
+        }
+        for (jail, subject, _) in &restored.offences {
+            self.keep.offence(now, jail, *subject);
+        }
+        self.keep.ignored(now);
+        self.keep.paused(now);
+        self.note_everything(now);
+    }
+
+    /// Nothing can be kept, because of this.
+    pub fn cannot_keep(&mut self, why: String) {
+        self.keep.cannot(why);
+    }
+
+    /// The bans are in the table with this handle now.
+    pub fn settled_in(&mut self, now: Now, table: u64) {
+        self.settled = true;
+        let identity = KernelIdentity { boot: self.boot.clone(), table };
+        self.keep.kernel(now, identity);
+    }
+
+    /// The table is the one an earlier run left, in the same boot: what differs is what an admin did meanwhile. An element we do
+    /// not know is a ban of his, one that we know the kernel had and that is gone is an unban of his; what the kernel was not
+    /// told yet is told now. Gives how many were added and lifted.
+    pub fn compare(&mut self, now: Now, found: &[Adopted]) -> (usize, usize) {
+        let present: HashSet<(&str, Interval)> = found.iter().map(|element| (element.set.as_str(), element.what)).collect();
+        let (mut lifted, mut missing) = (Vec::new(), Vec::new());
+        for (at, running) in self.jails.iter().enumerate() {
+            for (subject, held) in running.jail.bans() {
+                let set = running.spec.set(subject);
+                match (present.contains(&(&*set, subject.network().into())), held.in_kernel) {
+                    (true, _) => {}
+                    // It was about to end: the kernel's clock and ours differ by a little.
+                    (false, true) if held.left(now).is_some_and(|left| left < Span::from_secs(3)) => {}
+                    (false, true) => lifted.push((at, subject)),
+                    (false, false) => missing.push((at, subject, held.clone())),
+                }
+            }
+        }
+        for (at, subject) in &lifted {
+            self.jails[*at].jail.lift(*subject);
+            self.keep.ban(now, &self.jails[*at].key, *subject);
+            let reason = Some("taken out of the set while the daemon was away".into());
+            self.record_about(now, *at, *subject, Row { what: What::Unban, origin: "kernel".into(), reason, ..Row::default() });
+            let text = format!(
+                "[{}] Unban {}: it was taken out of the set while the daemon was away",
+                self.jails[*at].spec.name,
+                shown(*subject)
+            );
+            self.log(Level::Warn, text);
+        }
+        let more = missing.len().saturating_sub(TOLD_AT_MOST);
+        for (told, (at, subject, held)) in missing.into_iter().enumerate() {
+            let text = format!("[{}] Restore Ban {}", self.jails[at].spec.name, shown(subject));
+            let level = if told < TOLD_AT_MOST { Level::Warn } else { Level::Debug };
+            self.want(now, at, subject, &held, Effect::Log(level, text));
+        }
+        if more > 0 {
+            self.log(Level::Warn, format!("{more} more bans are restored"));
+        }
+        // From here on an element that we do not know is news.
+        self.settled = true;
+        let held_before = self.bans_held();
+        for element in found {
+            self.adopt(now, element);
+        }
+        (self.bans_held() - held_before, lifted.len())
+    }
+}

@@ -336,7 +336,7 @@ fn why(row: &Value) -> String {
     let reason = row["reason"].as_str().map(|reason| format!(": {reason}")).unwrap_or_default();
     match row["origin"].as_str() {
         Some("manual") => format!(", by uid {}{reason}", number(&row["uid"])),
-        Some("kernel") => format!(", put into the set by another program{reason}"),
+        Some("kernel") => format!(", found in the set{reason}"),
         Some("log") => format!(", for {} failures{reason}; `banset history` shows them", number(&row["failures"])),
         _ => reason,
     }

@@ -84,7 +84,9 @@ impl<'a> Client<'a> {
             talk.say(&format!("AUTH PLAIN {}", base64(format!("\0{user}\0{password}").as_bytes())))?;
             let attempt = Attempt::taken(talk.reply()?.starts_with("235"));
             if attempt == Attempt::In {
-                for said in ["MAIL FROM:<alice@example.org>", "RCPT TO:<alice@example.org>", "DATA", "Subject: hello\r\n\r\nhello\r\n."] {
+                for said in
+                    ["MAIL FROM:<alice@example.org>", "RCPT TO:<alice@example.org>", "DATA", "Subject: hello\r\n\r\nhello\r\n."]
+                {
                     talk.say(said)?;
                     let reply = talk.reply()?;
                     if !reply.starts_with(['2', '3']) {
@@ -114,7 +116,9 @@ impl<'a> Client<'a> {
     pub fn http(&self, port: u16, path: &str, user: &str, password: &str) -> Attempt {
         self.talk(port, |talk| {
             let login = base64(format!("{user}:{password}").as_bytes());
-            talk.say(&format!("GET {path} HTTP/1.1\r\nHost: mx.example.org\r\nAuthorization: Basic {login}\r\nConnection: close\r\n"))?;
+            talk.say(&format!(
+                "GET {path} HTTP/1.1\r\nHost: mx.example.org\r\nAuthorization: Basic {login}\r\nConnection: close\r\n"
+            ))?;
             let status = talk.line()?;
             Ok(Attempt::taken(!status.contains(" 401 ")))
         })
@@ -239,7 +243,9 @@ fn base64(bytes: &[u8]) -> String {
 mod tests {
     #[test]
     fn base64_is_that_of_the_rfc() {
-        for (plain, coded) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("foobar", "Zm9vYmFy")] {
+        for (plain, coded) in
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("foobar", "Zm9vYmFy")]
+        {
             assert_eq!(super::base64(plain.as_bytes()), coded);
         }
     }

@@ -194,10 +194,9 @@ fn event(line: &[u8]) -> Result<Option<Given>, String> {
     };
     let second = |key: &str| match &value[key] {
         Value::Null => Ok(None),
-        Value::String(text) => text
-            .parse::<jiff::Timestamp>()
-            .map(|stamp| Some(stamp.as_second()))
-            .map_err(|_| bad(format!("{key} is no instant"))),
+        Value::String(text) => {
+            text.parse::<jiff::Timestamp>().map(|stamp| Some(stamp.as_second())).map_err(|_| bad(format!("{key} is no instant")))
+        }
         _ => Err(bad(format!("{key} is no instant"))),
     };
     let until_s = second("until")?;

@@ -215,9 +215,8 @@ fn furnish(root: &Path) -> std::io::Result<()> {
         std::fs::create_dir_all(path.parent().expect("a file lies in a folder"))?;
         std::fs::write(path, text)
     };
-    let read = |path: &str| {
-        std::fs::read_to_string(root.join(path)).map_err(|e| std::io::Error::new(e.kind(), format!("{path}: {e}")))
-    };
+    let read =
+        |path: &str| std::fs::read_to_string(root.join(path)).map_err(|e| std::io::Error::new(e.kind(), format!("{path}: {e}")));
     let template = |from: &str, to: &str| read(from).and_then(|text| write(to, &text));
 
     let (mut passwd, mut group) = (read("usr/share/base-passwd/passwd.master")?, read("usr/share/base-passwd/group.master")?);
@@ -248,7 +247,8 @@ fn furnish(root: &Path) -> std::io::Result<()> {
     }
 
     // The kernel's messages are the machine's, not ours to take.
-    let rsyslog: String = read("etc/rsyslog.conf")?.lines().filter(|line| !line.contains("imklog")).map(|line| format!("{line}\n")).collect();
+    let rsyslog: String =
+        read("etc/rsyslog.conf")?.lines().filter(|line| !line.contains("imklog")).map(|line| format!("{line}\n")).collect();
     write("etc/rsyslog.conf", &rsyslog)?;
     if root.join("usr/share/rsyslog/50-default.conf").exists() {
         template("usr/share/rsyslog/50-default.conf", "etc/rsyslog.d/50-default.conf")?;

@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use super::people::parse_subject;
 use super::{Action, ClientId, Core, Effect, Level, Row, Target, Waiting, What, rfc3339, shown};
 use crate::config::run::MANUAL;
-use crate::control::request::{Given, GivenWhat};
 use crate::control::Reply;
+use crate::control::request::{Given, GivenWhat};
 use crate::engine::historian::Search;
 use crate::jail::{Held, Now, Origin};
 use crate::state::history::Query;
@@ -108,10 +108,14 @@ impl Core {
 
     /// `banset apply`
     pub(super) fn apply(&mut self, now: Now, client: ClientId, uid: u32, origin: &str, jail: Option<&str>, given: &[Given]) {
-        let named = !origin.is_empty() && origin.len() <= 100 && origin.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        let named =
+            !origin.is_empty() && origin.len() <= 100 && origin.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
         if !named {
             let help = "letters, digits, dots and dashes, at most 100: the name of the machine that decided".to_owned();
-            return self.actions.push(Action::Reply(client, Reply::refused(2, format!("\"{}\" names no machine", escape(origin.as_bytes(), 100)), help)));
+            return self.actions.push(Action::Reply(
+                client,
+                Reply::refused(2, format!("\"{}\" names no machine", escape(origin.as_bytes(), 100)), help),
+            ));
         }
         let forced = match jail.map(|name| self.at(name)).transpose() {
             Ok(forced) => forced,
@@ -157,7 +161,8 @@ impl Core {
                     };
                     let since = Time::from_secs(event.since_s).min(now.wall);
                     let lasting = until.map_or(Lasting::Permanent, |until| Lasting::For(now.wall_of(until).since(since)));
-                    let reason = event.reason.as_ref().map(|reason| format!(": {}", escape(reason.as_bytes(), 500))).unwrap_or_default();
+                    let reason =
+                        event.reason.as_ref().map(|reason| format!(": {}", escape(reason.as_bytes(), 500))).unwrap_or_default();
                     let reason = format!("{mark}{reason}");
                     let origin = Origin::Manual { uid, reason: Some(reason.clone()) };
                     let held = Held { since, until, lasting, failures: event.failures, origin, in_kernel: false, generation: 0 };
@@ -177,7 +182,15 @@ impl Core {
                         ..Row::default()
                     };
                     self.record_about(now, at, subject, row);
-                    self.log(Level::Warn, format!("[{}] Ban {} from {origin_name}", self.jails[at].spec.name, shown(subject), origin_name = &mark[1..]));
+                    self.log(
+                        Level::Warn,
+                        format!(
+                            "[{}] Ban {} from {origin_name}",
+                            self.jails[at].spec.name,
+                            shown(subject),
+                            origin_name = &mark[1..]
+                        ),
+                    );
                     changes.push((at, subject, Target::Held { lasting, until }));
                 }
                 GivenWhat::Unban => {
@@ -189,7 +202,12 @@ impl Core {
                     }
                     lifted += 1;
                     self.jails[at].jail.lift(subject);
-                    self.record_about(now, at, subject, Row { what: What::Unban, origin: mark.as_str().into(), ..Row::default() });
+                    self.record_about(
+                        now,
+                        at,
+                        subject,
+                        Row { what: What::Unban, origin: mark.as_str().into(), ..Row::default() },
+                    );
                     self.log(Level::Warn, format!("[{}] Unban {} by {}", self.jails[at].spec.name, shown(subject), &mark[1..]));
                     changes.push((at, subject, Target::Gone));
                 }

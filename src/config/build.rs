@@ -12,7 +12,7 @@ use super::layers::{Held, JailWritten, Layer, Layers, Values};
 use super::report::{Concern, Findings};
 use super::run::{
     Accounts, Backend, Broken, Config, Daemon, Evidence, FilterUse, IgnoreList, Increment, Jail, Log, Loglevel, MANUAL, Nft,
-    Window,
+    RECIDIVE, Window,
 };
 use super::source::{Source, quoted};
 use super::values::{self, FilterName, Meaning};
@@ -135,13 +135,16 @@ impl Builder<'_> {
         if !enabled && !writes_filter {
             return None;
         }
-        jail.filter = self.filter_use(name, values, (file, at.clone()));
+        let fed = name == RECIDIVE && !values.contains_key("filter");
+        if !fed {
+            jail.filter = self.filter_use(name, values, (file, at.clone()));
+        }
         if !enabled {
             return None;
         }
         // What is missing is said only of a jail whose values are right: otherwise it may be what is wrong.
         if !self.findings.jails.contains_key(name) {
-            if jail.logpath.is_empty() {
+            if jail.logpath.is_empty() && !fed {
                 let help = "write logpath = \"/var/log/…\"".to_owned();
                 self.jail_mistake(name, file, at.clone(), format!("jail {name}: no source: this jail can never ban"), help);
             }

@@ -623,8 +623,15 @@ mod tests {
         };
         jail.recount(&failure(1));
         let until = Some(Time::from_secs(600));
-        let held =
-            Held { since: at(3).wall, until, lasting: Lasting::Permanent, failures: 0, origin: Origin::Adopted, in_kernel: true };
+        let held = Held {
+            since: at(3).wall,
+            until,
+            lasting: Lasting::Permanent,
+            failures: 0,
+            origin: Origin::Adopted,
+            in_kernel: true,
+            generation: 0,
+        };
         jail.hold(jail.subject(address("A")), held);
         assert_eq!(jail.judge(at(10), &failure(2), 0.0, 0), Verdict::Found(2));
         let Verdict::Claimed(ban) = jail.judge(at(10), &failure(3), 0.0, 0) else { panic!("not accounted for") };

@@ -13,6 +13,9 @@ use banset_integration::{
 };
 use nix::sys::signal::Signal;
 
+/// What somebody does to our table, and its name.
+type Act<'a> = (&'a str, Box<dyn Fn() + 'a>);
+
 fn sshd(log: &Log, nft: &str) -> String {
     format!(
         "[nft]\n{nft}\n[jail.sshd]\nenabled = true\nlogpath = {:?}\nmaxretry = 1\nfindtime = \"1h\"\nbantime = \"1h\"\n",
@@ -140,7 +143,7 @@ fn whatever_is_done_to_the_table_is_undone_whole() {
             let line = text.lines().find(|line| line.contains("@sshd-v4")).expect("a rule").to_owned();
             line.rsplit(' ').next().expect("a handle").to_owned()
         };
-        let acts: Vec<(&str, Box<dyn Fn()>)> = vec![
+        let acts: Vec<Act> = vec![
             ("flush ruleset", Box::new(|| _ = nft(&["flush", "ruleset"]))),
             ("delete table", Box::new(|| _ = nft(&["delete", "table", "inet", "banset"]))),
             ("flush table", Box::new(|| _ = nft(&["flush", "table", "inet", "banset"]))),

@@ -2,8 +2,10 @@
 
 CARGO ?= cargo
 # What the tests need besides Rust and gcc, as Debian calls it: the kernel's own tools, the libraries of the oracles in
-# integration/, a tracer, the programs that write and rotate logs, and fail2ban, whose filters and samples are read.
-PACKAGES = nftables iproute2 libmnl-dev libclang-dev pkg-config strace util-linux daemontools logrotate rsyslog fail2ban
+# integration/, a tracer, the programs that write and rotate logs, what makes journal files, and fail2ban, whose filters and samples are
+# read (its systemd backend needs python3-systemd).
+PACKAGES = nftables iproute2 libmnl-dev libclang-dev pkg-config strace util-linux daemontools logrotate rsyslog fail2ban \
+	systemd-journal-remote python3-systemd
 # fail2ban is there to be read and must not run, now or after a reboot: its unit is masked, and nothing is started meanwhile.
 READ_ONLY = unit=/etc/systemd/system/fail2ban.service policy=/usr/sbin/policy-rc.d; \
 	test -e $$unit || test -L $$unit || { $$as mkdir -p /etc/systemd/system; $$as ln -s /dev/null $$unit; }; \

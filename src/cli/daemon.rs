@@ -12,7 +12,8 @@ use crate::doctor;
 use crate::engine::core::{Core, Level, Suspects};
 use crate::engine::kernel::Writer;
 use crate::engine::run::{self, Ready};
-use crate::engine::{Specs, clock, lock, machine};
+use crate::engine::spawner::Spawner;
+use crate::engine::{Specs, clock, journal, lock, machine};
 use crate::nft::Monitor;
 use crate::nft::ruleset::jail_of;
 use crate::state::{self, KernelIdentity, Restored, Store};
@@ -27,6 +28,17 @@ const ACCEPTED: &str = "accepted.json";
 /// Runs in the foreground until SIGTERM or SIGINT.
 pub fn daemon(global: &Global) -> u8 {
     match start(global).and_then(run::run) {
+        Ok(()) => 0,
+        Err(why) => {
+            eprintln!("banset: {why}");
+            NEGATIVE
+        }
+    }
+}
+
+/// Starts `journalctl` for the daemon until that ends.
+pub fn spawner() -> u8 {
+    match crate::engine::spawner::serve() {
         Ok(()) => 0,
         Err(why) => {
             eprintln!("banset: {why}");
@@ -58,7 +70,15 @@ fn start(global: &Global) -> Result<Ready, String> {
         establish(&mut core, &mut writer, state.as_ref().map(|(_, restored)| restored))?;
     }
 
-    // 4. From here on nothing refuses.
+    // 4. Journals are read through a process of its own, which starts before there are threads and without our capabilities.
+    let spawner = Spawner::default();
+    if journal::possible(core.specs())
+        && let Err(e) = spawner.ready()
+    {
+        error!("cannot start the spawner: {}\n  help: journals can not be read until it can", plain(&e));
+    }
+
+    // 5. From here on nothing refuses.
     let access = Arc::new(Mutex::new(Access::default()));
     let applied = applying(access.clone(), logging.clone());
     let load = reloading(global.clone());
@@ -67,7 +87,7 @@ fn start(global: &Global) -> Result<Ready, String> {
         let _ = &lock;
         logging.reopen();
     });
-    Ok(Ready { core, writer, monitor, listener, socket, state, access, applied, load, reopen })
+    Ok(Ready { core, writer, monitor, listener, socket, state, spawner, access, applied, load, reopen })
 }
 
 /// The specs to run, and what is to be said about them once there is a log.

@@ -215,6 +215,9 @@ enum Command {
     },
     /// Play the whole way in a throwaway network namespace
     Demo(demo::Args),
+    /// Start journalctl for the daemon, which starts this itself
+    #[command(hide = true)]
+    Spawner,
 }
 
 #[derive(Debug, Subcommand)]
@@ -238,6 +241,7 @@ pub fn run() -> ExitCode {
         Command::Explain(args) => explain::explain(&global, &args),
         Command::Regex(args) => regex::regex(&global, &args),
         Command::Demo(args) => return demo::run(&args),
+        Command::Spawner => daemon::spawner(),
         Command::Doctor { shown } => doctor::doctor(&global, shown),
         Command::Status { jail, shown } => show::status(&global, jail, shown),
         Command::Stats { shown } => show::stats(&global, shown),

@@ -93,6 +93,19 @@ struct Running {
     key: Arc<str>,
     ignored: Nets,
     sources: BTreeMap<Arc<str>, Source>,
+    /// Between file and journal.
+    choice: Option<Choice>,
+}
+
+impl Running {
+    /// `file` or `journal`: what was chosen, or what the configuration alone decides.
+    fn backend(&self) -> &'static str {
+        match &self.choice {
+            Some(choice) if self.spec.journal.is_some() => choice.backend,
+            _ if self.spec.backend == "journal" => "journal",
+            _ => "file",
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -234,6 +247,7 @@ impl Core {
             Event::Source(report) => self.source(now, report),
             Event::Committed(committed) => self.committed(now, committed),
             Event::Foreign(heard) => self.foreign(heard),
+            Event::Chosen(jail, choice) => self.chosen(jail, choice),
             Event::Saved(result) => self.saved(now, result),
             Event::Synced(failed) => self.synced(failed),
             Event::Damaged(why) => self.damaged(now, why),
@@ -378,6 +392,11 @@ impl Core {
                     source.state = if batch.live { SourceState::Live } else { SourceState::CatchingUp };
                 }
             }
+            for share in &batch.shares {
+                if let Some(source) = running.sources.get_mut(&share.source) {
+                    source.lines += share.lines;
+                }
+            }
         }
     }
 
@@ -504,6 +523,16 @@ impl Core {
             for running in &mut self.jails {
                 running.jail.tidy(now).into_iter().for_each(|subject| self.keep.offence(now, &running.key, subject));
             }
+        }
+    }
+
+    fn chosen(&mut self, jail: JailId, choice: Choice) {
+        let Some(running) = self.by_id.get(&jail).and_then(|at| self.jails.get_mut(*at)) else { return };
+        let news = running.choice.as_ref().is_none_or(|last| last.backend != choice.backend);
+        let text = format!("[{}] reads the {}: {}", running.spec.name, choice.backend, choice.why);
+        running.choice = Some(choice);
+        if news && running.spec.backend == "auto" {
+            self.log(Level::Info, text);
         }
     }
 

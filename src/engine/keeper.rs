@@ -60,7 +60,10 @@ fn flush(store: &mut Store, told: &mut bool, done: &Sender<Event>) -> bool {
 fn save(keeping: Keeping) -> Save {
     let text = |resume: &Arc<Resume>| KeptPosition {
         place: resume.place,
-        mark: serde_json::to_string(&resume.position).unwrap_or_default(),
+        mark: match &resume.journal {
+            Some(journal) => serde_json::to_string(journal).unwrap_or_default(),
+            None => serde_json::to_string(&resume.position).unwrap_or_default(),
+        },
         scanner: serde_json::to_string(&resume.scanner).unwrap_or_default(),
     };
     Save {
@@ -81,9 +84,14 @@ fn save(keeping: Keeping) -> Save {
     }
 }
 
-/// A kept position as the reader takes it up; `None` if it is of another version's making: the log is read back then.
-pub fn resume(kept: &KeptPosition) -> Option<Resume> {
+/// A kept position as the reader takes it up; `None` if it is of another version's making: the log is read back then. Files have
+/// absolute paths, journals names.
+pub fn resume(path: &str, kept: &KeptPosition) -> Option<Resume> {
+    if !path.starts_with('/') {
+        let journal = Some(Box::new(serde_json::from_str(&kept.mark).ok()?));
+        return Some(Resume { place: kept.place, journal, ..Resume::default() });
+    }
     let position = serde_json::from_str(&kept.mark).ok()?;
     let scanner = serde_json::from_str(&kept.scanner).unwrap_or_default();
-    Some(Resume { place: kept.place, position, scanner })
+    Some(Resume { place: kept.place, position, scanner, journal: None })
 }

@@ -4,6 +4,7 @@ pub mod clerk;
 pub mod clock;
 pub mod core;
 pub mod historian;
+pub mod journal;
 pub mod keep;
 pub mod keeper;
 pub mod kernel;
@@ -14,6 +15,7 @@ pub mod names;
 pub mod pace;
 pub mod reader;
 pub mod run;
+pub mod spawner;
 pub mod spec;
 
 pub use self::core::{Core, Event};

@@ -137,9 +137,13 @@ impl Trial {
                 let before = scanner.counters(0);
                 let mut found = Vec::new();
                 let chunk = [line, b"\n"].concat();
-                scanner.scan(&chunk, When { now, live: true }, &mut found);
+                let when = When { now, live: true };
+                match given {
+                    Some(given) => scanner.scan_timed(&chunk, &[(0, given)], when, &mut found),
+                    None => scanner.scan(&chunk, when, &mut found),
+                }
                 let after = scanner.counters(0);
-                let date = dates.find(line, now);
+                let date = if given.is_none() { dates.find(line, now) } else { None };
                 let text = without(line, date.as_ref().map(|date| date.at.clone()));
                 let undated = after.undated > before.undated && date.is_none_or(|date| date.time.is_none());
                 let of = |found: &super::Found| given.or((!undated).then_some(found.time));

@@ -30,6 +30,8 @@ pub enum Event {
     Read(Batch),
     /// A source appeared, went missing, rotated.
     Source(SourceReport),
+    /// Between file and journal, this was chosen for a jail.
+    Chosen(JailId, Choice),
     /// The kernel's answer to [`Action::Commit`].
     Committed(Committed),
     /// Somebody else changed our table, or we could not hear all of it.
@@ -116,6 +118,26 @@ pub struct Batch {
     pub live: bool,
     /// Whether anything was read since the last batch.
     pub changed: bool,
+    /// Of a journal: how many lines were read for each of its sources.
+    pub shares: Vec<Share>,
+}
+
+/// Lines of one source among those of a journal.
+#[derive(Clone, Debug)]
+pub struct Share {
+    /// The source, as `status` names it.
+    pub source: Arc<str>,
+    /// How many.
+    pub lines: u64,
+}
+
+/// Where a jail's lines come from, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// `file` or `journal`.
+    pub backend: &'static str,
+    /// Why, for people.
+    pub why: String,
 }
 
 /// The whole state of one reader after a batch.
@@ -127,6 +149,8 @@ pub struct Resume {
     pub position: crate::watch::Position,
     /// What its filters remember.
     pub scanner: crate::filter::State,
+    /// Of a journal: all of it; the two above are then empty.
+    pub journal: Option<Box<crate::engine::journal::Kept>>,
 }
 
 /// One failure or success for one jail.

@@ -186,7 +186,7 @@ impl Core {
         };
         let mut wanted: Vec<(usize, IpNetwork)> = Vec::new();
         let (mut absent, mut refused, mut notes) = (Vec::new(), Vec::new(), Vec::new());
-        match self.chosen(&places, chosen) {
+        match self.selected(&places, chosen) {
             Ok(chosen) => wanted.extend(chosen),
             Err(why) => refused.push(why),
         }
@@ -257,7 +257,7 @@ impl Core {
     }
 
     /// The bans that are chosen otherwise than by address.
-    fn chosen(&self, places: &[usize], chosen: &Chosen) -> Result<Vec<(usize, IpNetwork)>, String> {
+    fn selected(&self, places: &[usize], chosen: &Chosen) -> Result<Vec<(usize, IpNetwork)>, String> {
         if !chosen.all && chosen.since.is_none() && chosen.net.is_none() && chosen.named.is_none() {
             return Ok(Vec::new());
         }
@@ -349,7 +349,7 @@ impl Core {
         match () {
             () if running.spec.broken.is_some() => "broken",
             () if self.pauses.holds(&running.spec.name) => "paused",
-            () if running.spec.patterns.is_empty() => "running",
+            () if running.spec.patterns.is_empty() && running.spec.journal.is_none() => "running",
             () if !running.sources.values().any(followed) => "waiting",
             () if running.spec.policy.observe => "observing",
             () => "running",
@@ -365,7 +365,8 @@ impl Core {
         json!({
             "name": spec.name,
             "state": self.state_of(running),
-            "backend": spec.backend,
+            "backend": running.backend(),
+            "backend_why": running.choice.as_ref().map(|choice| &choice.why),
             "sources": sources,
             "failures": { "current": running.jail.failing(), "total": running.jail.failures_total },
             "bans": { "current": running.jail.bans_held(), "total": running.jail.bans_total, "evicted": self.evicted_bans(spec) },
@@ -411,7 +412,7 @@ impl Core {
     pub(super) fn stats(&self) -> Value {
         let rows = self.jails.iter().map(|running| {
             json!({
-                "jail": running.spec.name, "backend": running.spec.backend,
+                "jail": running.spec.name, "backend": running.backend(),
                 "failures": { "current": running.jail.failing(), "total": running.jail.failures_total },
                 "bans": { "current": running.jail.bans_held(), "total": running.jail.bans_total },
             })
@@ -499,8 +500,10 @@ pub(super) fn broken_json(name: &str, why: &str) -> Value {
 }
 
 pub(super) fn source_json(path: &str, source: &Source) -> Value {
+    // How far behind reading is, only files tell.
+    let lag = path.starts_with('/').then(|| source.size - source.offset.min(source.size));
     json!({
-        "path": escape(path.as_bytes(), 4096), "state": source.state.name(), "lag_bytes": source.size - source.offset.min(source.size),
+        "path": escape(path.as_bytes(), 4096), "state": source.state.name(), "lag_bytes": lag,
         "lines": source.lines, "note": source.note,
     })
 }

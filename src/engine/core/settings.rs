@@ -52,16 +52,17 @@ impl Core {
             let ignored = self.ignores.with(spec, &self.names);
             let running = match old.remove(&spec.name) {
                 Some(running) => {
-                    let Running { id, spec: before, mut jail, sources, .. } = running;
+                    let Running { id, spec: before, mut jail, sources, choice, .. } = running;
                     rekeyed |= before.policy.ipv6_prefix != spec.policy.ipv6_prefix
                         || before.policy.ipv4_prefix != spec.policy.ipv4_prefix;
                     jail.reform(spec.policy.clone());
-                    Running { id, key: spec.name.as_str().into(), spec: spec.clone(), jail, ignored, sources }
+                    Running { id, key: spec.name.as_str().into(), spec: spec.clone(), jail, ignored, sources, choice }
                 }
                 None => {
                     let id = spec.id.unwrap_or(JailId(u32::MAX));
                     let jail = Jail::new(spec.policy.clone());
-                    Running { id, key: spec.name.as_str().into(), spec: spec.clone(), jail, ignored, sources: BTreeMap::new() }
+                    let key = spec.name.as_str().into();
+                    Running { id, key, spec: spec.clone(), jail, ignored, sources: BTreeMap::new(), choice: None }
                 }
             };
             self.jails.push(running);

@@ -116,6 +116,9 @@ fn what_nft_adds_is_a_ban_and_what_it_deletes_an_unban() {
     });
 }
 
+/// What is done, in words and in deed.
+type Act<'a> = (&'a str, Box<dyn Fn() + 'a>);
+
 #[test]
 fn whatever_is_done_to_the_table_is_undone_whole() {
     in_netns("whatever_is_done_to_the_table_is_undone_whole", || {
@@ -140,7 +143,7 @@ fn whatever_is_done_to_the_table_is_undone_whole() {
             let line = text.lines().find(|line| line.contains("@sshd-v4")).expect("a rule").to_owned();
             line.rsplit(' ').next().expect("a handle").to_owned()
         };
-        let acts: Vec<(&str, Box<dyn Fn()>)> = vec![
+        let acts: Vec<Act> = vec![
             ("flush ruleset", Box::new(|| _ = nft(&["flush", "ruleset"]))),
             ("delete table", Box::new(|| _ = nft(&["delete", "table", "inet", "banset"]))),
             ("flush table", Box::new(|| _ = nft(&["flush", "table", "inet", "banset"]))),

@@ -119,6 +119,9 @@ fn what_nft_adds_is_a_ban_and_what_it_deletes_an_unban() {
     });
 }
 
+/// What is done, in words and in deed.
+type Act<'a> = (&'a str, Box<dyn Fn() + 'a>);
+
 #[test]
 fn whatever_is_done_to_the_table_is_undone_whole() {
     in_netns("whatever_is_done_to_the_table_is_undone_whole", || {

@@ -146,7 +146,7 @@ fn establish(core: &mut Core, writer: &mut Writer, restored: Option<&Restored>) 
     let identity = KernelIdentity { boot: state::boot_id(), table: handle };
     let last = restored.and_then(|restored| restored.kernel.as_ref());
     let now = clock::now();
-    let mut wanted = core.establish();
+    let mut exact = false;
     match last {
         Some(last) if *last == identity => {
             let found = writer.adoptable(&specs)?;
@@ -154,11 +154,11 @@ fn establish(core: &mut Core, writer: &mut Writer, restored: Option<&Restored>) 
             if added + lifted > 0 {
                 info!("table {table} was changed while the daemon was away: {added} bans added, {lifted} lifted");
             }
-            wanted = core.establish();
         }
         Some(_) => {
             info!("table {table} is not the one that was left: {} bans are put back", core.bans_held());
-            wanted.exact = true;
+            core.refill();
+            exact = true;
         }
         None => {
             let mut strangers = std::collections::BTreeMap::<String, usize>::new();
@@ -168,9 +168,10 @@ fn establish(core: &mut Core, writer: &mut Writer, restored: Option<&Restored>) 
                 }
             }
             strangers.iter().for_each(|(jail, bans)| warn!("[{jail}] is no longer configured: {bans} bans lifted"));
-            wanted = core.establish();
         }
     }
+    let mut wanted = core.establish();
+    wanted.exact |= exact;
     let changed = writer.establish(&wanted)?;
     core.settled_in(clock::now(), writer.handle(&specs)?);
     match (changed, core.bans_held()) {

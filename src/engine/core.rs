@@ -22,6 +22,7 @@ pub mod events;
 mod kept;
 mod people;
 mod settings;
+mod subnets;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -38,6 +39,8 @@ enum Cause {
     Signal,
     /// The machine's addresses, or those of ignored names, changed, and with them the ignore sets.
     Machine,
+    /// A jail is to ban its first subnet.
+    Nets,
 }
 
 /// What people see once a change was carried out.
@@ -53,6 +56,8 @@ enum Effect {
 struct Flight {
     changes: Vec<Change>,
     effects: Vec<(usize, Effect)>,
+    /// For each element sent the change it was sent for: a subnet may take several, or none.
+    sent_for: Vec<usize>,
 }
 
 /// A reply that waits for changes.
@@ -84,6 +89,17 @@ struct Running {
     key: Arc<str>,
     ignored: Nets,
     sources: BTreeMap<Arc<str>, Source>,
+    nets: NetSets,
+}
+
+/// Whether a jail has its sets of subnets, which come to be with the first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum NetSets {
+    #[default]
+    No,
+    /// The kernel is asked to make them.
+    Asked,
+    Yes,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -101,6 +117,8 @@ pub struct Core {
     jails: Vec<Running>,
     by_id: HashMap<JailId, usize>,
     machine: Machine,
+    /// Our own IPv6 links, where addresses are banned one by one.
+    links: Arc<Nets>,
     names: Resolved,
     pending: Flight,
     flying: Option<Flight>,
@@ -128,6 +146,7 @@ impl Core {
             specs: Arc::new(Specs::default()),
             jails: Vec::new(),
             by_id: HashMap::new(),
+            links: subnets::exact_links(&machine),
             machine,
             names: Resolved::new(),
             pending: Flight::default(),
@@ -161,7 +180,8 @@ impl Core {
     }
 
     /// What the start wants of the kernel.
-    pub fn establish(&self) -> Establish {
+    pub fn establish(&mut self) -> Establish {
+        self.ask_for_nets();
         self.establish_for(&self.specs, false)
     }
 
@@ -184,6 +204,7 @@ impl Core {
             Event::Machine(machine) => {
                 if machine != self.machine {
                     self.machine = machine;
+                    self.know_links();
                     self.ignored_otherwise(now);
                 }
             }
@@ -207,6 +228,7 @@ impl Core {
         if let Rebuild::Wanted { not_before, failed, .. } = self.rebuild {
             // What waits for the table waits on: it is part of what the rebuild puts in, and is committed after it.
             if not_before <= now.mono {
+                self.ask_for_nets();
                 let establish = self.establish_for(&self.specs, true);
                 self.rebuild = Rebuild::Running { failed };
                 self.actions.push(Action::Establish(establish));
@@ -215,17 +237,24 @@ impl Core {
         }
         if let Some((cause, specs)) = self.queued_reload.take() {
             let specs = Arc::new(self.number(specs));
+            self.ask_for_nets();
             let establish = self.establish_for(&specs, false);
             self.reloading = Some((cause, specs));
             self.actions.push(Action::Establish(establish));
+            return;
+        }
+        if self.ask_for_nets() {
+            self.reloading = Some((Cause::Nets, self.specs.clone()));
+            self.actions.push(Action::Establish(self.establish_for(&self.specs, false)));
             return;
         }
         if self.pending.changes.is_empty() || self.pace.next(now.mono, self.largest()) > now.mono {
             return;
         }
         self.pace.commit(now.mono);
-        let flight = std::mem::take(&mut self.pending);
-        self.actions.push(Action::Commit(flight.changes.clone()));
+        let mut flight = std::mem::take(&mut self.pending);
+        let elements = self.elements_of(&mut flight);
+        self.actions.push(Action::Commit(elements));
         self.flying = Some(flight);
     }
 
@@ -330,6 +359,7 @@ impl Core {
             Verdict::Ban(ban) => {
                 let text = format!("[{}] Ban {}", self.jails[at].spec.name, shown(ban.subject));
                 self.want(now, at, ban.subject, &ban.held, Effect::Log(Level::Warn, text));
+                self.aggregate(now, at, ban.subject);
             }
         }
     }
@@ -356,7 +386,8 @@ impl Core {
     }
 
     fn change(&mut self, now: Now, at: usize, subject: IpNetwork, to: Target, effect: Effect) {
-        let set = self.jails[at].spec.set(subject);
+        let spec = &self.jails[at].spec;
+        let (set, what) = (spec.set(subject), spec.element(subject));
         self.keep.ban(now, &self.jails[at].key, subject);
         if let Effect::Tell(client) = effect
             && let Some(waiting) = self.waiting.get_mut(&client)
@@ -364,7 +395,7 @@ impl Core {
             waiting.open += 1;
         }
         self.pending.effects.push((self.pending.changes.len(), effect));
-        self.pending.changes.push(Change { set, what: subject.network().into(), to });
+        self.pending.changes.push(Change { set, what, to });
     }
 
     fn expire(&mut self, now: Now) {

@@ -55,6 +55,8 @@ pub struct Machine {
     pub addresses: Vec<IpAddr>,
     /// Next hops of default routes.
     pub gateways: Vec<IpAddr>,
+    /// The networks of our interfaces, wider than an address; without loopback and link-local ones.
+    pub links: Vec<IpNetwork>,
 }
 
 /// A table that is as it was wanted.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::{Action, Cause, Core, Effect, JailId, Level, Rebuild, Reloaded, Running, Target, covers, shown};
+use super::{Action, Cause, Core, Effect, JailId, Level, NetSets, Rebuild, Reloaded, Running, Target, covers, shown, subnets};
 use crate::control::Reply;
 use crate::engine::spec::Specs;
 use crate::jail::{Jail, Nets, Now, Origin};
@@ -52,16 +52,20 @@ impl Core {
             let ignored: Nets = spec.ignored(&self.names).collect();
             let running = match old.remove(&spec.name) {
                 Some(running) => {
-                    let Running { id, spec: before, mut jail, sources, .. } = running;
-                    rekeyed |= before.policy.ipv6_prefix != spec.policy.ipv6_prefix
-                        || before.policy.ipv4_prefix != spec.policy.ipv4_prefix;
+                    let Running { id, spec: before, mut jail, sources, nets, .. } = running;
                     jail.reform(spec.policy.clone());
-                    Running { id, key: spec.name.as_str().into(), spec: spec.clone(), jail, ignored, sources }
+                    if subnets::rekeyed(&before, spec) {
+                        rekeyed = true;
+                        jail.cover_mut().refill();
+                    }
+                    Running { id, key: spec.name.as_str().into(), spec: spec.clone(), jail, ignored, sources, nets }
                 }
                 None => {
                     let id = spec.id.unwrap_or(JailId(u32::MAX));
-                    let jail = Jail::new(spec.policy.clone());
-                    Running { id, key: spec.name.as_str().into(), spec: spec.clone(), jail, ignored, sources: BTreeMap::new() }
+                    let mut jail = Jail::new(spec.policy.clone());
+                    jail.exactly(&self.links);
+                    let (key, sources, nets) = (spec.name.as_str().into(), BTreeMap::new(), NetSets::No);
+                    Running { id, key, spec: spec.clone(), jail, ignored, sources, nets }
                 }
             };
             self.jails.push(running);
@@ -98,7 +102,7 @@ impl Core {
             };
             for (subject, held) in running.jail.bans() {
                 let by = covers(&running.ignored, subject).or_else(|| covers(&own, subject));
-                if let (Some(entry), Origin::Failures | Origin::Adopted) = (by, &held.origin) {
+                if let (Some(entry), Origin::Failures | Origin::Adopted | Origin::Aggregate(_)) = (by, &held.origin) {
                     lifted.push((at, subject, entry));
                 }
             }

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 use serde_json::json;
 
-use super::{Action, Adopted, Cause, Change, ClientId, Core, Done, Effect, Establish, Level, Rebuild, Refusal, Target, covers};
+use super::{
+    Action, Adopted, Cause, Change, ClientId, Core, Done, Effect, Establish, Level, NetSets, Rebuild, Refusal, Target, covers,
+    subnets,
+};
 use crate::control::Reply;
 use crate::engine::spec::{Specs, addresses};
 use crate::jail::{Held, Nets, Now, Origin};
@@ -15,7 +18,12 @@ use crate::terms::{Lasting, Span};
 impl Core {
     /// An element found in one of our sets: a ban that goes on. Tells whether a jail of ours has that set.
     pub fn adopt(&mut self, now: Now, found: &Adopted) -> bool {
-        let Some(running) = self.jails.iter_mut().find(|running| running.spec.holds(&found.set)) else { return false };
+        let Some(at) = self.jails.iter().position(|running| running.spec.holds(&found.set)) else { return false };
+        if self.jails[at].spec.is_net_set(&found.set) {
+            self.adopt_net(now, at, found);
+            return true;
+        }
+        let running = &mut self.jails[at];
         let lasting = found.timeout.or(found.left).map_or(Lasting::Permanent, Lasting::For);
         let elapsed = match (lasting, found.left) {
             (Lasting::For(given), Some(left)) => Span(given.0.saturating_sub(left.0)),
@@ -23,7 +31,7 @@ impl Core {
         };
         let until = found.left.map(|left| now.mono + left);
         let held = Held { since: now.wall - elapsed, until, lasting, failures: 0, origin: Origin::Adopted, in_kernel: true };
-        let subject = running.jail.subject(found.what.first());
+        let subject = running.spec.policy.prefixed(found.what.first());
         if running.jail.hold(subject, held) {
             self.keep.ban(now, &running.key, subject);
         } else {
@@ -34,16 +42,24 @@ impl Core {
 
     pub(super) fn committed(&mut self, now: Now, refusals: Vec<Refusal>) {
         let Some(flight) = self.flying.take() else { return };
-        let refused: HashMap<usize, String> = refusals.into_iter().map(|refusal| (refusal.index, refusal.why)).collect();
+        let refusals =
+            refusals.into_iter().map(|Refusal { index, why }| (flight.sent_for.get(index).copied().unwrap_or(index), why));
+        let refused: HashMap<usize, String> = refusals.collect();
+        // A stretch of a set of subnets is right or wrong as a whole.
+        let is_net = |set: &str| self.jails.iter().any(|running| running.spec.is_net_set(set));
+        if let Some((_, why)) = refused.iter().find(|(index, _)| flight.changes.get(**index).is_some_and(|c| is_net(&c.set))) {
+            let why = why.clone();
+            self.flying = Some(flight);
+            return self.damaged(now, why);
+        }
         for (index, why) in &refused {
             self.log(Level::Error, why.clone());
             // What the kernel does not hold is not banned: the books follow the kernel.
             if let Some(change) = flight.changes.get(*index)
                 && matches!(change.to, Target::Held { .. })
             {
-                let (set, address) = (change.set.clone(), change.what.first());
-                for running in self.jails.iter_mut().filter(|j| j.spec.holds(&set)) {
-                    let subject = running.jail.subject(address);
+                for running in self.jails.iter_mut().filter(|j| j.spec.holds(&change.set)) {
+                    let Some(subject) = running.spec.subject(&change.set, change.what) else { continue };
                     running.jail.lift(subject);
                     self.keep.ban(now, &running.key, subject);
                 }
@@ -53,7 +69,7 @@ impl Core {
             if let (Target::Held { .. }, false) = (change.to, refused.contains_key(&index))
                 && let Some(running) = self.jails.iter_mut().find(|j| j.spec.holds(&change.set))
             {
-                let subject = running.jail.subject(change.what.first());
+                let Some(subject) = running.spec.subject(&change.set, change.what) else { continue };
                 running.jail.confirm(subject);
                 self.keep.ban(now, &running.key, subject);
             }
@@ -91,6 +107,7 @@ impl Core {
             let base = flight.changes.len();
             flight.effects.extend(late.effects.into_iter().map(|(index, effect)| (base + index, effect)));
             flight.changes.extend(late.changes);
+            flight.sent_for.clear();
             self.pending = flight;
         }
         self.log(Level::Error, format!("{why}\n  help: the table is not as it was left; rebuilding it now"));
@@ -101,6 +118,7 @@ impl Core {
         if let Ok(done) = &result {
             self.settled_in(now, done.table);
         }
+        self.nets_made(result.is_ok());
         if let Some((cause, specs)) = self.reloading.take() {
             return self.reestablished(now, cause, specs, result);
         }
@@ -125,6 +143,12 @@ impl Core {
 
     pub(super) fn reestablished(&mut self, now: Now, cause: Cause, specs: Arc<Specs>, result: Result<Done, String>) {
         let reply = match result {
+            Ok(_) if cause == Cause::Nets => return,
+            Err(why) if cause == Cause::Nets => {
+                self.log(Level::Error, format!("{why}\n  help: the sets for subnets could not be made; trying again"));
+                self.rebuild = Rebuild::Wanted { why, not_before: now.mono + Span::from_secs(1), failed: 1 };
+                return;
+            }
             Ok(_) if cause == Cause::Machine => {
                 self.log(Level::Info, "our addresses, or those of ignored names, changed: the ignore sets follow".to_owned());
                 return;
@@ -158,17 +182,24 @@ impl Core {
     /// Everything wanted of the kernel under `specs`, with what is held now.
     pub(super) fn establish_for(&self, specs: &Arc<Specs>, exact: bool) -> Establish {
         let mut held: HashMap<Arc<str>, Vec<Change>> = HashMap::new();
+        let (mut nets, mut rekeyed) = (Vec::new(), false);
         for spec in &specs.jails {
-            let Some(running) = self.jails.iter().find(|running| running.spec.name == spec.name) else { continue };
+            let running = self.jails.iter().find(|running| running.spec.name == spec.name);
+            nets.push(running.is_some_and(|running| running.nets != NetSets::No));
+            let Some(running) = running else { continue };
+            rekeyed |= subnets::rekeyed(&running.spec, spec);
+            for (set, change) in subnets::stretches(&running.jail, &running.spec, spec) {
+                held.entry(set).or_default().push(change);
+            }
             let ignored: Nets = spec.ignored(&self.names).collect();
             for (subject, ban) in running.jail.bans() {
-                let subject = spec.subject(subject);
-                if covers(&ignored, subject).is_some() && ban.origin == Origin::Failures {
+                let own = matches!(ban.origin, Origin::Failures | Origin::Aggregate(_));
+                if spec.policy.is_net(subject) || (own && covers(&ignored, subject).is_some()) {
                     continue;
                 }
                 let set = spec.set(subject);
                 let to = Target::Held { lasting: ban.lasting, until: ban.until };
-                held.entry(set.clone()).or_default().push(Change { set, what: subject.network().into(), to });
+                held.entry(set.clone()).or_default().push(Change { set, what: spec.element(subject), to });
             }
         }
         let own_ignored = specs.jails.iter().map(|spec| spec.own_ignored(&self.names)).collect();
@@ -176,9 +207,9 @@ impl Core {
             specs: specs.clone(),
             ignored: self.ignored_for(specs),
             own_ignored,
-            nets: vec![false; specs.jails.len()],
+            nets,
             held,
-            exact,
+            exact: exact || rekeyed,
             adopt: self.specs.degraded.is_some() && self.specs.jails.is_empty(),
         }
     }

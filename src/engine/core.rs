@@ -253,7 +253,7 @@ impl Core {
         }
         self.pace.commit(now.mono);
         let mut flight = std::mem::take(&mut self.pending);
-        let elements = self.elements_of(&mut flight);
+        let elements = self.elements_of(now, &mut flight);
         self.actions.push(Action::Commit(elements));
         self.flying = Some(flight);
     }

@@ -180,10 +180,22 @@ impl Writer {
     /// Carries out changes, in order. What the kernel refuses alone is told by index; the rest is carried out.
     fn commit(&mut self, changes: &[Change]) -> Result<Vec<Refusal>, String> {
         let mut refusals = Vec::new();
-        for (part, slice) in changes.chunks(AT_ONCE).enumerate() {
-            self.commit_part(slice, part * AT_ONCE, &mut refusals)?;
+        let mut base = 0;
+        while base < changes.len() {
+            let end = self.boundary(changes, (base + AT_ONCE).min(changes.len()), base);
+            self.commit_part(&changes[base..end], base, &mut refusals)?;
+            base = end;
         }
         Ok(refusals)
+    }
+
+    /// Where changes can be parted, near `wanted` and after `from`: never between those of a set of intervals, which hold only together.
+    fn boundary(&self, changes: &[Change], wanted: usize, from: usize) -> usize {
+        let is_net =
+            |change: &Change| self.ruleset.as_ref().and_then(|ruleset| ruleset.set(&change.set)).is_some_and(|set| set.interval);
+        let parts = |at: &usize| *at == changes.len() || !is_net(&changes[*at - 1]) || changes[*at].set != changes[*at - 1].set;
+        let before = (from + 1..=wanted).rev().find(parts);
+        before.or_else(|| (wanted.max(from + 1)..=changes.len()).find(parts)).unwrap_or(changes.len())
     }
 
     /// Commits a part; a part that is refused because of one element is halved until that element is found.
@@ -200,7 +212,12 @@ impl Writer {
                 Ok(())
             }
             _ => {
-                let (left, right) = changes.split_at(changes.len() / 2);
+                let middle = self.boundary(changes, changes.len() / 2, 0);
+                if middle == changes.len() {
+                    refusals.push(Refusal { index: base, why: refused.to_string() });
+                    return Ok(());
+                }
+                let (left, right) = changes.split_at(middle);
                 self.commit_part(left, base, refusals)?;
                 self.commit_part(right, base + left.len(), refusals)
             }
@@ -211,11 +228,24 @@ impl Writer {
         let Some(ruleset) = &self.ruleset else { return Ok(()) };
         let now = clock::now();
         let mut transaction = Transaction::about(ruleset);
-        for change in changes {
+        let mut changes = changes.iter().peekable();
+        while let Some(change) = changes.next() {
             // A jail without IPv6 sets has no place for the element; the ban is held and bites nobody.
             let Some(set) = ruleset.set(&change.set) else { continue };
+            let elements = |change: &Change| element(now, change).into_iter().collect::<Vec<_>>();
             match change.to {
-                Target::Held { .. } => transaction.add(set, element(now, change).into_iter().collect::<Vec<_>>()),
+                Target::Held { .. } => transaction.add(set, elements(change)),
+                // An interval that is removed and comes back with another end.
+                Target::Gone
+                    if set.interval && changes.peek().is_some_and(|next| next.set == change.set && next.what == change.what) =>
+                {
+                    let next = changes.next().unwrap_or(change);
+                    transaction.add(set, elements(next));
+                    if !self.socket.features().timeout_update {
+                        transaction.remove(set, [change.what]);
+                        transaction.add(set, elements(next));
+                    }
+                }
                 Target::Gone => transaction.remove(set, [change.what]),
             }
         }

@@ -69,13 +69,23 @@ pub struct Piece {
     pub stay: Stay,
 }
 
-/// What makes the set equal to what is meant: first all of `removed` go, then all of `added` come, in one transaction.
+/// What makes the set equal to what is meant: first all of `removed` go, then all of `renewed` get another end, then all of `added`
+/// come, in one transaction. No two have a first address in common but one that goes and one that comes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Difference {
-    /// Stretches that are there as they are named here.
-    pub removed: Vec<(IpAddr, IpAddr)>,
-    /// Pieces that are not there, or there with another end.
+    /// Pieces that are there, and there as they are named here.
+    pub removed: Vec<Piece>,
+    /// Pieces that are there with another end.
+    pub renewed: Vec<Piece>,
+    /// Pieces that are not there.
     pub added: Vec<Piece>,
+}
+
+impl Difference {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.removed.is_empty() && self.renewed.is_empty() && self.added.is_empty()
+    }
 }
 
 /// The subnets that one jail bans, and the pieces that stand for them.
@@ -115,14 +125,32 @@ impl Cover {
         }
     }
 
-    /// What has to go and come between `first` and `last` so that it is as meant; from here on it is taken to be so.
-    pub fn settle(&mut self, first: IpAddr, last: IpAddr) -> Difference {
-        let kind = Kind::of(first);
-        let (removed, added) = self.side_mut(first).settle(kind, bits(first), bits(last));
-        Difference {
-            removed: removed.into_iter().map(|(first, last)| (kind.address(first), kind.address(last))).collect(),
-            added: added.into_iter().map(|(first, last, stay)| kind.piece(first, last, stay)).collect(),
+    /// What has to go and come in these stretches, all of one kind, so that they are as meant; from here on they are taken to be so.
+    pub fn settle(&mut self, stretches: &[(IpAddr, IpAddr)]) -> Difference {
+        let mut difference = Difference::default();
+        let Some((one, _)) = stretches.first() else { return difference };
+        let kind = Kind::of(*one);
+        let side = self.side_mut(*one);
+        // What was there before the first change of it: a piece that comes and goes again is nothing to do.
+        let mut before: BTreeMap<u128, Option<(u128, Stay)>> = BTreeMap::new();
+        for (first, last) in stretches {
+            side.settle(kind, bits(*first), bits(*last), &mut before);
         }
+        for (first, was) in before {
+            let piece = |(last, stay): (u128, Stay)| kind.piece(first, last, stay);
+            match (was, side.pieces.get(&first).copied()) {
+                (Some((from, was)), Some((to, is))) if from == to => {
+                    if was.until != is.until {
+                        difference.renewed.push(piece((to, is)));
+                    }
+                }
+                (was, is) => {
+                    difference.removed.extend(was.map(piece));
+                    difference.added.extend(is.map(piece));
+                }
+            }
+        }
+        difference
     }
 
     /// A set that is filled anew holds what is meant.
@@ -267,7 +295,7 @@ impl Side {
         gone.iter().for_each(|start| _ = self.pieces.remove(start));
     }
 
-    fn settle(&mut self, kind: Kind, mut first: u128, mut last: u128) -> (Vec<(u128, u128)>, Vec<Stretch>) {
+    fn settle(&mut self, kind: Kind, mut first: u128, mut last: u128, before: &mut BTreeMap<u128, Option<(u128, Stay)>>) {
         // What sticks out has to be cut, and what touches may have been one piece before, or become one.
         if let Some((start, (end, _))) = self.pieces.range(..first).next_back()
             && *end >= first - 1
@@ -278,19 +306,15 @@ impl Side {
             last = last.max(*end);
         }
         let meant = self.meant(kind, first, last);
-        let there: BTreeMap<u128, (u128, Stay)> =
-            self.pieces.range(first..=last).map(|(start, piece)| (*start, *piece)).collect();
-        let stays = |start: u128, end: u128| {
-            let at = meant.binary_search_by_key(&start, |(from, _, _)| *from);
-            at.is_ok_and(|at| meant[at].1 == end)
-        };
-        let removed: Vec<(u128, u128)> =
-            there.iter().map(|(start, (end, _))| (*start, *end)).filter(|(start, end)| !stays(*start, *end)).collect();
-        let same = |(from, to, stay): &Stretch| there.get(from).is_some_and(|(end, is)| end == to && is.until == stay.until);
-        let added: Vec<Stretch> = meant.into_iter().filter(|piece| !same(piece)).collect();
-        removed.iter().for_each(|(start, _)| _ = self.pieces.remove(start));
-        self.pieces.extend(added.iter().map(|(from, to, stay)| (*from, (*to, *stay))));
-        (removed, added)
+        let there: Vec<(u128, (u128, Stay))> = self.pieces.range(first..=last).map(|(start, piece)| (*start, *piece)).collect();
+        for (start, piece) in there {
+            self.pieces.remove(&start);
+            before.entry(start).or_insert(Some(piece));
+        }
+        for (start, end, stay) in meant {
+            before.entry(start).or_insert(None);
+            self.pieces.insert(start, (end, stay));
+        }
     }
 }
 
@@ -408,13 +432,16 @@ mod tests {
             let (what, secs) = rest.split_once(' ').unwrap_or((rest, "1"));
             let what = net(what);
             cover.mean(what, (sign == "+").then(|| until(secs.parse().expect("seconds"))));
-            let difference = cover.settle(what.network(), what.broadcast());
-            let removed = difference.removed.iter().map(|(first, last)| format!("-{}", shown(*first, *last)));
-            let added = difference.added.iter().map(|piece| {
-                let end = piece.stay.until.map_or("ever".to_owned(), |until| until.secs().to_string());
-                format!("+{} {end}", shown(piece.first, piece.last))
-            });
-            said.push(removed.chain(added).collect::<Vec<_>>().join(" "));
+            let difference = cover.settle(&[(what.network(), what.broadcast())]);
+            let removed = difference.removed.iter().map(|piece| format!("-{}", shown(piece.first, piece.last)));
+            let told = |sign: char| {
+                move |piece: &Piece| {
+                    let end = piece.stay.until.map_or("ever".to_owned(), |until| until.secs().to_string());
+                    format!("{sign}{} {end}", shown(piece.first, piece.last))
+                }
+            };
+            let (renewed, added) = (difference.renewed.iter().map(told('=')), difference.added.iter().map(told('+')));
+            said.push(removed.chain(renewed).chain(added).collect::<Vec<_>>().join(" "));
         }
         said.join("; ")
     }
@@ -424,7 +451,7 @@ mod tests {
         let table = [
             ("+192.0.2.0/24 60", "+192.0.2.0/24 60"),
             // equal, longer and shorter
-            ("+192.0.2.0/24 60; +192.0.2.0/24 90", "+192.0.2.0/24 60; +192.0.2.0/24 90"),
+            ("+192.0.2.0/24 60; +192.0.2.0/24 90", "+192.0.2.0/24 60; =192.0.2.0/24 90"),
             // inside, shorter or equally long: the outer one stands for it
             ("+192.0.2.0/24 60; +192.0.2.64/26 50; -192.0.2.64/26", "+192.0.2.0/24 60; ; "),
             ("+192.0.2.0/24 60; +192.0.2.64/26 60", "+192.0.2.0/24 60; "),
@@ -493,7 +520,7 @@ mod tests {
         // The same end, told a little otherwise: nothing has to be done about it.
         assert!(cover.found(piece("192.0.2.0/25", 91)));
         assert!(cover.found(piece("192.0.2.128/25", 59)));
-        assert_eq!(cover.settle(net("192.0.2.0/24").network(), net("192.0.2.0/24").broadcast()), Difference::default());
+        assert_eq!(cover.settle(&[(net("192.0.2.0/24").network(), net("192.0.2.0/24").broadcast())]), Difference::default());
         assert!(!cover.found(piece("192.0.2.128/25", 80)), "it lasts longer than ours");
         assert!(!cover.found(piece("198.51.100.0/24", 10)), "we know nothing of it");
         cover.gone(net("192.0.2.64/26").network(), net("192.0.2.64/26").broadcast());
@@ -511,14 +538,18 @@ mod tests {
 
     impl Kernel {
         fn apply(&mut self, difference: &Difference, now: Time) {
-            for (first, last) in &difference.removed {
-                let (first, last) = (bits(*first), bits(*last));
+            for piece in &difference.removed {
+                let (first, last) = (bits(piece.first), bits(piece.last));
                 let at = self.0.iter().position(|(f, l, _)| (*f, *l) == (first, last));
                 _ = self.0.remove(at.unwrap_or_else(|| panic!("{first}-{last} is not there")));
             }
+            for piece in &difference.renewed {
+                let key = (bits(piece.first), bits(piece.last));
+                let at = self.0.iter_mut().find(|(f, l, _)| (*f, *l) == key);
+                at.unwrap_or_else(|| panic!("{piece:?} is not there")).2 = piece.stay.until;
+            }
             for piece in &difference.added {
                 let (first, last) = (bits(piece.first), bits(piece.last));
-                self.0.retain(|(f, l, _)| (*f, *l) != (first, last));
                 assert!(self.0.iter().all(|(f, l, _)| *l < first || last < *f), "EEXIST: {piece:?}");
                 assert!(piece.stay.until.is_none_or(|until| until > now), "over already: {piece:?}");
                 self.0.push((first, last, piece.stay.until));
@@ -538,7 +569,7 @@ mod tests {
             let mut cover = Cover::default();
             let mut kernel = Kernel::default();
             let mut bans: BTreeMap<IpNetwork, Option<Time>> = BTreeMap::new();
-            let mut now = Time::from_secs(1);
+            let (mut now, mut waiting) = (Time::from_secs(1), Vec::new());
             for (what, host, prefix, secs) in steps {
                 let subject = network(Ipv4Addr::from_bits(edge + host).into(), prefix).expect("a subnet");
                 match what {
@@ -563,9 +594,13 @@ mod tests {
                         continue;
                     }
                 }
-                let difference = cover.settle(subject.network(), subject.broadcast());
+                waiting.push((subject.network(), subject.broadcast()));
+                if what == 0 {
+                    // It goes with the next one.
+                    continue;
+                }
+                let difference = cover.settle(&std::mem::take(&mut waiting));
                 kernel.apply(&difference, now);
-                prop_assert!(difference.removed.len() + difference.added.len() <= 2 * bans.len() + 4);
                 for address in edge..=edge + 63 {
                     let held = bans.iter().filter(|(net, _)| net.contains(Ipv4Addr::from_bits(address).into())).map(|(_, until)| *until);
                     let meant = held.reduce(|a, b| if outlasts(a, b) { a } else { b });

@@ -12,9 +12,12 @@ use ipnetwork::IpNetwork;
 use super::{Adopted, Change, Core, Effect, Flight, Level, Machine, NetSets, Target, shown};
 use crate::engine::spec::Spec;
 use crate::jail::cover::{self, Cover, Piece, Stay};
-use crate::jail::{Held, Jail, NETS_AT_MOST, Nets, Now, Origin};
+use crate::jail::{Difference, Held, Jail, NETS_AT_MOST, Nets, Now, Origin};
 use crate::nft::{Interval, Key};
 use crate::terms::{Lasting, Span, Time};
+
+/// A piece that ends within so long may have ended by the time the kernel gets to it.
+const DOUBTFUL: Span = Span::from_secs(60);
 
 /// What was cut out of wider bans.
 #[derive(Debug, Default)]
@@ -54,6 +57,29 @@ pub(super) fn stretches(jail: &Jail, before: &Spec, spec: &Spec) -> Vec<(Arc<str
     anew.as_ref().unwrap_or_else(|| jail.cover()).pieces(Time::default()).filter_map(change).collect()
 }
 
+/// A difference as changes of elements, in order.
+///
+/// A piece that may have ended by the kernel's clock is never just removed: of an expired interval the kernel (6.18) finds the end and
+/// not the beginning, and its garbage collector then takes the end of another interval, which from there on reaches up to the next
+/// one. Adding it anew first, in the same transaction, makes sure that it is there whole. A piece that gets another end is
+/// removed and added; where the kernel can do it in one, the writer does.
+pub fn in_elements(now: Now, set: &Arc<str>, difference: &Difference) -> Vec<Change> {
+    let change = |piece: &Piece, to| Some(Change { set: set.clone(), what: Interval::new(piece.first, piece.last)?, to });
+    let revived = Stay { lasting: Lasting::For(DOUBTFUL), until: Some(now.mono + DOUBTFUL) };
+    let mut all = Vec::new();
+    for piece in &difference.removed {
+        if piece.stay.until.is_some_and(|until| until <= now.mono + DOUBTFUL) {
+            all.extend(change(piece, target(revived)));
+        }
+        all.extend(change(piece, Target::Gone));
+    }
+    for piece in &difference.renewed {
+        all.extend([change(piece, Target::Gone), change(piece, target(piece.stay))].into_iter().flatten());
+    }
+    all.extend(difference.added.iter().filter_map(|piece| change(piece, target(piece.stay))));
+    all
+}
+
 fn net_set(spec: &Spec, piece: &Piece) -> Arc<str> {
     if piece.first.is_ipv4() { spec.set_net4.clone() } else { spec.set_net6.clone() }
 }
@@ -89,18 +115,21 @@ impl Core {
     }
 
     /// The elements that a flight's changes come to.
-    pub(super) fn elements_of(&mut self, flight: &mut Flight) -> Vec<Change> {
+    pub(super) fn elements_of(&mut self, now: Now, flight: &mut Flight) -> Vec<Change> {
         let mut elements = Vec::with_capacity(flight.changes.len());
         flight.sent_for.clear();
+        let mut settled: Vec<&str> = Vec::new();
         for (index, change) in flight.changes.iter().enumerate() {
             match self.jails.iter_mut().find(|running| running.spec.is_net_set(&change.set)) {
                 None => elements.push(change.clone()),
+                // All changes of one set go with the first of them.
+                Some(_) if settled.contains(&&*change.set) => {}
                 Some(running) => {
-                    let difference = running.jail.cover_mut().settle(change.what.first(), change.what.last());
-                    let element =
-                        |first, last, to| Some(Change { set: change.set.clone(), what: Interval::new(first, last)?, to });
-                    elements.extend(difference.removed.iter().filter_map(|(first, last)| element(*first, *last, Target::Gone)));
-                    elements.extend(difference.added.iter().filter_map(|p| element(p.first, p.last, target(p.stay))));
+                    settled.push(&change.set);
+                    let changes = flight.changes.iter().filter(|other| other.set == change.set);
+                    let stretches: Vec<_> = changes.map(|change| (change.what.first(), change.what.last())).collect();
+                    let difference = running.jail.cover_mut().settle(&stretches);
+                    elements.extend(in_elements(now, &change.set, &difference));
                 }
             }
             flight.sent_for.resize(elements.len(), index);

@@ -80,3 +80,13 @@ fn write_proc(path: &str, text: &str) -> io::Result<()> {
     nix::unistd::write(&file, text.as_bytes())?;
     Ok(())
 }
+
+/// Whether the kernel takes the system's clock for synchronized (adjtimex(2)); `None` if it does not say.
+pub fn clock_is_synchronized() -> Option<bool> {
+    // SAFETY: `timex` is plain numbers, for which zeroes are a value; modes 0 only reads, into memory that outlives the call.
+    let state = unsafe {
+        let mut timex: libc::timex = std::mem::zeroed();
+        libc::adjtimex(&raw mut timex)
+    };
+    (state >= 0).then_some(state != libc::TIME_ERROR)
+}

@@ -160,6 +160,9 @@ impl Hook {
 }
 
 impl Family {
+    /// Every family, the one that is always there first.
+    pub const ALL: [Family; 2] = [Family::Inet, Family::Bridge];
+
     /// The word nft(8) uses.
     pub const fn name(self) -> &'static str {
         match self {

@@ -39,6 +39,7 @@ fn jail(name: &str, ports: Ports, protocols: Protocols) -> JailPlan {
         blocktype: Blocktype::Drop,
         ipv6_prefix: 64,
         ignore: Vec::new(),
+        dnat: false,
         nets: false,
         paused: false,
     }
@@ -53,6 +54,7 @@ fn plan(ignore: &[&str], jails: Vec<JailPlan>) -> Plan {
         element_counters: false,
         gc_interval: None,
         ignore: ignore.iter().map(|network| network.parse().unwrap()).collect(),
+        only_drop: Vec::new(),
         jails,
     }
 }
@@ -192,6 +194,47 @@ fn goldens() -> Vec<Golden> {
         ),
         vec![],
     );
+    let mut published = jail("smtp", Ports::List(vec![(25, 25), (2525, 2527)]), four());
+    (published.hooks, published.dnat) = (vec![(Hook::Forward, -10), (Hook::Prerouting, -300)], true);
+    let mut reset = jail("imaps", boxes(), tcp());
+    (reset.hooks, reset.dnat, reset.blocktype) = (vec![(Hook::Forward, -10), (Hook::Prerouting, -90)], true, Blocktype::Reject);
+    golden(
+        "dnat",
+        "Published ports: forward sees the port a connection was translated to, its second rule the one that the client knows.\n\
+         Before translation, at -300, the plain rule sees that one itself.",
+        plan(&["192.0.2.0/24"], vec![published, reset]),
+        vec![],
+    );
+    golden(
+        "many-jails",
+        "More than ten jails: protocol and port are looked up once, and only the jails that guard them are asked. A jail for all\n\
+         ports, or for a long range of them, keeps its plain rule; a port that several jails guard leads to all of them.",
+        many(),
+        vec![],
+    );
+    let mut told = many();
+    told.jails.iter_mut().for_each(|jail| (jail.blocktype, jail.dnat) = (Blocktype::Reject, true));
+    told.jails[3].nets = true;
+    golden(
+        "many-jails-reject",
+        "More than ten jails that reject, and are asked for translated ports too: those have a chain of their own, for translated\n\
+         connections only.",
+        told,
+        vec![],
+    );
+    let mut behind = jail("smtp", mail(), four());
+    (behind.hooks, behind.nets) = (vec![(Hook::Forward, -200), (Hook::Prerouting, -200)], true);
+    let mut everything = jail("all", Ports::All, Protocols::All);
+    everything.hooks = vec![(Hook::Forward, -200), (Hook::Output, -200)];
+    let mut bridged = plan(&["192.0.2.1", "2001:db8::/32"], vec![behind, everything]);
+    bridged.family = Family::Bridge;
+    golden(
+        "bridge",
+        "Frames that a bridge passes on, no br_netfilter needed. At -200: at 0 some kernels never ask. What is tested before an address\n\
+         is the protocol of the packet, not of the frame, so a VLAN tag hides nobody.",
+        bridged,
+        vec![],
+    );
     let mut bans = plan(&["127.0.0.0/8"], vec![JailPlan { nets: true, ..jail("sshd", ports(&[22]), tcp()) }]);
     (bans.set_size, bans.element_counters, bans.gc_interval) = (Some(65536), true, Some(Span::from_secs(10)));
     let day = Span::from_secs(86_400);
@@ -213,6 +256,29 @@ fn goldens() -> Vec<Golden> {
     all
 }
 
+/// Thirteen jails in a few groups of ports, some of which overlap.
+fn many() -> Plan {
+    let mail = || ports(&[25, 465, 587]);
+    let all_mail = || ports(&[25, 110, 143, 465, 587, 993, 995, 4190]);
+    let mut jails = vec![
+        jail("qmail-smtp", mail(), four()),
+        jail("qmail-submission", mail(), four()),
+        jail("vpopmail", all_mail(), four()),
+        jail("dovecot-imap", all_mail(), tcp()),
+        jail("dovecot-pop3", ports(&[110, 995]), tcp()),
+        jail("roundcube-auth", ports(&[80, 443]), tcp()),
+        jail("qmailadmin", ports(&[80, 443]), tcp()),
+        jail("sshd", ports(&[22]), tcp()),
+        jail("dns", ports(&[53]), Protocols::List(vec![Protocol::Udp])),
+        jail("dns-tcp", ports(&[53]), tcp()),
+        jail("ftp", Ports::List(vec![(20, 21), (989, 990)]), tcp()),
+        jail("scans", Ports::List(vec![(1024, 65535)]), four()),
+        jail("recidive", Ports::All, Protocols::All),
+    ];
+    jails[1].ignore = vec!["203.0.113.0/24".parse().unwrap()];
+    plan(&["127.0.0.0/8", "::1"], jails)
+}
+
 fn path(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../nft").join(name).with_extension("nft")
 }
@@ -221,13 +287,17 @@ fn read(kernel: &mut Kernel) -> Option<banset::nft::KernelTable> {
     kernel.table(Family::Inet, TABLE).unwrap()
 }
 
+fn read_of(kernel: &mut Kernel, ruleset: &Ruleset) -> Option<banset::nft::KernelTable> {
+    kernel.table(ruleset.family, TABLE).unwrap()
+}
+
 /// Makes the kernel hold the ruleset; how many statements that took.
 fn establish(socket: &mut Socket, kernel: &mut Kernel, ruleset: &Ruleset) -> usize {
     establish_with(socket, kernel, ruleset, |_| Vec::new())
 }
 
 fn establish_with(socket: &mut Socket, kernel: &mut Kernel, ruleset: &Ruleset, held: impl FnMut(&Set) -> Vec<Element>) -> usize {
-    let found = read(kernel);
+    let found = read_of(kernel, ruleset);
     let all = Transaction::establish(ruleset, found.as_ref(), held).unwrap();
     socket.commit(&all.first).unwrap_or_else(|refused| panic!("{refused}\n{}", all.first));
     assert!(all.rest.is_empty());
@@ -246,6 +316,7 @@ fn goldens_list_as_nft_writes_them() {
             let name = golden.name;
             let ruleset = Ruleset::of(&golden.plan).unwrap();
             establish(&mut socket, &mut kernel, &ruleset);
+            assert_eq!(establish(&mut socket, &mut kernel, &ruleset), 0, "{name}: established twice");
             let mut transaction = Transaction::about(&ruleset);
             for (set, element) in &golden.bans {
                 transaction.add(ruleset.set(set).unwrap(), [*element]);
@@ -260,14 +331,21 @@ fn goldens_list_as_nft_writes_them() {
                 let head: String = golden.head.lines().map(|line| format!("# {line}\n")).collect();
                 std::fs::write(&file, format!("{head}{ours}")).unwrap();
             }
-            let found = read(&mut kernel).unwrap();
+            let found = read_of(&mut kernel, &ruleset).unwrap();
             assert!(found.equals(&ruleset), "{name}: not read back as written: {found:#?}");
 
             nft(&["flush", "ruleset"]);
             nft(&["-f", file.to_str().unwrap()]);
             assert_eq!(listing(), ours, "{name}: nft -f of the golden against our commit");
-            let found = read(&mut kernel).unwrap();
+            let found = read_of(&mut kernel, &ruleset).unwrap();
             assert!(found.equals(&ruleset), "{name}: nft's is not taken for ours: {found:#?}");
+
+            if golden.bans.is_empty() {
+                nft(&["flush", "ruleset"]);
+                load(&ruleset.explained());
+                assert_eq!(listing(), ours, "{name}: comments say nothing to nft");
+                assert_eq!(establish(&mut socket, &mut kernel, &ruleset), 0, "{name}: nor to us");
+            }
 
             // An admin saves the listing, and the machine boots from it.
             nft(&["flush", "ruleset"]);
@@ -306,6 +384,7 @@ fn every_golden_becomes_every_other() {
     in_netns("every_golden_becomes_every_other", || {
         let (mut socket, mut kernel) = sockets();
         let rulesets: Vec<Ruleset> = goldens().iter().map(|golden| Ruleset::of(&golden.plan).unwrap()).collect();
+        let rulesets: Vec<Ruleset> = rulesets.into_iter().filter(|ruleset| ruleset.family == Family::Inet).collect();
         for from in &rulesets {
             for to in &rulesets {
                 establish(&mut socket, &mut kernel, from);
@@ -1057,8 +1136,16 @@ fn no_change_lets_a_banned_packet_through() {
                 (sent, passed)
             })
         };
-        for round in 0..60u32 {
-            match round % 6 {
+        for round in 0..90u32 {
+            match round % 9 {
+                // Few jails with plain rules, many behind a map, and back.
+                6 if wanted.jails.len() == 1 => wanted.jails.extend(many().jails.into_iter().filter(|jail| jail.name != "dns")),
+                6 => wanted.jails.truncate(1),
+                7 => {
+                    wanted.jails[0].hooks = vec![(Hook::Input, -7)];
+                    wanted.jails[0].dnat = !wanted.jails[0].dnat;
+                }
+                8 => wanted.jails[0].nets = !wanted.jails[0].nets,
                 0 => wanted.set_size = Some(1000 + round),
                 1 => wanted.jails[0].hooks = vec![(Hook::Input, round as i32)],
                 2 => wanted.jails[0].ports = ports(&[53, 1000 + round as u16]),
@@ -1081,10 +1168,264 @@ fn no_change_lets_a_banned_packet_through() {
         }
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
         let (sent, passed) = flood.join().unwrap();
-        println!("{sent} packets of a banned address during 60 changes, {passed} passed");
+        println!("{sent} packets of a banned address during 90 changes, {passed} passed");
         assert!(sent > 1000 && passed == 0);
         let blocked = read(&mut kernel).unwrap().blocked()["dns"].packets;
         println!("the rule counts {blocked} of them");
+    });
+}
+
+#[test]
+fn many_jails_are_asked_by_port() {
+    in_netns("many_jails_are_asked_by_port", || {
+        loopback();
+        let (mut socket, mut kernel) = sockets();
+        let udp = || Protocols::List(vec![Protocol::Udp]);
+        let mut jails: Vec<JailPlan> = (0..8).map(|n| jail(&format!("other{n}"), ports(&[1000 + n]), udp())).collect();
+        jails.push(jail("one", ports(&[53, 54]), udp()));
+        jails.push(jail("two", ports(&[54, 55]), four()));
+        jails.push(JailPlan { nets: true, ignore: vec!["127.7.7.7".parse().unwrap()], ..jail("nets", ports(&[55, 56]), udp()) });
+        jails.push(jail("range", Ports::List(vec![(50, 57), (2000, 3000)]), udp()));
+        jails.push(jail("all", Ports::All, Protocols::All));
+        jails.push(JailPlan { blocktype: Blocktype::Reject, ..jail("told", ports(&[58]), four()) });
+        jails.push(jail("tcp-only", ports(&[53]), tcp()));
+        let ruleset = Ruleset::of(&plan(&["127.0.0.3"], jails)).unwrap();
+        establish(&mut socket, &mut kernel, &ruleset);
+        let mut bans = Transaction::about(&ruleset);
+        for (jail, what) in [
+            ("one", "127.0.0.2"),
+            ("two", "127.0.0.4"),
+            ("two", "127.0.0.3"),
+            ("two", "2001:db8:1:2::/64"),
+            ("nets", "127.7.0.0/16"),
+            ("range", "127.0.0.5"),
+            ("all", "127.0.0.6"),
+            ("told", "127.0.0.8"),
+            ("tcp-only", "127.0.0.9"),
+        ] {
+            let what: ipnetwork::IpNetwork = what.parse().unwrap();
+            bans.add(ruleset.ban_set(jail, 64, what).unwrap(), [Element::timed(what, Span::from_secs(600))]);
+        }
+        socket.commit(&bans).unwrap();
+        let table = [
+            ("127.0.0.2", 53, false, "the only jail of its port"),
+            ("127.0.0.2", 54, false, "one of two jails, the first"),
+            ("127.0.0.4", 54, false, "one of two jails, the second"),
+            ("127.0.0.4", 53, true, "a port that only the other jail guards"),
+            ("127.0.0.4", 55, false, "a port that another jail of intervals guards too"),
+            ("127.0.0.3", 54, true, "ignored"),
+            ("127.7.1.1", 56, false, "in a banned subnet"),
+            ("127.7.7.7", 56, true, "in a banned subnet, ignored by the jail"),
+            ("127.0.0.5", 54, false, "a range that overlaps"),
+            ("127.0.0.5", 2500, false, "a range of its own"),
+            ("127.0.0.6", 53, false, "a jail for all ports"),
+            ("127.0.0.6", 4242, false, "a jail for all ports, at a port of nobody"),
+            ("127.0.0.8", 58, false, "rejected"),
+            ("127.0.0.9", 53, true, "banned for another protocol"),
+            ("127.0.0.1", 54, true, "an innocent"),
+            ("2001:db8:1:2::5", 54, false, "in a banned /64"),
+            ("2001:db8:1:3::5", 54, true, "in the /64 beside it"),
+        ];
+        for (from, port, passes, what) in table {
+            let to = if from.contains(':') { "::1" } else { "127.0.0.1" };
+            assert_eq!(Wire::new(from, to, port).passes(), passes, "{what}\n{}", listing());
+        }
+        let wire = Wire::new("127.0.0.8", "127.0.0.1", 58);
+        wire.passes();
+        assert_eq!(wire.sender.send(b"x").map_err(|error| error.kind()), Err(std::io::ErrorKind::ConnectionRefused));
+    });
+}
+
+#[test]
+fn counters_go_on_where_jails_become_many_and_few_again() {
+    in_netns("counters_go_on_where_jails_become_many_and_few_again", || {
+        let (mut socket, mut kernel) = sockets();
+        let mut wanted = many();
+        wanted.jails.iter_mut().for_each(|jail| jail.dnat = true);
+        let few = Plan { jails: wanted.jails[..4].to_vec(), ..wanted.clone() };
+        let ruleset = Ruleset::of(&few).unwrap();
+        establish(&mut socket, &mut kernel, &ruleset);
+        // Rules get counters by hand: nothing sends packets here.
+        let found = read(&mut kernel).unwrap();
+        let mut counted = Transaction::about(&ruleset);
+        for chain in &found.chains {
+            for (n, rule) in chain.rules.iter().enumerate() {
+                counted.push(Change::DeleteRule { chain: chain.name.clone(), handle: rule.handle });
+                let packets = 1 << n;
+                let counted_so_far = banset::nft::Counter { packets, bytes: 60 * packets };
+                let (chain, rule) = (chain.name.clone(), rule.rule.clone());
+                counted.push(Change::AddRule { chain, before: None, rule, counted: counted_so_far });
+            }
+        }
+        socket.commit(&counted).unwrap();
+        let blocked = |kernel: &mut Kernel| {
+            let found = read(kernel).unwrap();
+            let mut all: Vec<(String, u64, u64)> =
+                found.blocked().iter().map(|(j, c)| ((*j).to_owned(), c.packets, c.bytes)).collect();
+            all.retain(|(jail, ..)| few.jails.iter().any(|few| few.name == *jail));
+            all.sort();
+            all
+        };
+        let before = blocked(&mut kernel);
+        assert_eq!(before.len(), 4);
+        for plan in [&wanted, &few, &wanted, &few] {
+            establish(&mut socket, &mut kernel, &Ruleset::of(plan).unwrap());
+            assert!(read(&mut kernel).unwrap().equals(&Ruleset::of(plan).unwrap()));
+            assert_eq!(blocked(&mut kernel), before, "{} jails", plan.jails.len());
+        }
+        // A jail that goes takes its counters along; those of the others stay.
+        let fewer = Plan { jails: few.jails[1..].to_vec(), ..few.clone() };
+        establish(&mut socket, &mut kernel, &Ruleset::of(&fewer).unwrap());
+        assert_eq!(
+            blocked(&mut kernel)[..],
+            before.iter().filter(|(jail, ..)| *jail != few.jails[0].name).cloned().collect::<Vec<_>>()
+        );
+    });
+}
+
+#[test]
+fn subnets_come_to_a_live_table_by_a_small_difference() {
+    in_netns("subnets_come_to_a_live_table_by_a_small_difference", || {
+        let (mut socket, mut kernel) = sockets();
+        for (jails, chain) in [(1, "input"), (12, "input-22")] {
+            let mut wanted = plan(&[], vec![jail("sshd", ports(&[22]), tcp())]);
+            wanted.jails.extend((1..jails).map(|n| jail(&format!("other{n}"), ports(&[1000 + n]), tcp())));
+            wanted.ipv6 = false;
+            establish(&mut socket, &mut kernel, &Ruleset::of(&wanted).unwrap());
+            wanted.jails[0].nets = true;
+            let ruleset = Ruleset::of(&wanted).unwrap();
+            let found = read(&mut kernel);
+            let all = Transaction::establish(&ruleset, found.as_ref(), |_| {
+                vec![Element::timed(net("192.0.2.0/24"), Span::from_secs(60))]
+            });
+            let first = all.unwrap().first;
+            let said = first.to_string();
+            let lines: Vec<&str> = said.lines().collect();
+            assert_eq!(lines.len(), 3, "{said}");
+            assert_eq!(lines[0], "add set inet banset sshd-net4 { type ipv4_addr; flags interval,timeout; }");
+            assert_eq!(lines[1], "add element inet banset sshd-net4 { 192.0.2.0/24 timeout 1m }");
+            assert!(
+                lines[2].contains(&format!("rule inet banset {chain} ")) && lines[2].contains("ip saddr @sshd-net4"),
+                "{said}"
+            );
+            socket.commit(&first).unwrap();
+            assert_eq!(establish(&mut socket, &mut kernel, &ruleset), 0);
+
+            // Intervals with timeouts: given, given anew for longer and for shorter, for good, taken.
+            let set = ruleset.set("sshd-net4").unwrap();
+            for features in [socket.features(), Features { timeout_update: false, destroy: false, ..socket.features() }] {
+                socket.pretend(features);
+                let odd = Interval::new(ip("198.51.100.3"), ip("198.51.100.9")).unwrap();
+                for (element, says) in [
+                    (Element::timed(net("192.0.2.0/24"), Span::from_secs(3600)), Some(3600)),
+                    (Element::timed(net("192.0.2.0/24"), Span::from_secs(60)), Some(60)),
+                    (Element::permanent(net("192.0.2.0/24")), None),
+                    (Element::restored(odd, Span::from_secs(600), Span::from_secs(300)), Some(300)),
+                    (Element::timed(net("255.255.255.0/24"), Span::from_secs(60)), Some(60)),
+                ] {
+                    let mut change = Transaction::about(&ruleset);
+                    change.add(set, [element]);
+                    socket.commit(&change).unwrap();
+                    let held = kernel.elements(Family::Inet, TABLE, set).unwrap();
+                    let is = held
+                        .iter()
+                        .find(|held| held.interval == element.interval)
+                        .unwrap_or_else(|| panic!("{element} in {held:?}"));
+                    let left = is.timeout.map(|timeout| timeout.expiration.0.div_ceil(1_000_000));
+                    assert!(
+                        left == says || left.is_some_and(|left| says.is_some_and(|says| left <= says && left + 20 > says)),
+                        "{element}: {is}"
+                    );
+                }
+                let mut change = Transaction::about(&ruleset);
+                change.remove(set, [odd, net("192.0.2.0/24"), net("255.255.255.0/24")]);
+                socket.commit(&change).unwrap();
+                assert_eq!(kernel.elements(Family::Inet, TABLE, set).unwrap(), []);
+            }
+            nft(&["flush", "ruleset"]);
+        }
+    });
+}
+
+#[test]
+fn tables_of_two_families_change_together() {
+    in_netns("tables_of_two_families_change_together", || {
+        let (mut socket, mut kernel) = sockets();
+        let of = |family, hook, priority| {
+            let mut wanted = plan(&["192.0.2.1"], vec![jail("smtp", ports(&[25]), tcp())]);
+            wanted.family = family;
+            wanted.jails[0].hooks = vec![(hook, priority)];
+            Ruleset::of(&wanted).unwrap()
+        };
+        let both = [of(Family::Inet, Hook::Forward, -10), of(Family::Bridge, Hook::Forward, -200)];
+        let mut all = Transaction::about(&both[0]);
+        for ruleset in &both {
+            all.append(Transaction::establish(ruleset, None, |_| vec![]).unwrap().first);
+        }
+        socket.commit(&all).unwrap();
+        for ruleset in &both {
+            assert!(read_of(&mut kernel, ruleset).unwrap().equals(ruleset));
+        }
+        let before = listing();
+        assert_eq!(before, format!("{}{}", both[0].text(), both[1].text()));
+        let mut ban = Transaction::about(&both[0]);
+        for ruleset in &both {
+            ban.turn_to(ruleset.family);
+            ban.add(ruleset.set("smtp-v4").unwrap(), [Element::timed(ip("192.0.2.7"), Span::from_secs(600))]);
+        }
+        assert_eq!(
+            ban.to_string(),
+            "add element inet banset smtp-v4 { 192.0.2.7 timeout 10m }\nadd element bridge banset smtp-v4 { 192.0.2.7 timeout 10m }\n"
+        );
+        let mut bad = ban.clone();
+        bad.push(Change::DeleteSet("missing".into()));
+        let refused = socket.commit(&bad).unwrap_err();
+        assert_eq!(refused.to_string(), "delete set bridge banset missing: ENOENT, no such file or directory");
+        assert_eq!(listing(), before, "nothing of it in either");
+        socket.commit(&ban).unwrap();
+        for ruleset in &both {
+            assert_eq!(kernel.elements(ruleset.family, TABLE, ruleset.set("smtp-v4").unwrap()).unwrap().len(), 1);
+        }
+        nft(&["delete", "table", "bridge", TABLE]);
+        let refused = socket.commit(&ban).unwrap_err();
+        assert_eq!((refused.kind, refused.index), (Kind::NoTable, 1), "{refused}");
+    });
+}
+
+#[test]
+fn what_a_hook_allows_is_found_without_a_trace() {
+    in_netns("what_a_hook_allows_is_found_without_a_trace", || {
+        let (mut socket, mut kernel) = sockets();
+        let before = (nft(&["list", "ruleset"]), kernel.generation().unwrap());
+        for family in Family::ALL {
+            for hook in Hook::ALL {
+                let (hangs, rejects) = socket.allows(family, hook).unwrap();
+                println!("{family} {hook}: chains {hangs}, reject {rejects}");
+                assert_eq!(
+                    hangs,
+                    try_nft(
+                        &["-c", "-f", "-"],
+                        &format!("table {family} probe {{ chain c {{ type filter hook {hook} priority 0; }}; }}")
+                    )
+                    .is_ok()
+                );
+                // What we say can be done, can: committed for real.
+                if rejects {
+                    let mut wanted = plan(&[], vec![jail("smtp", ports(&[25]), four())]);
+                    wanted.family = family;
+                    (wanted.jails[0].hooks, wanted.jails[0].blocktype) = (vec![(hook, 0)], Blocktype::Reject);
+                    let ruleset = Ruleset::of(&wanted).unwrap();
+                    establish(&mut socket, &mut kernel, &ruleset);
+                    let mut nothing = Transaction::about(&ruleset);
+                    nothing.delete_table();
+                    socket.commit(&nothing).unwrap();
+                }
+                if family == Family::Inet {
+                    assert_eq!((hangs, rejects), (true, hook != Hook::Postrouting));
+                }
+            }
+        }
+        assert_eq!(nft(&["list", "ruleset"]), before.0);
     });
 }
 

@@ -67,25 +67,168 @@ fn rejoin(jail: Option<String>, addrs: Vec<String>) -> Vec<String> {
     jail.into_iter().chain(addrs).collect()
 }
 
-/// `banset unban [JAIL] ADDR… | --all`
-pub fn unban(global: &Global, what: Vec<String>, all: bool, forget: bool, shown: Shown) -> u8 {
+/// The options of `banset unban`.
+#[derive(Debug)]
+pub struct Unban {
+    /// `--all`
+    pub all: bool,
+    /// `--since`
+    pub since: Option<String>,
+    /// `--net`
+    pub net: Option<String>,
+    /// `--user`
+    pub user: Option<String>,
+    /// `--dry-run`
+    pub dry_run: bool,
+    /// `--forget`
+    pub forget: bool,
+}
+
+/// `banset unban [JAIL] ADDR… | --all | --since T | --net N | --user U`
+pub fn unban(global: &Global, what: Vec<String>, options: Unban, shown: Shown) -> u8 {
     let (jail, addrs) = split(what);
-    if addrs.is_empty() && !all {
-        eprintln!("banset: no address given\n  help: banset unban [JAIL] ADDR…, or --all");
+    let Unban { all, since, net, user, dry_run, forget } = options;
+    if addrs.is_empty() && !all && since.is_none() && net.is_none() && user.is_none() {
+        eprintln!("banset: no address given\n  help: banset unban [JAIL] ADDR…, or --all, --since, --net, --user");
         return USAGE;
     }
-    match ask(global, Request::Unban { jail, addrs, all, forget }) {
+    let since_s = match since.as_deref().map(super::history::instant).transpose() {
+        Ok(since_s) => since_s,
+        Err(why) => {
+            eprintln!("banset: --since: {why}");
+            return USAGE;
+        }
+    };
+    match ask(global, Request::Unban { jail, addrs, all, since_s, net, user, dry_run, forget }) {
         Ok(reply) => print(&reply, shown, |value| {
+            let done = if value["dry_run"] == true { "would be unbanned" } else { "unbanned" };
             let lifted = rows(value, "lifted").map(|row| {
                 let left = row["left_s"]
                     .as_u64()
                     .map_or_else(|| "permanent".to_owned(), |s| format!("{} were left", crate::terms::Span::from_secs(s)));
-                format!("{} unbanned from {} ({left})\n", word(row, "addr"), word(row, "jail"))
+                format!("{} {done} from {} ({left})\n", word(row, "addr"), word(row, "jail"))
             });
             let absent = rows(value, "absent").filter_map(Value::as_str).map(|addr| format!("{addr} is not banned\n"));
             let notes = rows(value, "notes").filter_map(Value::as_str).map(|note| format!("{note}\n"));
             let said: String = lifted.chain(absent).chain(notes).collect();
             if said.is_empty() { "nobody was banned\n".to_owned() } else { said }
+        }),
+        Err(code) => code,
+    }
+}
+
+/// A span of the command line in seconds; `None` is for ever.
+fn span_s(option: &str, written: Option<&str>) -> Result<Option<u64>, u8> {
+    match written.map(crate::config::duration) {
+        None | Some(Ok(crate::terms::Lasting::Permanent)) => Ok(None),
+        Some(Ok(crate::terms::Lasting::For(span))) => Ok(Some(span.secs().max(1))),
+        Some(Err(why)) => {
+            eprintln!("banset: {option}: {why}");
+            Err(USAGE)
+        }
+    }
+}
+
+/// `banset ignore ADDR…`
+pub fn ignore(
+    global: &Global,
+    addrs: Vec<String>,
+    span: Option<String>,
+    jail: Option<String>,
+    reason: Option<String>,
+    shown: Shown,
+) -> u8 {
+    let for_s = match span_s("--for", span.as_deref()) {
+        Ok(for_s) => for_s,
+        Err(code) => return code,
+    };
+    match ask(global, Request::Ignore { addrs, for_s, jail, reason }) {
+        Ok(reply) => print(&reply, shown, |value| {
+            let ignored = rows(value, "ignored").map(|row| {
+                let jail = row["jail"].as_str().map(|jail| format!(" by {jail}")).unwrap_or_default();
+                let until = match row["until"].is_null() {
+                    true => " until somebody takes it back".to_owned(),
+                    false => format!(" until {}", super::show::stamp(&row["until"], shown.utc)),
+                };
+                format!("{} is ignored{jail}{until}\n", word(row, "addr"))
+            });
+            let lifted = rows(value, "lifted").map(|row| format!("{} unbanned from {}\n", word(row, "addr"), word(row, "jail")));
+            ignored.chain(lifted).collect()
+        }),
+        Err(code) => code,
+    }
+}
+
+/// `banset ignore --list`
+pub fn ignored(global: &Global, shown: Shown) -> u8 {
+    match ask(global, Request::Ignored) {
+        Ok(reply) => print(&reply, shown, |value| {
+            let listed = value.as_array().map(Vec::as_slice).unwrap_or_default().iter().map(|row| {
+                let jail = row["jail"].as_str().unwrap_or("all jails");
+                let until = match row["until"].is_null() {
+                    true => "until somebody takes it back".to_owned(),
+                    false => format!("until {}", super::show::stamp(&row["until"], shown.utc)),
+                };
+                let reason = row["reason"].as_str().map(|reason| format!(": {reason}")).unwrap_or_default();
+                format!("{} by {jail} {until}, by uid {}{reason}\n", word(row, "addr"), row["uid"])
+            });
+            let listed: String = listed.collect();
+            if listed.is_empty() {
+                "nothing is ignored by request; ignoreip is in `banset config show`\n".to_owned()
+            } else {
+                listed
+            }
+        }),
+        Err(code) => code,
+    }
+}
+
+/// `banset unignore ADDR…`
+pub fn unignore(global: &Global, addrs: Vec<String>, jail: Option<String>, shown: Shown) -> u8 {
+    match ask(global, Request::Unignore { addrs, jail }) {
+        Ok(reply) => print(&reply, shown, |value| {
+            let removed = rows(value, "removed").map(|row| {
+                let jail = row["jail"].as_str().map(|jail| format!(" by {jail}")).unwrap_or_default();
+                format!("{} is no longer ignored{jail}\n", word(row, "addr"))
+            });
+            let absent = rows(value, "absent").filter_map(Value::as_str).map(|said| format!("{said}\n"));
+            removed.chain(absent).collect()
+        }),
+        Err(code) => code,
+    }
+}
+
+/// `banset pause [JAIL]`
+pub fn pause(global: &Global, jail: Option<String>, span: Option<String>, offline: bool, shown: Shown) -> u8 {
+    let for_s = match span_s("--for", span.as_deref()) {
+        Ok(for_s) => for_s,
+        Err(code) => return code,
+    };
+    if offline {
+        return super::offline::pause(global, jail.as_deref(), for_s);
+    }
+    match ask(global, Request::Pause { jail, for_s }) {
+        Ok(reply) => print(&reply, shown, |value| {
+            let what = value["paused"].as_str().unwrap_or("every jail").to_owned();
+            let until = match value["until"].is_null() {
+                true => "until `banset resume`".to_owned(),
+                false => format!("until {}", super::show::stamp(&value["until"], shown.utc)),
+            };
+            format!("{what} is paused {until}: its rules are out, bans and judging go on\n")
+        }),
+        Err(code) => code,
+    }
+}
+
+/// `banset resume [JAIL]`
+pub fn resume(global: &Global, jail: Option<String>, offline: bool, shown: Shown) -> u8 {
+    if offline {
+        return super::offline::resume(global, jail.as_deref());
+    }
+    match ask(global, Request::Resume { jail }) {
+        Ok(reply) => print(&reply, shown, |value| {
+            let what = value["resumed"].as_str().unwrap_or("every jail").to_owned();
+            format!("{what} is resumed: its rules are back\n")
         }),
         Err(code) => code,
     }

@@ -77,8 +77,11 @@ fn ruleset_text(global: &Global) -> Result<String, String> {
     let machine = machine::read().unwrap_or_else(|_| Machine::default());
     let mut core = Core::new(load::specs(&config, None)?, machine, clock::now(), 0);
     let wanted = core.establish();
-    let plan = kernel::plan(&wanted, true);
-    Ok(Ruleset::of(&plan).map_err(|e| e.to_string())?.text())
+    let tables = wanted.specs.families().map(|family| {
+        let ruleset = Ruleset::of(&kernel::plan(&wanted, family, true)).map_err(|e| e.to_string())?;
+        Ok(ruleset.explained())
+    });
+    tables.collect::<Result<String, String>>()
 }
 
 /// Writes to standard output; a reader that went away (`| head`) is no error.

@@ -8,13 +8,14 @@ use tracing::{error, info, warn};
 use super::{Global, NEGATIVE, load, log};
 use crate::config::{self, Loaded, Sources};
 use crate::control::server::{self, Access};
+use crate::doctor;
 use crate::engine::core::{Core, Level};
 use crate::engine::kernel::Writer;
 use crate::engine::run::{self, Ready};
 use crate::engine::{Specs, clock, lock, machine};
 use crate::nft::ruleset::jail_of;
 use crate::state::{self, KernelIdentity, Restored, Store};
-use crate::terms::plain;
+use crate::terms::{Family, plain};
 
 /// The last accepted configuration, in the state directory.
 const ACCEPTED: &str = "accepted.json";
@@ -37,7 +38,8 @@ fn start(global: &Global) -> Result<Ready, String> {
     said.iter().for_each(|(level, text)| run::log(*level, text));
 
     // 2. May we? One daemon per table; nf_tables; the socket.
-    let lock = lock::take(specs.family, &specs.table)?;
+    // A reload may bring a family into use that was not: both tables of that name are this daemon's.
+    let lock = Family::ALL.map(|family| lock::take(family, &specs.table)).into_iter().collect::<Result<Vec<_>, _>>()?;
     let mut writer = Writer::open()?;
     let socket = global.socket.clone().unwrap_or_else(|| specs.daemon.socket.clone());
     let listener = server::listen(&socket)?;
@@ -202,10 +204,24 @@ fn applying(access: Arc<Mutex<Access>>, logging: log::Handle) -> Box<dyn Fn(&Spe
         missing.iter().for_each(|text| warn!("{text}"));
         *access.lock().unwrap_or_else(PoisonError::into_inner) = named;
         logging.level(specs.daemon.loglevel);
+        warn_of_blunt_jails(specs);
         if specs.degraded.is_none() && !specs.accepted.is_empty() && specs.jails.iter().all(|spec| spec.broken.is_none()) {
             keep(&specs.daemon.state_dir, &specs.accepted);
         }
     })
+}
+
+/// Says which jails' bans can not reach the packets they are meant for. Looking around takes its time where others' tables are
+/// large, so nobody waits for it.
+fn warn_of_blunt_jails(specs: &Specs) {
+    let aims = doctor::Aim::all(specs);
+    let look = move || {
+        let (facts, _) = doctor::facts::look();
+        doctor::examine(&facts, &aims).iter().filter(|finding| !finding.bites).for_each(|finding| warn!("{finding}"));
+    };
+    if let Err(e) = std::thread::Builder::new().name("doctor".into()).spawn(look) {
+        warn!("cannot look for what would keep bans from biting: {}", plain(&e));
+    }
 }
 
 /// How `reload` reads the configuration: all or nothing.
@@ -237,7 +253,7 @@ fn reloading(global: Global) -> crate::engine::clerk::Load {
 }
 
 /// Where the random spread of growing bans begins.
-fn seed() -> u64 {
+pub(super) fn seed() -> u64 {
     let mut bytes = [0; 8];
     match std::fs::File::open("/dev/urandom").and_then(|mut f| std::io::Read::read_exact(&mut f, &mut bytes)) {
         Ok(()) => u64::from_ne_bytes(bytes),

@@ -250,6 +250,33 @@ fn ignored(config: &Config, jail: &Jail, addr: IpAddr) -> Option<String> {
     (jail.ignoreself && machine.addresses.contains(&addr)).then(|| "ignoreself: an address of this machine".to_owned())
 }
 
+/// What the daemon has gathered about an address in one jail; nothing is said of a jail that knows nothing of it.
+fn gathered(row: &Value, text: &mut String) {
+    let field = |name: &str| row[name].as_str().unwrap_or("?").to_owned();
+    let (jail, failures, offences) =
+        (field("jail"), row["failures"].as_u64().unwrap_or(0), row["offences"].as_u64().unwrap_or(0));
+    for held in row["banned"].as_array().map(Vec::as_slice).unwrap_or_default() {
+        let until = held["until"].as_str().map_or_else(|| "permanently".to_owned(), |until| format!("until {until}"));
+        let why = held["reason"].as_str().map(|reason| format!(", {reason}")).unwrap_or_default();
+        _ = writeln!(text, "daemon: banned by {jail} as {} {until}{why}", held["addr"].as_str().unwrap_or("?"));
+    }
+    if failures > 0 {
+        let (most, findtime, counted) = (&row["maxretry"], field("findtime"), field("counted_as"));
+        _ = writeln!(text, "daemon: {jail} has counted {failures} of {most} failures within {findtime} for {counted}");
+    }
+    if offences > 0 {
+        _ = writeln!(text, "daemon: {jail} remembers {offences} earlier bans of it");
+    }
+    if let Some(by) = row["ignored"].as_str() {
+        _ = writeln!(text, "daemon: {jail} ignores it now: {by}");
+    }
+    if !row["paused"].is_null() {
+        let until =
+            row["paused"]["until"].as_str().map_or_else(|| "until `banset resume`".to_owned(), |until| format!("until {until}"));
+        _ = writeln!(text, "daemon: {jail} is paused {until}: its bans do not bite");
+    }
+}
+
 /// `banset explain --addr ADDR`
 fn address(global: &Global, config: &Config, args: &Args, addr: IpAddr) -> u8 {
     let mut text = String::new();
@@ -280,19 +307,22 @@ fn address(global: &Global, config: &Config, args: &Args, addr: IpAddr) -> u8 {
         _ = writeln!(text, "jail {}: broken: {}", broken.name, broken.why);
     }
     let mut banned = false;
-    match client::ask(&socket(global), Request::Banned { addrs: vec![addr.to_string()] }) {
+    match client::ask(&socket(global), Request::Explain { addr: addr.to_string(), jail: args.jail.clone() }) {
         Ok(reply) => {
-            let holders = reply.result[0]["jails"].as_array().cloned().unwrap_or_default();
-            banned = !holders.is_empty();
-            for row in &holders {
-                let field = |name: &str| row[name].as_str().unwrap_or("?").to_owned();
-                let until = row["until"].as_str().map_or_else(|| "permanently".to_owned(), |until| format!("until {until}"));
-                _ = writeln!(text, "daemon: banned by {} as {} {until}", field("jail"), field("addr"));
+            let said = reply.result["jails"].as_array().cloned().unwrap_or_default();
+            if let Some(why) = &reply.error {
+                _ = writeln!(text, "daemon: {why}");
             }
-            if !banned {
+            for row in &said {
+                gathered(row, &mut text);
+                banned |= row["banned"].as_array().is_some_and(|held| !held.is_empty());
+            }
+            if !banned && reply.error.is_none() {
                 text.push_str("daemon: no jail holds it\n");
             }
+            let holders = said.iter().filter_map(|row| row["banned"].as_array()).flatten().cloned().collect::<Vec<_>>();
             json["banned"] = json!(holders);
+            json["daemon"] = json!(said);
         }
         Err(why) => {
             _ = writeln!(text, "daemon: {why}");

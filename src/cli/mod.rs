@@ -4,9 +4,12 @@ pub mod change;
 pub mod check;
 pub mod daemon;
 pub mod demo;
+pub mod doctor;
 pub mod explain;
+pub mod history;
 pub mod load;
 pub mod log;
+pub mod offline;
 pub mod regex;
 pub mod show;
 
@@ -89,6 +92,8 @@ enum Command {
         #[command(flatten)]
         shown: Shown,
     },
+    /// Tell what happened: bans, unbans, ignores, pauses; when, by whom, by which lines
+    History(Box<history::Args>),
     /// Ban addresses by hand
     Ban {
         /// The jail, if not `manual` (all ports and hooks), then the addresses
@@ -112,14 +117,80 @@ enum Command {
     /// Lift bans; says what it found and lifted
     Unban {
         /// The jail, if not every one, then the addresses
-        #[arg(value_name = "[JAIL] ADDR", required_unless_present = "all")]
+        #[arg(value_name = "[JAIL] ADDR")]
         what: Vec<String>,
         /// Every ban, or every ban of the jail
         #[arg(long)]
         all: bool,
+        /// Bans made since then: a span such as 2h, or a date such as 2026-01-31T12:00:00
+        #[arg(long, value_name = "TIME")]
+        since: Option<String>,
+        /// Bans of addresses and subnets within this subnet
+        #[arg(long, value_name = "NET")]
+        net: Option<String>,
+        /// Bans whose lines name this account
+        #[arg(long, value_name = "ACCOUNT")]
+        user: Option<String>,
+        /// Only say what would be lifted
+        #[arg(long)]
+        dry_run: bool,
         /// Forget counted failures and earlier offences too
         #[arg(long)]
         forget: bool,
+        #[command(flatten)]
+        shown: Shown,
+    },
+    /// Ignore addresses or subnets from now on; lifts the bans that covers
+    Ignore {
+        /// The addresses or subnets
+        #[arg(value_name = "ADDR", required_unless_present = "list")]
+        addrs: Vec<String>,
+        /// For this long, such as 2h, instead of until somebody takes it back
+        #[arg(long = "for", value_name = "TIME")]
+        span: Option<String>,
+        /// Only in this jail
+        #[arg(long, value_name = "JAIL")]
+        jail: Option<String>,
+        /// Why, for whoever asks later
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+        /// List what is ignored by request
+        #[arg(long, conflicts_with_all = ["addrs", "span", "jail", "reason"])]
+        list: bool,
+        #[command(flatten)]
+        shown: Shown,
+    },
+    /// Take back what was ignored by request
+    Unignore {
+        /// The addresses or subnets
+        #[arg(value_name = "ADDR", required = true)]
+        addrs: Vec<String>,
+        /// Only in this jail
+        #[arg(long, value_name = "JAIL")]
+        jail: Option<String>,
+        #[command(flatten)]
+        shown: Shown,
+    },
+    /// Take the rules out of the kernel; bans and judging go on
+    Pause {
+        /// Only those of this jail
+        jail: Option<String>,
+        /// For this long, such as 30m, instead of until `resume`
+        #[arg(long = "for", value_name = "TIME")]
+        span: Option<String>,
+        /// Without a daemon; the next start stays paused
+        #[arg(long)]
+        offline: bool,
+        #[command(flatten)]
+        shown: Shown,
+    },
+    /// Put the rules back
+    Resume {
+        /// Only those of this jail
+        jail: Option<String>,
+        /// Without a daemon
+        #[arg(long)]
+        offline: bool,
         #[command(flatten)]
         shown: Shown,
     },
@@ -132,6 +203,11 @@ enum Command {
     Regex(Box<regex::Args>),
     /// Say what each step makes of a line, or why an address is not banned
     Explain(Box<explain::Args>),
+    /// Say what would keep a ban from biting: kernel, hooks, bridges, published ports, sources, clock (exit 1: something does)
+    Doctor {
+        #[command(flatten)]
+        shown: Shown,
+    },
     /// Play the whole way in a throwaway network namespace
     Demo(demo::Args),
 }
@@ -157,13 +233,24 @@ pub fn run() -> ExitCode {
         Command::Explain(args) => explain::explain(&global, &args),
         Command::Regex(args) => regex::regex(&global, &args),
         Command::Demo(args) => return demo::run(&args),
+        Command::Doctor { shown } => doctor::doctor(&global, shown),
         Command::Status { jail, shown } => show::status(&global, jail, shown),
         Command::Stats { shown } => show::stats(&global, shown),
         Command::Banned { addr, shown } => show::banned(&global, addr, shown),
+        Command::History(args) => history::history(&global, *args),
         Command::Ban { what, span, permanent, reason, force, shown } => {
             change::ban(&global, what, change::Ban { span, permanent, reason, force }, shown)
         }
-        Command::Unban { what, all, forget, shown } => change::unban(&global, what, all, forget, shown),
+        Command::Unban { what, all, since, net, user, dry_run, forget, shown } => {
+            change::unban(&global, what, change::Unban { all, since, net, user, dry_run, forget }, shown)
+        }
+        Command::Ignore { list: true, shown, .. } => change::ignored(&global, shown),
+        Command::Ignore { addrs, span, jail, reason, list: false, shown } => {
+            change::ignore(&global, addrs, span, jail, reason, shown)
+        }
+        Command::Unignore { addrs, jail, shown } => change::unignore(&global, addrs, jail, shown),
+        Command::Pause { jail, span, offline, shown } => change::pause(&global, jail, span, offline, shown),
+        Command::Resume { jail, offline, shown } => change::resume(&global, jail, offline, shown),
         Command::Reload { shown } => change::reload(&global, shown),
         Command::Config { command: ConfigCommand::Show { shown } } => check::config_show(&global, shown),
         Command::Config { command: ConfigCommand::Example } => check::config_example(),

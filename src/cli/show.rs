@@ -106,7 +106,7 @@ fn is_number(cell: &str) -> bool {
     cell == "-" || (!cell.is_empty() && cell.bytes().all(|b| b.is_ascii_digit() || b == b'/' || b == b' '))
 }
 
-fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+pub(super) fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value[key].as_str().unwrap_or("-")
 }
 
@@ -115,7 +115,7 @@ fn number(value: &Value) -> String {
 }
 
 /// An RFC 3339 instant of the daemon in the reader's zone, with offset.
-fn stamp(value: &Value, utc: bool) -> String {
+pub(super) fn stamp(value: &Value, utc: bool) -> String {
     let Some(text) = value.as_str() else { return "-".to_owned() };
     let Ok(stamp) = text.parse::<jiff::Timestamp>() else { return text.to_owned() };
     let zone = if utc { TimeZone::UTC } else { TimeZone::system() };
@@ -156,6 +156,10 @@ fn status_text(value: &Value, utc: bool) -> String {
     for jail in jails.iter().filter(|jail| jail["state"] == "broken") {
         out.push_str(&format!("\n{}: broken\n  {}\n", text(jail, "name"), text(jail, "why")));
     }
+    let paused = jails.iter().filter(|jail| jail["state"] == "paused").count();
+    if paused > 0 {
+        out.push_str(&format!("\npaused: {paused} jails have no rules in the kernel; `banset resume` puts them back\n"));
+    }
     if let Some(why) = value["degraded"].as_str() {
         out.push_str(&format!("\ndegraded: {why}\n"));
     }
@@ -192,7 +196,13 @@ fn jail_text(jail: &Value, utc: bool) -> String {
     let judged = |jail: &Value| {
         format!("maxretry {}, findtime {}, bantime {}", number(&jail["maxretry"]), text(jail, "findtime"), text(jail, "bantime"))
     };
-    out.push_str(&format!("|- State:\t{}\n|- Policy:\t{}\n|- Filter\n", text(jail, "state"), judged(jail)));
+    let paused = &jail["paused"];
+    let until = match (paused.is_null(), paused["until"].is_null()) {
+        (true, _) => String::new(),
+        (false, true) => format!(", by uid {}, until `banset resume`", number(&paused["uid"])),
+        (false, false) => format!(", by uid {}, until {}", number(&paused["uid"]), stamp(&paused["until"], utc)),
+    };
+    out.push_str(&format!("|- State:\t{}{until}\n|- Policy:\t{}\n|- Filter\n", text(jail, "state"), judged(jail)));
     out.push_str(&format!("|  |- Name:\t{}\n", text(jail, "filter")));
     out.push_str(&format!(
         "|  |- Currently failed:\t{}\n|  |- Total failed:\t{}\n",
@@ -321,6 +331,17 @@ fn banned_text(value: &Value, utc: bool) -> String {
     table(&["JAIL", "ADDR", "SINCE", "UNTIL", "LEFT", "FAILURES", "PACKETS", "REASON"], &rows)
 }
 
+/// Why somebody is banned, as far as the ban itself says.
+fn why(row: &Value) -> String {
+    let reason = row["reason"].as_str().map(|reason| format!(": {reason}")).unwrap_or_default();
+    match row["origin"].as_str() {
+        Some("manual") => format!(", by uid {}{reason}", number(&row["uid"])),
+        Some("kernel") => format!(", put into the set by another program{reason}"),
+        Some("log") => format!(", for {} failures{reason}; `banset history` shows them", number(&row["failures"])),
+        _ => reason,
+    }
+}
+
 fn holders_text(value: &Value, utc: bool) -> String {
     let mut out = String::new();
     for asked in value.as_array().map(Vec::as_slice).unwrap_or_default() {
@@ -334,7 +355,7 @@ fn holders_text(value: &Value, utc: bool) -> String {
                 true => "permanently".to_owned(),
                 false => format!("until {}, {} left", stamp(&row["until"], utc), left(&row["left_s"])),
             };
-            out.push_str(&format!("{}: banned by {}{as_what} {until}\n", text(asked, "addr"), text(row, "jail")));
+            out.push_str(&format!("{}: banned by {}{as_what} {until}{}\n", text(asked, "addr"), text(row, "jail"), why(row)));
         }
     }
     out

@@ -10,11 +10,14 @@ use super::filters::{self, FilterWritten};
 use super::keys::nearest;
 use super::layers::{Held, JailWritten, Layer, Layers, Values};
 use super::report::{Concern, Findings};
-use super::run::{Backend, Broken, Config, Daemon, FilterUse, IgnoreList, Increment, Jail, Log, Loglevel, MANUAL, Nft, Window};
+use super::run::{
+    Accounts, Backend, Broken, Config, Daemon, Evidence, FilterUse, IgnoreList, Increment, Jail, Log, Loglevel, MANUAL, Nft,
+    Window,
+};
 use super::source::{Source, quoted};
 use super::values::{self, FilterName, Meaning};
 use crate::filter::{Definition, Mistake};
-use crate::terms::{Aggregate, Blocktype, Hook, Ports, Protocols};
+use crate::terms::{Aggregate, Blocktype, Family, Hook, Ports, Protocols};
 
 /// Everything needed while building.
 pub struct Builder<'a> {
@@ -76,7 +79,21 @@ impl Builder<'_> {
             Some(Meaning::Ignore(list)) => list.clone(),
             _ => IgnoreList::default(),
         };
-        Config { daemon: daemon(&self.layers.daemon()), nft: nft(&self.layers.nft()), ignore, jails, broken }
+        if let Some(held) = self.layers.nft().get("priority.bridge").and_then(|held| held.last())
+            && let Meaning::Priority(priority) = held.field.meaning
+            && UNASKED.contains(&priority)
+        {
+            let help = Some("write -200, or leave it out".to_owned());
+            self.findings.warning(held.layer.file, Some(held.field.at.clone()), format!("priority: {UNASKED_BRIDGE}"), help);
+        }
+        Config {
+            daemon: daemon(&self.layers.daemon()),
+            nft: nft(&self.layers.nft()),
+            evidence: evidence(&self.layers.evidence()),
+            ignore,
+            jails,
+            broken,
+        }
     }
 
     fn broken(&self, name: String) -> Option<Broken> {
@@ -159,7 +176,34 @@ impl Builder<'_> {
                 Some("leave observe out once its decisions are right".to_owned()),
             );
         }
+        self.check_tables(&jail, values);
         Some(Draft { jail, file, at })
+    }
+
+    /// Says where a jail's rules can not do what they are written for.
+    fn check_tables(&mut self, jail: &Jail, values: &Values<'_>) {
+        let mut warn = |key: &str, what: &str, help: &str| {
+            if let Some(held) = values.get(key).and_then(|held| held.last()) {
+                let what = format!("jail {}: {key}: {what}", jail.name);
+                self.findings.warning(held.layer.file, Some(held.field.at.clone()), what, Some(help.to_owned()));
+            }
+        };
+        let bridged = jail.families.contains(&Family::Bridge);
+        if bridged && !jail.hooks.iter().any(|hook| matches!(hook, Hook::Forward | Hook::Prerouting)) {
+            warn("family", "what a bridge passes on meets none of its chain_hook", "write chain_hook = \"forward\"");
+        }
+        if bridged && jail.families == [Family::Bridge] && jail.priority.is_some_and(|priority| UNASKED.contains(&priority)) {
+            warn("priority", UNASKED_BRIDGE, "write -200, or leave it out");
+        }
+        if jail.dnat && jail.ports == Ports::All {
+            warn("dnat", "says nothing where port = \"all\"", "leave it out");
+        } else if jail.dnat && jail.families == [Family::Bridge] {
+            warn(
+                "dnat",
+                "destinations are translated in the inet family only",
+                "write family = [\"inet\", \"bridge\"], or leave it out",
+            );
+        }
     }
 
     /// The filter a jail uses, with what the jail adds.
@@ -494,6 +538,10 @@ fn extend(list: &mut IgnoreList, held: &Held<'_>) {
     }
 }
 
+/// Priorities of a bridge's chains between which br_netfilter takes packets away: what comes after it is not asked on several kernels.
+const UNASKED: std::ops::RangeInclusive<i32> = -1..=0;
+const UNASKED_BRIDGE: &str = "with br_netfilter on, several kernels never ask a bridge's chain at this priority";
+
 /// Puts a value where it belongs. Keys that need more than themselves are left to [`Builder::draft`].
 fn set(jail: &mut Jail, held: &Held<'_>) {
     match (held.field.key.name, &held.field.meaning) {
@@ -505,6 +553,7 @@ fn set(jail: &mut Jail, held: &Held<'_>) {
         ("chain_hook", Meaning::Hooks(hooks)) => jail.hooks.clone_from(hooks),
         ("family", Meaning::Families(families)) => jail.families.clone_from(families),
         ("priority", Meaning::Priority(priority)) => jail.priority = Some(*priority),
+        ("dnat", Meaning::Bool(yes)) => jail.dnat = *yes,
         ("blocktype", Meaning::Text(word)) => jail.blocktype = if word == "reject" { Blocktype::Reject } else { Blocktype::Drop },
         ("maxretry", Meaning::Number(number)) => jail.maxretry = u32::try_from(*number).unwrap_or(1),
         ("findtime", Meaning::Span(span)) => jail.findtime = *span,
@@ -558,6 +607,25 @@ fn nft(values: &Values<'_>) -> Nft {
         }
     }
     nft
+}
+
+fn evidence(values: &Values<'_>) -> Evidence {
+    let mut evidence = Evidence::default();
+    for (path, held) in values.iter().filter_map(|(path, held)| Some((path.as_str(), held.last()?))) {
+        match (path, &held.field.meaning) {
+            ("lines", Meaning::Number(lines)) => evidence.lines = usize::try_from(*lines).unwrap_or(0),
+            ("keep", Meaning::Span(keep)) => evidence.keep = *keep,
+            ("accounts", Meaning::Text(how)) => {
+                evidence.accounts = match how.as_str() {
+                    "hash" => Accounts::Hash,
+                    "none" => Accounts::None,
+                    _ => Accounts::Plain,
+                }
+            }
+            _ => {}
+        }
+    }
+    evidence
 }
 
 fn daemon(values: &Values<'_>) -> Daemon {

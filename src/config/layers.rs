@@ -59,6 +59,8 @@ pub struct Layer {
     pub jails: BTreeMap<String, JailWritten>,
     /// `[nft]`
     pub nft: Section,
+    /// `[evidence]`
+    pub evidence: Section,
     /// `[daemon]`
     pub daemon: Section,
     /// `[filter.NAME]`
@@ -201,7 +203,7 @@ impl Reader<'_> {
             (Place::Top, _) if !is_table && elsewhere(Place::Jail) => format!("write {name} in [defaults] or in a [jail.NAME]"),
             (Place::Top, _) if !is_table && elsewhere(Place::Daemon) => format!("write {name} in [daemon]"),
             (Place::Top, _) if !is_table && elsewhere(Place::Nft) => format!("write {name} in [nft]"),
-            (Place::Jail | Place::Filter, "jail" | "filter" | "defaults" | "nft" | "daemon") if is_table => {
+            (Place::Jail | Place::Filter, "jail" | "filter" | "defaults" | "nft" | "daemon" | "evidence") if is_table => {
                 "the file's name is the name: write its keys at the top, other tables in banset.toml or banset.d".to_owned()
             }
             (Place::Filter, "Definition" | "INCLUDES" | "Init") => {
@@ -355,7 +357,7 @@ impl Reader<'_> {
                 continue;
             }
             match name.as_str() {
-                "defaults" | "nft" | "daemon" => {
+                "defaults" | "nft" | "daemon" | "evidence" => {
                     let Raw::Table(keys) = &node.value else {
                         self.mistake(
                             &Concern::All,
@@ -368,9 +370,12 @@ impl Reader<'_> {
                     let place = match name.as_str() {
                         "defaults" => Place::Jail,
                         "nft" => Place::Nft,
+                        "evidence" => Place::Evidence,
                         _ => Place::Daemon,
                     };
-                    let section = self.section(place, keys, &Concern::All);
+                    // What is kept of a line changes nothing about who is banned.
+                    let concern = if place == Place::Evidence { Concern::Nothing } else { Concern::All };
+                    let section = self.section(place, keys, &concern);
                     if let Some(only) = section.get("ignoreip_only") {
                         self.mistake(
                             &Concern::All,
@@ -382,6 +387,7 @@ impl Reader<'_> {
                     match name.as_str() {
                         "defaults" => layer.defaults = section,
                         "nft" => layer.nft = section,
+                        "evidence" => layer.evidence = section,
                         _ => layer.daemon = section,
                     }
                 }
@@ -459,6 +465,7 @@ impl Provider for Provided<'_> {
             note("defaults", &self.layer.defaults);
         } else {
             note("nft", &self.layer.nft);
+            note("evidence", &self.layer.evidence);
             note("daemon", &self.layer.daemon);
             self.layer.jails.iter().for_each(|(name, jail)| note(&format!("jail.{name}"), &jail.section));
         }
@@ -484,6 +491,7 @@ impl Provider for Provided<'_> {
             top.insert("jail".to_owned(), Value::from(jails));
             top.insert("filter".to_owned(), Value::from(filters));
             top.insert("nft".to_owned(), Value::from(dict(&self.layer.nft)));
+            top.insert("evidence".to_owned(), Value::from(dict(&self.layer.evidence)));
             top.insert("daemon".to_owned(), Value::from(dict(&self.layer.daemon)));
         }
         Ok(Map::from([(Profile::Default, top)]))
@@ -615,6 +623,11 @@ impl<'a> Layers<'a> {
     /// What holds in `[nft]`.
     pub fn nft(&self) -> Values<'a> {
         self.held(&self.user.focus("nft"), |layer| Some(&layer.nft))
+    }
+
+    /// What holds in `[evidence]`.
+    pub fn evidence(&self) -> Values<'a> {
+        self.held(&self.user.focus("evidence"), |layer| Some(&layer.evidence))
     }
 
     /// What holds in `[daemon]`.

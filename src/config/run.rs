@@ -19,6 +19,8 @@ pub struct Config {
     pub daemon: Daemon,
     /// `[nft]`
     pub nft: Nft,
+    /// `[evidence]`
+    pub evidence: Evidence,
     /// `ignoreip` of `[defaults]`: for every jail that does not set `ignoreip_only`.
     pub ignore: IgnoreList,
     /// Jails that are enabled and sound, sorted by name; [`MANUAL`] is always among them.
@@ -45,6 +47,28 @@ pub struct Daemon {
     pub log: Log,
     /// How much is logged.
     pub loglevel: Loglevel,
+}
+
+/// What is kept of the lines behind a ban.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Evidence {
+    /// Lines kept of each ban; 0 to 100.
+    pub lines: usize,
+    /// How long history is kept, lines and all.
+    pub keep: Span,
+    /// How account names are kept.
+    pub accounts: Accounts,
+}
+
+/// How account names are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accounts {
+    /// As they stand in the line.
+    Plain,
+    /// As a keyed hash, by which a name can be looked up; cut out of the line.
+    Hash,
+    /// Not at all; cut out of the line.
+    None,
 }
 
 /// Where the daemon's log goes.
@@ -198,10 +222,12 @@ pub struct Jail {
     pub protocols: Protocols,
     /// The base chains a ban bites in, in the order a packet meets them, at least one.
     pub hooks: Vec<Hook>,
-    /// The tables a ban stands in, at least one. Always `inet` in this version.
+    /// The tables a ban stands in, at least one.
     pub families: Vec<Family>,
-    /// The priority of its base chains, instead of that of [`Nft::priority`].
+    /// The priority of its base chains, instead of that of [`Nft::priority`]; see [`Config::bridge_priority`].
     pub priority: Option<i32>,
+    /// Whether a connection whose destination was translated is matched by the port its client knows, too.
+    pub dnat: bool,
     /// What happens to a packet of a banned address.
     pub blocktype: Blocktype,
     /// Failures within `findtime` that ban; at least 1.
@@ -230,7 +256,7 @@ pub struct Jail {
     pub observe: bool,
     /// A word or sentence for people.
     pub label: Option<String>,
-    /// Longer bans for repeat offenders. Always off in this version.
+    /// Longer bans for repeat offenders.
     pub increment: Increment,
 }
 
@@ -298,6 +324,12 @@ impl Config {
         self.jails.binary_search_by(|jail| jail.name.as_str().cmp(name)).ok().map(|at| &self.jails[at])
     }
 
+    /// The priority of a jail's chains in the `bridge` table. Its own counts there only if it has no other chains: what is right for
+    /// `inet` is near 0, where some kernels never ask a bridge's chain.
+    pub fn bridge_priority(&self, jail: &Jail) -> i32 {
+        jail.priority.filter(|_| jail.families == [Family::Bridge]).unwrap_or(self.nft.bridge_priority)
+    }
+
     /// The ignore lists that hold for a jail: those of `[defaults]`, unless it has `ignoreip_only`, then its own.
     pub fn ignored<'a>(&'a self, jail: &'a Jail) -> impl Iterator<Item = &'a IgnoreList> {
         (!jail.ignore_only).then_some(&self.ignore).into_iter().chain(std::iter::once(&jail.ignore))
@@ -314,6 +346,12 @@ impl Default for Daemon {
             log: Log::Stderr,
             loglevel: Loglevel::Info,
         }
+    }
+}
+
+impl Default for Evidence {
+    fn default() -> Self {
+        Evidence { lines: 5, keep: Span::from_secs(90 * 86_400), accounts: Accounts::Plain }
     }
 }
 
@@ -359,6 +397,7 @@ impl Jail {
             hooks: vec![Hook::Input],
             families: vec![Family::Inet],
             priority: None,
+            dnat: false,
             blocktype: Blocktype::Drop,
             maxretry: 5,
             findtime: Span::from_secs(600),

@@ -102,6 +102,7 @@ fn gather(sources: &Sources, shipped: Shipped<'_>) -> (Vec<Shown>, Vec<String>) 
     let mut out = Vec::new();
     table(&mut out, &layers, "daemon", Place::Daemon, &layers.daemon(), true);
     table(&mut out, &layers, "nft", Place::Nft, &layers.nft(), true);
+    table(&mut out, &layers, "evidence", Place::Evidence, &layers.evidence(), true);
     table(&mut out, &layers, "defaults", Place::Jail, &layers.defaults(), false);
     let filters: BTreeMap<&str, String> = layers
         .filters()
@@ -278,7 +279,7 @@ fn compare(out: &mut Vec<String>, before: &str, old: &[(&'static str, String)], 
 
 /// What all jails share.
 fn shared(config: &Config) -> Vec<(&'static str, String)> {
-    let (daemon, nft) = (&config.daemon, &config.nft);
+    let (daemon, nft, evidence) = (&config.daemon, &config.nft, &config.evidence);
     let log = match &daemon.log {
         Log::Stderr => "stderr".to_owned(),
         Log::Journal => "journal".to_owned(),
@@ -297,6 +298,7 @@ fn shared(config: &Config) -> Vec<(&'static str, String)> {
         ("owner", nft.owner.to_string()),
         ("set_size", nft.set_size.map(|size| size.to_string()).unwrap_or_default()),
         ("element_counters", format!("{:?}", nft.element_counters).to_lowercase()),
+        ("evidence", format!("{} lines, {}, {:?}", evidence.lines, evidence.keep, evidence.accounts).to_lowercase()),
         ("ignoreip", ignored(&config.ignore)),
     ]
 }
@@ -342,6 +344,7 @@ fn described(jail: &Jail) -> Vec<(&'static str, String)> {
         ("chain_hook", jail.hooks.iter().map(|hook| hook.name()).collect::<Vec<_>>().join(" ")),
         ("family", jail.families.iter().map(|family| family.name()).collect::<Vec<_>>().join(" ")),
         ("priority", jail.priority.map(|priority| priority.to_string()).unwrap_or_default()),
+        ("dnat", jail.dnat.to_string()),
         ("blocktype", format!("{:?}", jail.blocktype).to_lowercase()),
         ("maxretry", jail.maxretry.to_string()),
         ("findtime", jail.findtime.to_string()),
@@ -390,6 +393,7 @@ pub fn example() -> String {
         Place::Priority,
         "Where each base chain stands among others at its hook: smaller is earlier.",
     );
+    table(&mut out, "[evidence]", Place::Evidence, "What is kept of the lines behind a ban.");
     table(&mut out, "[defaults]", Place::Jail, "What every jail has that does not say otherwise. A jail has the same keys.");
     out.push_str("\n# A jail that is compiled in needs no more than this; those there are: `banset config show`.\n");
     out.push_str("#[jail.sshd]\n#enabled = true\n");

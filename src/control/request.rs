@@ -74,9 +74,86 @@ pub enum Request {
         /// All of them.
         #[serde(default)]
         all: bool,
+        /// Those made since this instant, in seconds of the Unix epoch.
+        #[serde(default)]
+        since_s: Option<i64>,
+        /// Those of addresses and subnets within this one.
+        #[serde(default)]
+        net: Option<String>,
+        /// Those whose lines name this account.
+        #[serde(default)]
+        user: Option<String>,
+        /// Only say what would be lifted.
+        #[serde(default)]
+        dry_run: bool,
         /// Forget failures and offences too.
         #[serde(default)]
         forget: bool,
+    },
+    /// Ignore addresses or subnets from now on.
+    Ignore {
+        /// Whom.
+        addrs: Vec<String>,
+        /// For how many seconds; without it until somebody takes it back.
+        #[serde(default)]
+        for_s: Option<u64>,
+        /// Only in this jail.
+        #[serde(default)]
+        jail: Option<String>,
+        /// Why.
+        #[serde(default)]
+        reason: Option<String>,
+    },
+    /// What is ignored by request.
+    Ignored,
+    /// Take back what was ignored by request.
+    Unignore {
+        /// Whom.
+        addrs: Vec<String>,
+        /// Only in this jail.
+        #[serde(default)]
+        jail: Option<String>,
+    },
+    /// Take the rules out; bans and judging go on.
+    Pause {
+        /// Only those of this jail.
+        #[serde(default)]
+        jail: Option<String>,
+        /// For how many seconds; without it until `resume`.
+        #[serde(default)]
+        for_s: Option<u64>,
+    },
+    /// Put the rules back.
+    Resume {
+        /// Only those of this jail.
+        #[serde(default)]
+        jail: Option<String>,
+    },
+    /// What is known of an address: failures counted, ignore entries, offences, bans.
+    Explain {
+        /// Whose.
+        addr: String,
+        /// Only in this jail.
+        #[serde(default)]
+        jail: Option<String>,
+    },
+    /// What happened.
+    History {
+        /// Only about addresses within this address or subnet, and subnets around it.
+        #[serde(default)]
+        net: Option<String>,
+        /// Only with this account among the lines.
+        #[serde(default)]
+        user: Option<String>,
+        /// Only of this jail.
+        #[serde(default)]
+        jail: Option<String>,
+        /// Only since this instant, in seconds of the Unix epoch.
+        #[serde(default)]
+        since_s: Option<i64>,
+        /// So many rows at most.
+        #[serde(default)]
+        limit: Option<usize>,
     },
     /// The accepted configuration.
     Config,
@@ -101,9 +178,14 @@ impl Request {
     /// The lowest rank that may ask this.
     pub fn needs(&self) -> Rank {
         match self {
-            Request::Status { .. } | Request::Stats | Request::Banned { .. } => Rank::Reader,
-            Request::Unban { .. } => Rank::Operator,
-            Request::Ban { .. } | Request::Config | Request::Reload => Rank::Root,
+            Request::Status { .. } | Request::Stats | Request::Banned { .. } | Request::Ignored | Request::Explain { .. } => {
+                Rank::Reader
+            }
+            // How long and how much an operator may have ignored is decided where that is known.
+            Request::Unban { .. } | Request::History { .. } | Request::Ignore { .. } | Request::Unignore { .. } => Rank::Operator,
+            Request::Ban { .. } | Request::Config | Request::Reload | Request::Pause { .. } | Request::Resume { .. } => {
+                Rank::Root
+            }
         }
     }
 }

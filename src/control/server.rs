@@ -15,6 +15,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tracing::{debug, warn};
 
 use super::request::{self, REQUEST_AT_MOST, Rank, Reply, Request};
+use crate::terms::escape;
 
 /// Clients served at once; further ones wait in the socket's backlog.
 const CLIENTS_AT_MOST: usize = 64;
@@ -28,6 +29,10 @@ const WRITE_AT_MOST: Duration = Duration::from_secs(10);
 pub struct Incoming {
     /// The client's user.
     pub uid: u32,
+    /// What they may do.
+    pub rank: Rank,
+    /// The program they ask with.
+    pub program: Option<Box<str>>,
     /// What is asked.
     pub request: Request,
     /// Where the answer goes.
@@ -145,7 +150,11 @@ async fn client(stream: UnixStream, access: &Mutex<Access>, engine: &mpsc::Sende
                 // A poisoned lock holds plain data all the same.
                 let access = access.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
                 let rank = access.rank(Uid::from_raw(peer.uid()), Gid::from_raw(peer.gid()));
-                answer(rank, peer.uid(), request, engine).await
+                answer(
+                    Incoming { uid: peer.uid(), rank, program: program(peer.pid()), request, reply: oneshot::channel().0 },
+                    engine,
+                )
+                .await
             }
         };
         let mut bytes = serde_json::to_vec(&reply).unwrap_or_default();
@@ -158,9 +167,16 @@ async fn client(stream: UnixStream, access: &Mutex<Access>, engine: &mpsc::Sende
     }
 }
 
-async fn answer(rank: Rank, uid: u32, request: Request, engine: &mpsc::Sender<Incoming>) -> Reply {
-    if rank < request.needs() {
-        let help = match request.needs() {
+/// The name of the process that connected, if it still is there: what /proc/PID/comm says, at most 15 bytes.
+fn program(pid: Option<i32>) -> Option<Box<str>> {
+    let comm = std::fs::read(format!("/proc/{}/comm", pid?)).ok()?;
+    Some(escape(comm.trim_ascii_end(), 64).into())
+}
+
+async fn answer(incoming: Incoming, engine: &mpsc::Sender<Incoming>) -> Reply {
+    let Incoming { uid, rank, .. } = incoming;
+    if rank < incoming.request.needs() {
+        let help = match incoming.request.needs() {
             Rank::Root => "only root may do this",
             Rank::Operator => "root may, and members of the group `operators` of [daemon]",
             _ => "root may, and members of the groups `readers` and `operators` of [daemon]",
@@ -169,7 +185,7 @@ async fn answer(rank: Rank, uid: u32, request: Request, engine: &mpsc::Sender<In
     }
     let (reply, answered) = oneshot::channel();
     let gone = || Reply::refused(3, "the daemon is stopping", None);
-    if engine.send(Incoming { uid, request, reply }).await.is_err() {
+    if engine.send(Incoming { reply, ..incoming }).await.is_err() {
         return gone();
     }
     answered.await.unwrap_or_else(|_| gone())

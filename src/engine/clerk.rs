@@ -1,8 +1,6 @@
 //! The thread that reads what takes time, on request: the kernel's numbers for `status` and `banned`, and the
 //! configuration for `reload`. The engine goes on meanwhile.
 
-use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
@@ -56,39 +54,45 @@ pub fn run(errands: &Receiver<Errand>, mut load: Load, done: &Sender<Event>) {
     }
 }
 
+/// Of a set that stands in several tables, the smallest count: a table that lacks bans shows.
 fn look(kernel: &mut nft::Kernel, specs: &Specs, with_elements: bool) -> KernelView {
     let mut view = KernelView { generation: kernel.generation().unwrap_or(0), ..KernelView::default() };
-    let table = match kernel.table(specs.family, &specs.table) {
-        Ok(Some(table)) => table,
-        Ok(None) => return view,
-        Err(e) => {
-            warn!("{e}");
-            return view;
+    for family in specs.families() {
+        match kernel.table(family, &specs.table) {
+            Ok(Some(table)) => look_into(kernel, &table, with_elements, &mut view),
+            Ok(None) => {}
+            Err(e) => warn!("{e}"),
         }
-    };
-    view.dropped = table.blocked().into_iter().map(|(jail, c)| (jail.to_owned(), (c.packets, c.bytes))).collect();
+    }
+    view
+}
+
+fn look_into(kernel: &mut nft::Kernel, table: &nft::KernelTable, with_elements: bool, view: &mut KernelView) {
+    for (jail, counter) in table.blocked() {
+        let (packets, bytes) = view.dropped.entry(jail.to_owned()).or_default();
+        (*packets, *bytes) = (*packets + counter.packets, *bytes + counter.bytes);
+    }
     for set in &table.sets {
         let Some(wanted) = &set.set else { continue };
         let counted = match set.count {
             Some(count) => Some(count),
-            None => kernel.count(specs.family, &specs.table, &set.name).ok().flatten(),
+            None => kernel.count(table.family, &table.name, &set.name).ok().flatten(),
         };
         let small = counted.is_none_or(|count| u64::from(count) <= LISTED_AT_MOST);
         // Expired elements are counted until they are freed, and not listed: a listing is the truth where it is cheap.
         let listed = match small {
-            true => kernel.elements(specs.family, &specs.table, wanted).ok(),
+            true => kernel.elements(table.family, &table.name, wanted).ok(),
             false => None,
         };
-        let count = listed.as_ref().map(|list| list.len() as u64).or(counted.map(u64::from));
-        view.counts.extend(count.map(|count| (set.name.clone(), count)));
+        if let Some(count) = listed.as_ref().map(|list| list.len() as u64).or(counted.map(u64::from)) {
+            view.counts.entry(set.name.clone()).and_modify(|least| *least = count.min(*least)).or_insert(count);
+        }
         if with_elements && wanted.counter {
-            let counts = listed.unwrap_or_default().into_iter().filter_map(|element| {
-                let counter = element.counter?;
-                Some(((set.name.clone(), element.interval.first()), (counter.packets, counter.bytes)))
-            });
-            let counts: HashMap<(String, IpAddr), (u64, u64)> = counts.collect();
-            view.elements.extend(counts);
+            for element in listed.unwrap_or_default() {
+                let Some(counter) = element.counter else { continue };
+                let (packets, bytes) = view.elements.entry((set.name.clone(), element.interval.first())).or_default();
+                (*packets, *bytes) = (*packets + counter.packets, *bytes + counter.bytes);
+            }
         }
     }
-    view
 }

@@ -11,15 +11,20 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
+use super::historian::Search;
 use super::keep::Keep;
 use super::pace::Pace;
 use super::spec::{Resolved, Spec, Specs};
 use crate::control::Reply;
 use crate::jail::{Failure, Held, Jail, Nets, Now, Verdict, ignore::is_nobody};
+use crate::state::history::{Row, What};
 use crate::terms::{Span, Time, escape};
 
 pub mod events;
+mod history;
+mod ignores;
 mod kept;
+mod pause;
 mod people;
 mod settings;
 mod subnets;
@@ -37,10 +42,9 @@ enum Cause {
     Client(ClientId),
     /// A signal asked for it.
     Signal,
-    /// The machine's addresses, or those of ignored names, changed, and with them the ignore sets.
-    Machine,
-    /// A jail is to ban its first subnet.
-    Nets,
+    /// The machine's addresses, or those of ignored names, changed, and with them the ignore sets; or what people want ignored or
+    /// paused did.
+    Restated,
 }
 
 /// What people see once a change was carried out.
@@ -130,6 +134,31 @@ pub struct Core {
     pace: Pace,
     keep: Keep,
     boot: String,
+    /// The table was made ours: an element found in it that we do not know is somebody's doing since.
+    settled: bool,
+    /// The number of the last thing that happened.
+    seq: u64,
+    /// The key of hashed accounts.
+    key: [u64; 2],
+    /// Which path a failure's place means.
+    places: HashMap<u16, Arc<str>>,
+    /// On whose behalf things happen at the moment; `None`: on our own.
+    behalf: Option<history::Behalf>,
+    /// Whom people want ignored.
+    ignores: ignores::Wishes,
+    /// What is paused.
+    pauses: pause::Pauses,
+    /// The table is wanted otherwise than the kernel was told last, though no configuration changed.
+    restate: bool,
+    /// Because of our addresses or those of ignored names.
+    moved: bool,
+    /// Clients that wait for it, before and while it is on its way.
+    restating: Vec<ClientId>,
+    restated_for: Vec<ClientId>,
+    /// What is on its way to the kernel brings that with it.
+    absorbed: bool,
+    /// Questions that wait until what happened before them is kept: the number of the save.
+    searches: Vec<(u64, Search)>,
     next_id: u32,
     tidy_at: Time,
     random: u64,
@@ -159,6 +188,19 @@ impl Core {
             pace: Pace::default(),
             keep: Keep::default(),
             boot: String::new(),
+            settled: false,
+            seq: 0,
+            key: [0; 2],
+            places: HashMap::new(),
+            behalf: None,
+            ignores: ignores::Wishes::default(),
+            pauses: pause::Pauses::default(),
+            restate: false,
+            moved: false,
+            restating: Vec::new(),
+            restated_for: Vec::new(),
+            absorbed: false,
+            searches: Vec::new(),
             next_id: 0,
             tidy_at: now.mono + TIDY,
             random: seed | 1,
@@ -198,7 +240,11 @@ impl Core {
             Event::Committed(refusals) => self.committed(now, refusals),
             Event::Saved(result) => self.saved(now, result),
             Event::Damaged(why) => self.damaged(now, why),
-            Event::Established(result) => self.established(now, result),
+            Event::Established(result) => {
+                let why = result.as_ref().err().cloned();
+                self.established(now, result);
+                self.told_of_table(now, why);
+            }
             Event::Asked(asked) => self.asked(now, asked),
             Event::Reloaded(reloaded) => self.reloaded(reloaded),
             Event::Machine(machine) => {
@@ -208,6 +254,8 @@ impl Core {
                     self.ignored_otherwise(now);
                 }
             }
+            Event::ReadBack(seq, lines) => self.keep.lines(now, seq, lines),
+            Event::Answered(client, reply) => self.actions.push(Action::Reply(client, reply)),
             Event::Resolved(names) => {
                 if names != self.names {
                     self.names = names;
@@ -230,6 +278,7 @@ impl Core {
             if not_before <= now.mono {
                 self.ask_for_nets();
                 let establish = self.establish_for(&self.specs, true);
+                self.restated();
                 self.rebuild = Rebuild::Running { failed };
                 self.actions.push(Action::Establish(establish));
             }
@@ -239,13 +288,17 @@ impl Core {
             let specs = Arc::new(self.number(specs));
             self.ask_for_nets();
             let establish = self.establish_for(&specs, false);
+            self.restated();
             self.reloading = Some((cause, specs));
             self.actions.push(Action::Establish(establish));
             return;
         }
-        if self.ask_for_nets() {
-            self.reloading = Some((Cause::Nets, self.specs.clone()));
-            self.actions.push(Action::Establish(self.establish_for(&self.specs, false)));
+        if self.ask_for_nets() || self.restate {
+            let specs = self.specs.clone();
+            let establish = self.establish_for(&specs, false);
+            self.restated();
+            self.reloading = Some((Cause::Restated, specs));
+            self.actions.push(Action::Establish(establish));
             return;
         }
         if self.pending.changes.is_empty() || self.pace.next(now.mono, self.largest()) > now.mono {
@@ -268,7 +321,8 @@ impl Core {
         };
         let ends = self.jails.iter().filter_map(|running| running.jail.next_end()).min();
         let tidy = self.jails.iter().any(|running| running.jail.failing() > 0).then_some(self.tidy_at);
-        [paced, rebuild, ends, tidy, self.keep.due()].into_iter().flatten().min()
+        let wishes = [self.ignores.next_end(), self.pauses.next_end()].into_iter().flatten().min();
+        [paced, rebuild, ends, tidy, wishes, self.keep.due()].into_iter().flatten().min()
     }
 
     /// The daemon ends: what waits to be kept goes now.
@@ -282,6 +336,7 @@ impl Core {
             && self.pending.changes.is_empty()
             && self.flying.is_none()
             && self.reloading.is_none()
+            && !self.restate
             && matches!(self.rebuild, Rebuild::No)
     }
 
@@ -304,6 +359,9 @@ impl Core {
     // ---- lines ----
 
     fn read(&mut self, now: Now, batch: &Batch) {
+        if let Some(resume) = &batch.resume {
+            self.places.entry(resume.place).or_insert_with(|| batch.path.clone());
+        }
         for found in &batch.found {
             let random = self.random();
             let Some(&at) = self.by_id.get(&found.jail) else { continue };
@@ -336,10 +394,11 @@ impl Core {
             self.log(if live { Level::Info } else { Level::Debug }, text);
             return;
         }
+        let elsewhere = self.offences_elsewhere(now, at, failure.address);
         let running = &mut self.jails[at];
         let name = &running.spec.name;
         let found = format!("[{name}] Found {}", failure.address);
-        let verdict = running.jail.judge(now, failure, random);
+        let verdict = running.jail.judge(now, failure, random, elsewhere);
         if !matches!(verdict, Verdict::Stale | Verdict::AlreadyBanned) {
             self.keep.failure(now, &running.key, running.jail.subject(failure.address), failure);
         }
@@ -355,13 +414,27 @@ impl Core {
             Verdict::Observed(ban) => {
                 let text = format!("[{}] would ban {}, but observes only", self.jails[at].spec.name, shown(ban.subject));
                 self.log(Level::Warn, text);
+                self.decided(now, at, &ban, What::Observed);
             }
             Verdict::Ban(ban) => {
                 let text = format!("[{}] Ban {}", self.jails[at].spec.name, shown(ban.subject));
+                self.decided(now, at, &ban, What::Ban);
+                if self.jails[at].jail.offences(ban.subject).is_some() {
+                    self.keep.offence(now, &self.jails[at].key, ban.subject);
+                }
                 self.want(now, at, ban.subject, &ban.held, Effect::Log(Level::Warn, text));
                 self.aggregate(now, at, ban.subject);
             }
         }
+    }
+
+    /// Offences of an address in other jails, where they count for this one.
+    fn offences_elsewhere(&self, now: Now, at: usize, address: IpAddr) -> u32 {
+        if !self.jails[at].spec.policy.growth.as_ref().is_some_and(|growth| growth.all_jails) {
+            return 0;
+        }
+        let others = self.jails.iter().enumerate().filter(|(other, _)| *other != at);
+        others.map(|(_, other)| other.jail.offended(now, address)).sum()
     }
 
     /// Why an address is never banned by a line, if so.
@@ -409,9 +482,13 @@ impl Core {
         for text in ended {
             self.log(Level::Warn, text);
         }
+        self.end_ignores(now);
+        self.end_pauses(now);
         if self.tidy_at <= now.mono {
             self.tidy_at = now.mono + TIDY;
-            self.jails.iter_mut().for_each(|running| running.jail.tidy(now));
+            for running in &mut self.jails {
+                running.jail.tidy(now).into_iter().for_each(|subject| self.keep.offence(now, &running.key, subject));
+            }
         }
     }
 

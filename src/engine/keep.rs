@@ -13,8 +13,9 @@ use ipnetwork::IpNetwork;
 use super::core::{ClientId, Resume};
 use crate::control::Reply;
 use crate::jail::{Failure, Held, Now, Origin};
+use crate::state::history::{Line, Row};
 use crate::state::packed::{self, Step};
-use crate::state::{KeptBan, KernelIdentity, Totals};
+use crate::state::{KeptBan, KeptIgnore, KeptOffence, KeptPause, KernelIdentity, Totals};
 use crate::terms::{Span, Time};
 
 /// Changes gather for this long before they are saved.
@@ -23,6 +24,29 @@ const GATHER: Span = Span(250_000);
 const RETRY: Span = Span::from_secs(5);
 /// Packed failures appended before everything is written anew, if that is also several times what was written anew last.
 const REWRITE: usize = 256 * 1024;
+
+/// Things that happened and could not be saved yet are kept in mind up to this many; then the oldest are lost, and counted.
+const ROWS_IN_MIND: usize = 20_000;
+/// History is purged in passing when something is saved; while nothing happens there is nothing to purge.
+type Purge = (Time, Span);
+
+/// Where the core has what the notes are about.
+pub trait Books {
+    /// A ban as it is now.
+    fn ban(&self, jail: &str, subject: IpNetwork) -> Option<KeptBan>;
+    /// Earlier bans of a subject as they are now.
+    fn offence(&self, jail: &str, subject: IpNetwork) -> Option<KeptOffence>;
+    /// The totals of a jail.
+    fn totals(&self, jail: &str) -> Totals;
+    /// Every window's steps.
+    fn windows(&self) -> Vec<(Arc<str>, Vec<u8>)>;
+    /// What is ignored by request.
+    fn ignored(&self) -> Vec<KeptIgnore>;
+    /// What is paused.
+    fn paused(&self) -> Vec<KeptPause>;
+    /// How long history is kept.
+    fn keep(&self) -> Span;
+}
 
 /// One save, as the core sees it: positions are still values, the keeper's thread makes them text.
 #[derive(Debug, Default)]
@@ -39,6 +63,18 @@ pub struct Keeping {
     pub totals: Vec<(Arc<str>, Totals)>,
     /// The table the bans are in.
     pub kernel: Option<KernelIdentity>,
+    /// What happened, in order.
+    pub history: Arc<[Row]>,
+    /// Lines read back, by row.
+    pub lines: Arc<[(u64, Vec<Line>)]>,
+    /// Offences as they are now; `None`: forgotten.
+    pub offences: Vec<(Arc<str>, IpNetwork, Option<KeptOffence>)>,
+    /// What is ignored by request, if that changed.
+    pub ignored: Option<Vec<KeptIgnore>>,
+    /// What is paused, if that changed.
+    pub paused: Option<Vec<KeptPause>>,
+    /// Now, and how long history is kept.
+    pub keep: Option<Purge>,
     /// Must be on the disk before the answer.
     pub sync: bool,
 }
@@ -60,6 +96,19 @@ pub struct Keep {
     placed: HashSet<Arc<str>>,
     totals: BTreeSet<Arc<str>>,
     kernel: Option<KernelIdentity>,
+    rows: Vec<Row>,
+    lines: Vec<(u64, Vec<Line>)>,
+    /// Those of the save under way: if it fails they go with the next.
+    sent_rows: Arc<[Row]>,
+    sent_lines: Arc<[(u64, Vec<Line>)]>,
+    /// Rows that were lost because nothing could be saved.
+    pub lost_rows: u64,
+    offences: BTreeSet<(Arc<str>, IpNetwork)>,
+    ignored: bool,
+    paused: bool,
+    /// How many saves were begun, and how many came through.
+    begun: u64,
+    through: u64,
     /// Since when something waits.
     dirty: Option<Time>,
     not_before: Time,
@@ -122,6 +171,69 @@ impl Keep {
         }
     }
 
+    /// Something happened.
+    pub fn row(&mut self, now: Now, row: Row) {
+        if self.on {
+            if self.rows.len() >= ROWS_IN_MIND {
+                self.rows.drain(..ROWS_IN_MIND / 2);
+                self.lost_rows += ROWS_IN_MIND as u64 / 2;
+            }
+            self.rows.push(row);
+            self.touch(now);
+        }
+    }
+
+    /// The lines of a row were read back.
+    pub fn lines(&mut self, now: Now, seq: u64, lines: Vec<Line>) {
+        if self.on && self.lines.len() < ROWS_IN_MIND {
+            self.lines.push((seq, lines));
+            self.touch(now);
+        }
+    }
+
+    /// The earlier bans of a subject changed.
+    pub fn offence(&mut self, now: Now, jail: &Arc<str>, subject: IpNetwork) {
+        if self.on {
+            self.offences.insert((jail.clone(), subject));
+            self.touch(now);
+        }
+    }
+
+    /// What is ignored by request changed.
+    pub fn ignored(&mut self, now: Now) {
+        self.ignored = true;
+        self.touch(now);
+    }
+
+    /// What is paused changed.
+    pub fn paused(&mut self, now: Now) {
+        self.paused = true;
+        self.touch(now);
+    }
+
+    /// Whether anything is kept at all.
+    pub fn is_on(&self) -> bool {
+        self.on
+    }
+
+    /// The save after which everything noted up to now is kept; `None`: it is already, or nothing can be kept. What waits goes
+    /// at once.
+    pub fn soon(&mut self) -> Option<u64> {
+        if !self.on || self.failed.is_some() {
+            return None;
+        }
+        if self.dirty.is_some() {
+            self.at_once = true;
+            return Some(self.begun + 1);
+        }
+        self.under_way.then_some(self.begun)
+    }
+
+    /// How many saves are through, or have failed.
+    pub fn through(&self) -> u64 {
+        self.through
+    }
+
     /// Reading has come so far.
     pub fn position(&mut self, now: Now, path: &Arc<str>, resume: Option<Arc<Resume>>) {
         if self.on {
@@ -172,14 +284,8 @@ impl Keep {
         Some(if self.urgent || self.at_once { dirty } else { dirty + GATHER }.max(self.not_before))
     }
 
-    /// The next save, if one is due. `tell` gives a ban as it is now, `totals` those of a jail, `all` every window's steps.
-    pub fn next(
-        &mut self,
-        now: Now,
-        tell: impl Fn(&str, IpNetwork) -> Option<KeptBan>,
-        totals: impl Fn(&str) -> Totals,
-        all: impl FnOnce() -> Vec<(Arc<str>, Vec<u8>)>,
-    ) -> Option<Keeping> {
+    /// The next save, if one is due.
+    pub fn next(&mut self, now: Now, books: &impl Books) -> Option<Keeping> {
         if self.due()? > now.mono {
             return None;
         }
@@ -187,36 +293,54 @@ impl Keep {
         self.appended += failures.iter().map(|(_, packed)| packed.len()).sum::<usize>();
         let whole = self.whole || (self.appended > REWRITE && self.appended > 4 * self.rewritten);
         if whole {
-            failures = all();
+            failures = books.windows();
             self.rewritten = failures.iter().map(|(_, packed)| packed.len()).sum();
             self.appended = 0;
         }
         let bans = std::mem::take(&mut self.bans).into_iter().map(|(jail, subject)| {
-            let kept = tell(&jail, subject);
+            let kept = books.ban(&jail, subject);
+            (jail, subject, kept)
+        });
+        let offences = std::mem::take(&mut self.offences).into_iter().map(|(jail, subject)| {
+            let kept = books.offence(&jail, subject);
             (jail, subject, kept)
         });
         self.sent = std::mem::take(&mut self.positions);
+        self.sent_rows = std::mem::take(&mut self.rows).into();
+        self.sent_lines = std::mem::take(&mut self.lines).into();
         let keeping = Keeping {
             failures,
             whole,
             bans: bans.collect(),
             positions: self.sent.iter().map(|(path, resume)| (path.clone(), resume.clone())).collect(),
-            totals: std::mem::take(&mut self.totals).into_iter().map(|jail| (jail.clone(), totals(&jail))).collect(),
+            totals: std::mem::take(&mut self.totals).into_iter().map(|jail| (jail.clone(), books.totals(&jail))).collect(),
             kernel: self.kernel.take(),
+            history: self.sent_rows.clone(),
+            lines: self.sent_lines.clone(),
+            offences: offences.collect(),
+            ignored: std::mem::take(&mut self.ignored).then(|| books.ignored()),
+            paused: std::mem::take(&mut self.paused).then(|| books.paused()),
+            keep: Some((now.wall, books.keep())),
             sync: self.urgent,
         };
         self.carried = std::mem::take(&mut self.waiting);
         (self.dirty, self.urgent, self.at_once, self.whole, self.under_way) = (None, false, false, false, true);
+        self.begun += 1;
         Some(keeping)
     }
 
     /// The answer to a save: who is to be replied to now, and whether the caller has to note everything anew.
     pub fn saved(&mut self, now: Now, result: Result<(), String>) -> (Vec<(ClientId, Reply)>, Option<Change>) {
         self.under_way = false;
+        self.through = self.begun;
+        let (rows, lines) = (std::mem::take(&mut self.sent_rows), std::mem::take(&mut self.sent_lines));
         let sent = std::mem::take(&mut self.sent);
         if result.is_err() {
             // The failures counted up to them are told anew: without them those would be read and counted again.
             sent.into_iter().for_each(|(path, resume)| _ = self.positions.entry(path).or_insert(resume));
+            self.rows.splice(..0, rows.iter().cloned());
+            self.lines.splice(..0, lines.iter().cloned());
+            (self.ignored, self.paused) = (true, true);
         }
         let change = match (result, self.failed.take()) {
             (Ok(()), None) => None,
@@ -285,8 +409,54 @@ mod tests {
         Now { wall: Time::from_secs(1000 + secs), mono: Time::from_secs(secs) }
     }
 
+    struct Nothing;
+
+    impl Books for Nothing {
+        fn ban(&self, _: &str, _: IpNetwork) -> Option<KeptBan> {
+            None
+        }
+        fn offence(&self, _: &str, _: IpNetwork) -> Option<KeptOffence> {
+            None
+        }
+        fn totals(&self, _: &str) -> Totals {
+            Totals::default()
+        }
+        fn windows(&self) -> Vec<(Arc<str>, Vec<u8>)> {
+            vec![("sshd".into(), vec![1])]
+        }
+        fn ignored(&self) -> Vec<KeptIgnore> {
+            Vec::new()
+        }
+        fn paused(&self) -> Vec<KeptPause> {
+            Vec::new()
+        }
+        fn keep(&self) -> Span {
+            Span::from_secs(1)
+        }
+    }
+
     fn next(keep: &mut Keep, now: Now) -> Option<Keeping> {
-        keep.next(now, |_, _| None, |_| Totals::default(), || vec![("sshd".into(), vec![1])])
+        keep.next(now, &Nothing)
+    }
+
+    #[test]
+    fn what_happened_goes_again_after_a_save_that_failed_and_is_bounded() {
+        let mut keep = Keep::default();
+        keep.start([]);
+        let row = |seq| Row { seq, ..Row::default() };
+        keep.row(at(0), row(1));
+        assert_eq!(keep.soon(), Some(1));
+        assert_eq!(next(&mut keep, at(0)).map(|save| save.history.len()), Some(1));
+        assert_eq!(keep.soon(), Some(1), "under way");
+        keep.row(at(0), row(2));
+        assert_eq!(keep.soon(), Some(2));
+        keep.saved(at(0), Err("disk full".into()));
+        let save = next(&mut keep, at(6)).expect("tried again");
+        assert_eq!(save.history.iter().map(|row| row.seq).collect::<Vec<_>>(), [1, 2]);
+        keep.saved(at(6), Ok(()));
+        assert_eq!((keep.soon(), keep.through()), (None, 2));
+        (0..30_000).for_each(|seq| keep.row(at(7), row(seq)));
+        assert_eq!((keep.rows.len(), keep.lost_rows, keep.rows.last().map(|row| row.seq)), (20_000, 10_000, Some(29_999)));
     }
 
     #[test]

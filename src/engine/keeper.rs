@@ -59,6 +59,12 @@ fn save(keeping: Keeping) -> Save {
         positions: keeping.positions.into_iter().map(|(path, resume)| (path, resume.as_ref().map(text))).collect(),
         totals: keeping.totals,
         kernel: keeping.kernel,
+        history: keeping.history.to_vec(),
+        lines: keeping.lines.to_vec(),
+        offences: keeping.offences,
+        ignored: keeping.ignored,
+        paused: keeping.paused,
+        keep: keeping.keep,
         sync: keeping.sync,
     }
 }

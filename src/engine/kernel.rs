@@ -1,11 +1,11 @@
 //! The thread that writes: it owns the one netlink socket that changes anything, and turns the core's changes into
 //! transactions. While one commits, the core gathers the next: a kernel that is busy makes batches larger, never the queue.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::mpsc::Receiver;
 
 use tokio::sync::mpsc::Sender;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::clock;
 use super::core::{Adopted, Change, Done, Establish, Event, Refusal, Target};
@@ -15,15 +15,18 @@ use crate::jail::Now;
 use crate::nft::element::{Element, Key, Timeout};
 use crate::nft::ruleset::{Content, JailPlan, Plan, Ruleset, Set, ban_set_name};
 use crate::nft::socket::{Kind, Refused, Socket};
-use crate::nft::transaction::{Establishment, Transaction};
-use crate::nft::{self, KernelTable};
-use crate::terms::{Lasting, Span};
+use crate::nft::transaction::{Establishment, Fill, Transaction};
+use crate::nft::{self, Interval, KernelTable};
+use crate::terms::{Blocktype, Family, Hook, Lasting, Span};
 
 /// Changes that go in one transaction at most: more cost the kernel more than they save (see `nft::socket::BATCH`).
 const AT_ONCE: usize = 4000;
 
 /// Above this many possible CPUs a counter per element is no longer cheap: the kernel keeps one per CPU.
 const CPUS_FOR_COUNTERS: usize = 8;
+
+/// Sets of several tables are compared with each other up to this size.
+const LEVELLED: usize = 100_000;
 
 /// How often the kernel frees expired elements: a second, its default, costs 5 % of a core at a million elements.
 const GC_INTERVAL: Span = Span::from_secs(10);
@@ -41,34 +44,41 @@ pub enum Work {
 pub struct Writer {
     socket: Socket,
     reader: nft::Kernel,
-    ruleset: Option<Ruleset>,
+    /// One for each family that has a table.
+    rulesets: Vec<Ruleset>,
+    /// What the kernel can do at each hook in use: hang chains there, reject there.
+    allowed: HashMap<(Family, Hook), (bool, bool)>,
 }
 
-/// The plan of a table, from specs and what the ignore sets hold.
-pub fn plan(wanted: &Establish, element_counters: bool) -> Plan {
+/// The plan of a family's table, from specs and what the ignore sets hold.
+pub fn plan(wanted: &Establish, family: Family, element_counters: bool) -> Plan {
     let specs = &wanted.specs;
     let named = |spec: &Spec| {
         [Key::V4, Key::V6].iter().any(|key| wanted.held.contains_key(ban_set_name(&spec.name, *key, true).as_str()))
     };
-    let jails = specs.jails.iter().enumerate().map(|(at, spec)| JailPlan {
-        name: spec.name.clone(),
-        ports: spec.ports.clone(),
-        protocols: spec.protocols.clone(),
-        hooks: spec.hooks.clone(),
-        blocktype: spec.blocktype,
-        ipv6_prefix: spec.policy.ipv6_prefix,
-        ignore: wanted.own_ignored.get(at).cloned().unwrap_or_default(),
-        nets: wanted.nets.get(at).copied().unwrap_or(false) || named(spec),
-        paused: false,
+    let jails = specs.jails.iter().enumerate().filter_map(|(at, spec)| {
+        Some(JailPlan {
+            name: spec.name.clone(),
+            ports: spec.ports.clone(),
+            protocols: spec.protocols.clone(),
+            hooks: spec.hooks_in(family)?.to_vec(),
+            blocktype: spec.blocktype,
+            ipv6_prefix: spec.policy.ipv6_prefix,
+            ignore: wanted.own_ignored.get(at).cloned().unwrap_or_default(),
+            nets: wanted.nets.get(at).copied().unwrap_or(false) || named(spec),
+            dnat: spec.dnat,
+            paused: wanted.paused.get(at).copied().unwrap_or(false),
+        })
     });
     Plan {
-        family: specs.family,
+        family,
         table: specs.table.clone(),
         ipv6: specs.ipv6,
         set_size: specs.nft.set_size,
         element_counters: counts_elements(specs.nft.element_counters) && element_counters,
         gc_interval: Some(GC_INTERVAL),
         ignore: wanted.ignored.clone(),
+        only_drop: Vec::new(),
         jails: jails.collect(),
     }
 }
@@ -103,45 +113,152 @@ impl Writer {
         let socket = Socket::open().map_err(|e| e.to_string())?;
         let reader = nft::Kernel::open().map_err(|e| e.to_string())?;
         debug!("nf_tables: {}", socket.features());
-        Ok(Writer { socket, reader, ruleset: None })
+        Ok(Writer { socket, reader, rulesets: Vec::new(), allowed: HashMap::new() })
     }
 
-    /// Our table as it is now.
-    pub fn table(&mut self, specs: &Specs) -> Result<Option<KernelTable>, String> {
-        self.reader.table(specs.family, &specs.table).map_err(|e| e.to_string())
+    /// The tables as they are now, of every family that can have one.
+    fn tables(&mut self, specs: &Specs) -> Result<Vec<KernelTable>, String> {
+        let mut tables = Vec::new();
+        for family in Family::ALL {
+            tables.extend(self.reader.table(family, &specs.table).map_err(|e| e.to_string())?);
+        }
+        Ok(tables)
     }
 
-    /// The handle of our table; 0 if there is none.
+    /// One number for our tables: the handle of the first, and that of a `bridge` table 32 bits above; 0 if there is none. A table that was
+    /// made anew has another.
     pub fn handle(&mut self, specs: &Specs) -> Result<u64, String> {
-        Ok(self.table(specs)?.map_or(0, |table| table.handle))
+        let ours = |table: &KernelTable| specs.families().any(|family| family == table.family);
+        let place = |table: &KernelTable| match table.family {
+            Family::Inet => table.handle,
+            Family::Bridge => table.handle << 32,
+        };
+        Ok(self.tables(specs)?.iter().filter(|table| ours(table)).map(place).fold(0, |all, one| all | one))
     }
 
-    /// What the ban sets of our table hold now.
+    /// What the ban sets of our tables hold now: what any of them holds, for the longest it has there.
     pub fn adoptable(&mut self, specs: &Specs) -> Result<Vec<Adopted>, String> {
-        let mut found = Vec::new();
-        let Some(table) = self.table(specs)? else { return Ok(found) };
-        for set in table.sets.iter().filter_map(|set| set.set.as_ref()).filter(|set| set.content == Content::Bans) {
-            let elements = self.reader.elements(specs.family, &specs.table, set).map_err(|e| e.to_string())?;
-            found.extend(elements.iter().map(|element| {
-                let (timeout, left) = element.timeout.map_or((None, None), |t| (Some(t.timeout), Some(t.expiration)));
-                Adopted { set: set.name.clone(), what: element.interval, timeout, left }
-            }));
+        let mut found: Vec<Adopted> = Vec::new();
+        let mut known: HashMap<(String, Interval), usize> = HashMap::new();
+        for table in self.tables(specs)? {
+            for set in table.sets.iter().filter_map(|set| set.set.as_ref()).filter(|set| set.content == Content::Bans) {
+                let elements = self.reader.elements(table.family, &table.name, set).map_err(|e| e.to_string())?;
+                for element in &elements {
+                    let (timeout, left) = element.timeout.map_or((None, None), |t| (Some(t.timeout), Some(t.expiration)));
+                    let one = Adopted { set: set.name.clone(), what: element.interval, timeout, left };
+                    if table.family == specs.family {
+                        known.insert((one.set.clone(), one.what), found.len());
+                        found.push(one);
+                        continue;
+                    }
+                    let longest = |left: Option<Span>| left.map_or(u64::MAX, |left| left.0);
+                    match known.get(&(one.set.clone(), one.what)).map(|at| &mut found[*at]) {
+                        Some(first) if longest(first.left) < longest(one.left) => *first = one,
+                        Some(_) => {}
+                        None => found.push(one),
+                    }
+                }
+            }
         }
         Ok(found)
     }
 
-    /// Makes the table so; says whether anything had to be sent.
+    /// Makes the tables so; says whether anything had to be sent. Those of all families change in one transaction; one that is ours and
+    /// that no jail asks for any more is deleted in it.
     pub fn establish(&mut self, wanted: &Establish) -> Result<bool, String> {
         let specs = &wanted.specs;
-        let plan = plan(wanted, self.socket.features().element_counters);
-        let ruleset = Ruleset::of(&plan).map_err(|e| e.to_string())?;
-        let mut found = self.table(specs)?;
+        let mut first = Transaction::new(specs.family, &specs.table);
+        let (mut rest, mut rulesets) = (Vec::new(), Vec::new());
+        let several = specs.families().count() > 1;
+        for family in Family::ALL {
+            let found = self.reader.table(family, &specs.table).map_err(|e| e.to_string())?;
+            let newer = |version| version > nft::ruleset::VERSION;
+            if !specs.families().any(|used| used == family) {
+                if found.and_then(|table| table.version()).is_some_and(|version| !newer(version)) {
+                    first.turn_to(family);
+                    first.delete_table();
+                }
+                continue;
+            }
+            let ruleset = Ruleset::of(&self.plan(wanted, family)?).map_err(|e| e.to_string())?;
+            let (part, later) = self.part(wanted, &ruleset, found, several)?;
+            first.append(part);
+            rest.extend(later.into_iter().map(|(set, elements)| (family, set, elements)));
+            rulesets.push(ruleset);
+        }
+        self.socket.commit(&first).map_err(|refused| refused.to_string())?;
+        for (family, set, elements) in &rest {
+            let loaded = self.socket.load(*family, &specs.table, set, elements.iter().copied());
+            loaded.map_err(|(_, refused)| refused.to_string())?;
+        }
+        self.rulesets = rulesets;
+        Ok(!first.is_empty())
+    }
+
+    /// The plan of a family's table as far as this kernel can carry it out. What it can not is said once.
+    fn plan(&mut self, wanted: &Establish, family: Family) -> Result<Plan, String> {
+        let mut plan = plan(wanted, family, self.socket.features().element_counters);
+        let mut hooks: Vec<Hook> = plan.jails.iter().flat_map(|jail| &jail.hooks).map(|(hook, _)| *hook).collect();
+        hooks.sort();
+        hooks.dedup();
+        let rejecting = plan.jails.iter().any(|jail| jail.blocktype == Blocktype::Reject);
+        // What every kernel with nf_tables can do is not asked.
+        hooks.retain(|_| family != Family::Inet || rejecting);
+        for hook in hooks {
+            let told = self.allowed.contains_key(&(family, hook));
+            let (hangs, rejects) = match self.allowed.get(&(family, hook)) {
+                Some(known) => *known,
+                None => self.socket.allows(family, hook).map_err(|e| e.to_string())?,
+            };
+            self.allowed.insert((family, hook), (hangs, rejects));
+            let those = |of: &dyn Fn(&JailPlan) -> bool| {
+                let at = plan.jails.iter().filter(|jail| jail.hooks.iter().any(|(at, _)| *at == hook) && of(jail));
+                at.map(|jail| jail.name.as_str()).collect::<Vec<_>>().join(", ")
+            };
+            let (all, rejecting) = (those(&|_| true), those(&|jail| jail.blocktype == Blocktype::Reject));
+            if !hangs {
+                if !told {
+                    warn!(
+                        "this kernel has no {family} {hook}: bans of {all} do not bite there\n  help: load the module nf_tables_{family}, or leave {hook} out of chain_hook"
+                    );
+                }
+                plan.jails.iter_mut().for_each(|jail| jail.hooks.retain(|(at, _)| *at != hook));
+            } else if !rejects {
+                plan.only_drop.push(hook);
+                if !told && !rejecting.is_empty() {
+                    warn!("this kernel can not reject at {family} {hook}: {rejecting} drop there");
+                }
+            }
+        }
+        Ok(plan)
+    }
+
+    /// What makes one table so: what has to be sent first, and bans that may follow. With `several` tables, one is also given what others
+    /// took out of it alone: a ban stands in all of them.
+    fn part(
+        &mut self,
+        wanted: &Establish,
+        ruleset: &Ruleset,
+        mut found: Option<KernelTable>,
+        several: bool,
+    ) -> Result<(Transaction, Fill), String> {
+        let (family, table) = (ruleset.family, ruleset.table.as_str());
         let mut counters = HashMap::new();
-        if let (Some(table), false) = (&found, wanted.exact) {
-            for set in nft::transaction::renewed_sets(&ruleset, Some(table)) {
-                if let Some(old) = table.set(&set.name) {
-                    let elements = self.reader.elements(specs.family, &specs.table, old).map_err(|e| e.to_string())?;
+        let mut present: HashMap<String, HashSet<Interval>> = HashMap::new();
+        if let (Some(kept), false) = (&found, wanted.exact) {
+            let renewed = nft::transaction::renewed_sets(ruleset, Some(kept));
+            let is_renewed = |set: &Set| renewed.iter().any(|renewed| renewed.name == set.name);
+            for set in ruleset.sets.iter().filter(|set| set.content == Content::Bans) {
+                let Some(old) = kept.set(&set.name) else { continue };
+                let fits = kept.sets.iter().any(|of| of.name == set.name && of.count.is_none_or(|n| n as usize <= LEVELLED));
+                if !is_renewed(set) && !(several && fits) {
+                    continue;
+                }
+                let elements = self.reader.elements(family, table, old).map_err(|e| e.to_string())?;
+                if is_renewed(set) {
                     counters.extend(elements.iter().filter_map(|e| Some(((set.name.clone(), e.interval.first()), e.counter?))));
+                } else {
+                    present.insert(set.name.clone(), elements.iter().map(|element| element.interval).collect());
                 }
             }
         }
@@ -151,30 +268,24 @@ impl Writer {
             let elements = changes.iter().filter_map(|change| element(now, change));
             elements.map(|e| Element { counter: counters.get(&(set.name.clone(), e.interval.first())).copied(), ..e }).collect()
         };
-        let mut first = Transaction::about(&ruleset);
+        let mut first = Transaction::about(ruleset);
         if wanted.exact
-            && let Some(table) = found.take()
+            && let Some(old) = found.take()
         {
-            if table.version().is_some_and(|version| version > nft::ruleset::VERSION) {
-                return Err(format!("table {} {} was made by a newer banset", specs.family, specs.table));
+            if old.version().is_some_and(|version| version > nft::ruleset::VERSION) {
+                return Err(format!("table {family} {table} was made by a newer banset"));
             }
             first.delete_table();
         }
-        let Establishment { first: rest_of_first, rest } =
-            Transaction::establish(&ruleset, found.as_ref(), held).map_err(|newer| {
-                format!(
-                    "table {} {}: {newer}\n  help: use the newer program, or delete the table first",
-                    specs.family, specs.table
-                )
-            })?;
-        rest_of_first.statements().iter().for_each(|statement| first.push(statement.clone()));
-        self.socket.commit(&first).map_err(|refused| refused.to_string())?;
-        for (set, elements) in &rest {
-            let loaded = self.socket.load(specs.family, &specs.table, set, elements.iter().cloned());
-            loaded.map_err(|(_, refused)| refused.to_string())?;
+        let Establishment { first: part, rest } = Transaction::establish(ruleset, found.as_ref(), held).map_err(|newer| {
+            format!("table {family} {table}: {newer}\n  help: use the newer program, or delete the table first")
+        })?;
+        first.append(part);
+        for (set, is) in &present {
+            let Some(set) = ruleset.set(set) else { continue };
+            first.add(set, held(set).into_iter().filter(|element| !is.contains(&element.interval)).collect::<Vec<_>>());
         }
-        self.ruleset = Some(ruleset);
-        Ok(!first.is_empty())
+        Ok((first, rest))
     }
 
     /// Carries out changes, in order. What the kernel refuses alone is told by index; the rest is carried out.
@@ -192,7 +303,7 @@ impl Writer {
     /// Where changes can be parted, near `wanted` and after `from`: never between those of a set of intervals, which hold only together.
     fn boundary(&self, changes: &[Change], wanted: usize, from: usize) -> usize {
         let is_net =
-            |change: &Change| self.ruleset.as_ref().and_then(|ruleset| ruleset.set(&change.set)).is_some_and(|set| set.interval);
+            |change: &Change| self.rulesets.iter().filter_map(|ruleset| ruleset.set(&change.set)).any(|set| set.interval);
         let parts = |at: &usize| *at == changes.len() || !is_net(&changes[*at - 1]) || changes[*at].set != changes[*at - 1].set;
         let before = (from + 1..=wanted).rev().find(parts);
         before.or_else(|| (wanted.max(from + 1)..=changes.len()).find(parts)).unwrap_or(changes.len())
@@ -225,28 +336,31 @@ impl Writer {
     }
 
     fn transact(&mut self, changes: &[Change]) -> Result<(), Refused> {
-        let Some(ruleset) = &self.ruleset else { return Ok(()) };
+        let Some(main) = self.rulesets.first() else { return Ok(()) };
         let now = clock::now();
-        let mut transaction = Transaction::about(ruleset);
-        let mut changes = changes.iter().peekable();
-        while let Some(change) = changes.next() {
-            // A jail without IPv6 sets has no place for the element; the ban is held and bites nobody.
-            let Some(set) = ruleset.set(&change.set) else { continue };
-            let elements = |change: &Change| element(now, change).into_iter().collect::<Vec<_>>();
-            match change.to {
-                Target::Held { .. } => transaction.add(set, elements(change)),
-                // An interval that is removed and comes back with another end.
-                Target::Gone
-                    if set.interval && changes.peek().is_some_and(|next| next.set == change.set && next.what == change.what) =>
-                {
-                    let next = changes.next().unwrap_or(change);
-                    transaction.add(set, elements(next));
-                    if !self.socket.features().timeout_update {
-                        transaction.remove(set, [change.what]);
+        let mut transaction = Transaction::about(main);
+        for ruleset in &self.rulesets {
+            transaction.turn_to(ruleset.family);
+            let mut changes = changes.iter().peekable();
+            while let Some(change) = changes.next() {
+                // A jail without IPv6 sets has no place for the element; the ban is held and bites nobody. A jail that is not in this
+                // table has none either.
+                let Some(set) = ruleset.set(&change.set) else { continue };
+                let elements = |change: &Change| element(now, change).into_iter().collect::<Vec<_>>();
+                let comes_back = changes.peek().is_some_and(|next| next.set == change.set && next.what == change.what);
+                match change.to {
+                    Target::Held { .. } => transaction.add(set, elements(change)),
+                    // An interval that is removed and comes back with another end.
+                    Target::Gone if set.interval && comes_back => {
+                        let next = changes.next().unwrap_or(change);
                         transaction.add(set, elements(next));
+                        if !self.socket.features().timeout_update {
+                            transaction.remove(set, [change.what]);
+                            transaction.add(set, elements(next));
+                        }
                     }
+                    Target::Gone => transaction.remove(set, [change.what]),
                 }
-                Target::Gone => transaction.remove(set, [change.what]),
             }
         }
         self.socket.commit(&transaction)

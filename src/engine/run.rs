@@ -1,6 +1,6 @@
 //! The performer: the loop around the core. It waits for what can happen, tells the core, and does what the core says.
 //!
-//! Threads, each with one thing that may block: `reader` (files), `writer` (nf_tables), `keeper` (the state file), `clerk` (slow reading), `machine`
+//! Threads, each with one thing that may block: `reader` (files), `writer` (nf_tables), `keeper` (the state file), `historian` (lines behind a ban, history), `clerk` (slow reading), `machine`
 //! (rtnetlink), `names` (DNS, only if ignoreip holds host names); here, on the main thread, the loop and the control socket, on one current-thread tokio runtime.
 
 use std::collections::HashMap;
@@ -14,6 +14,7 @@ use tracing::{debug, error, info, warn};
 
 use super::clerk::{self, Errand, Load};
 use super::core::{Action, Asked, ClientId, Core, Event, Level};
+use super::historian;
 use super::keep::Keeping;
 use super::keeper;
 use super::kernel::{Work, Writer};
@@ -66,6 +67,7 @@ pub fn run(ready: Ready) -> Result<(), String> {
 struct Performer {
     work: std_mpsc::Sender<Work>,
     errands: std_mpsc::Sender<Errand>,
+    history: std_mpsc::Sender<historian::Errand>,
     reading: Reading,
     saves: Option<std_mpsc::Sender<Keeping>>,
     names: Names,
@@ -95,6 +97,9 @@ async fn drive(ready: Ready) -> Result<(), String> {
     let (errands, to_run) = std_mpsc::channel();
     let done = events.clone();
     thread("clerk").spawn(move || clerk::run(&to_run, load, &done)).map_err(failed("clerk"))?;
+    let (history, to_look_up) = std_mpsc::channel();
+    let (done, state_dir) = (events.clone(), core.specs().daemon.state_dir.clone());
+    thread("historian").spawn(move || historian::run(state_dir, &to_look_up, &done)).map_err(failed("historian"))?;
     let moved = events.clone();
     machine::follow(move |machine| moved.blocking_send(Event::Machine(machine)).is_ok()).map_err(failed("address follower"))?;
 
@@ -120,7 +125,8 @@ async fn drive(ready: Ready) -> Result<(), String> {
             }
         }
     }
-    let mut performer = Performer { saves, work, errands, reading, names, applied, clients: HashMap::new(), next_client: 0 };
+    let mut performer =
+        Performer { saves, work, errands, history, reading, names, applied, clients: HashMap::new(), next_client: 0 };
     performer.perform(&mut core);
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     info!("ready: {} jails, {} bans held", core.specs().jails.len(), core.bans_held());
@@ -197,12 +203,12 @@ async fn farewell(core: &mut Core, performer: &mut Performer, happened: &mut mps
 
 impl Performer {
     fn ask(&mut self, core: &mut Core, incoming: Incoming) {
-        let Incoming { uid, request, reply } = incoming;
+        let Incoming { uid, rank, program, request, reply } = incoming;
         let client = ClientId(self.next_client);
         self.next_client += 1;
         self.clients.retain(|_, waiting| !waiting.is_closed());
         self.clients.insert(client, reply);
-        let asked = Asked { client, uid, request, kernel: None };
+        let asked = Asked { client, uid, rank, program, request, kernel: None, named: None };
         if clerk::shows_kernel(&asked.request) {
             let _ = self.errands.send(Errand::Look(Box::new(asked), core.specs().clone()));
         } else {
@@ -223,6 +229,8 @@ impl Performer {
                 Action::Establish(wanted) => {
                     let _ = self.work.send(Work::Establish(wanted));
                 }
+                Action::Dig(dig) => _ = self.history.send(historian::Errand::Dig(dig)),
+                Action::Search(search) => _ = self.history.send(historian::Errand::Search(search)),
                 Action::Save(keeping) => {
                     if let Some(saves) = &self.saves {
                         let _ = saves.send(*keeping);

@@ -24,7 +24,7 @@ pub fn addresses(resolved: &Resolved, names: &[String]) -> impl Iterator<Item = 
 /// A configuration as the engine runs it.
 #[derive(Clone, Debug)]
 pub struct Specs {
-    /// The table's family.
+    /// The family of the table that is always there: bans without a jail stand in it. For all tables see [`Specs::families`].
     pub family: Family,
     /// The table's name.
     pub table: String,
@@ -42,6 +42,8 @@ pub struct Specs {
     pub nft: run::Nft,
     /// What `[daemon]` says.
     pub daemon: run::Daemon,
+    /// What is kept of the lines behind a ban.
+    pub evidence: run::Evidence,
     /// The accepted files, as `config::Sources` keeps them.
     pub accepted: Arc<str>,
     /// What differs from the specs before, a line each.
@@ -63,6 +65,7 @@ impl Default for Specs {
             ipv6: true,
             nft,
             daemon: run::Daemon::default(),
+            evidence: run::Evidence::default(),
             accepted: "".into(),
             changes: Vec::new(),
             degraded: None,
@@ -113,8 +116,14 @@ pub struct Spec {
     pub ports_text: String,
     /// Protocols of its rules.
     pub protocols: Protocols,
-    /// Where its rules stand, and at which priority.
+    /// Where its rules stand, and at which priority, in the `inet` table.
     pub hooks: Vec<(Hook, i32)>,
+    /// The same in the `bridge` table.
+    pub bridge_hooks: Vec<(Hook, i32)>,
+    /// The tables it stands in.
+    pub families: Vec<Family>,
+    /// Whether the port that the client of a translated connection knows counts too.
+    pub dnat: bool,
     /// What its rules do.
     pub blocktype: Blocktype,
     /// `file` or `journal`.
@@ -167,6 +176,14 @@ impl Spec {
         *self.set_v4 == *set || *self.set_v6 == *set || self.is_net_set(set)
     }
 
+    /// Where its rules stand in the table of a family; `None`: it is not in that table.
+    pub fn hooks_in(&self, family: Family) -> Option<&[(Hook, i32)]> {
+        self.families.contains(&family).then_some(match family {
+            Family::Inet => &self.hooks,
+            Family::Bridge => &self.bridge_hooks,
+        })
+    }
+
     /// Everything it ignores by configuration, host names as they resolve now.
     pub fn ignored(&self, names: &Resolved) -> impl Iterator<Item = IpNetwork> {
         self.default_ignore.iter().chain(self.own_ignore.iter()).copied().chain(addresses(names, &self.ignore_names))
@@ -179,6 +196,12 @@ impl Spec {
 }
 
 impl Specs {
+    /// The families that have a table: that of [`Specs::family`], and those that a jail asks for.
+    pub fn families(&self) -> impl Iterator<Item = Family> {
+        let used = |family: &Family| *family == self.family || self.jails.iter().any(|spec| spec.families.contains(family));
+        Family::ALL.into_iter().filter(used)
+    }
+
     /// Every host name that has to be resolved.
     pub fn names(&self) -> BTreeSet<String> {
         let jails = self.jails.iter().flat_map(|spec| spec.ignore_names.iter());
@@ -216,6 +239,7 @@ impl Specs {
             ipv6: config.nft.ipv6 != run::Tristate::No,
             nft: config.nft.clone(),
             daemon: config.daemon.clone(),
+            evidence: config.evidence,
             accepted: "".into(),
             changes: Vec::new(),
             degraded: None,
@@ -233,6 +257,11 @@ fn spec(config: &Config, jail: &run::Jail, default_ignore: &Arc<[IpNetwork]>) ->
         memory: increment.memory,
         all_jails: increment.overalljails,
     });
+    // Where offences in every jail count, every jail remembers its own.
+    let everywhere = config.jails.iter().map(|jail| &jail.increment).filter(|other| other.enabled && other.overalljails);
+    let everywhere = everywhere.map(|other| other.memory).max();
+    let own = increment.enabled.then_some(increment.memory);
+    let remember = own.max(everywhere).unwrap_or_default();
     let counting = match jail.window {
         run::Window::Sliding => Counting::Sliding,
         run::Window::Fail2ban => Counting::Fail2ban,
@@ -249,6 +278,7 @@ fn spec(config: &Config, jail: &run::Jail, default_ignore: &Arc<[IpNetwork]>) ->
             ipv6_prefix: jail.ipv6_prefix,
             aggregate: jail.aggregate,
             growth,
+            remember,
             observe: jail.observe,
         },
         default_ignore: if jail.ignore_only { Arc::default() } else { default_ignore.clone() },
@@ -264,6 +294,9 @@ fn spec(config: &Config, jail: &run::Jail, default_ignore: &Arc<[IpNetwork]>) ->
         ports_text: ports_text(&jail.ports),
         protocols: jail.protocols.clone(),
         hooks: jail.hooks.iter().map(|hook| (*hook, jail.priority.unwrap_or(config.nft.priority.of(*hook)))).collect(),
+        bridge_hooks: jail.hooks.iter().map(|hook| (*hook, config.bridge_priority(jail))).collect(),
+        families: jail.families.clone(),
+        dnat: jail.dnat,
         blocktype: jail.blocktype,
         backend: "file",
         patterns: jail.logpath.clone(),

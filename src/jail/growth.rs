@@ -36,7 +36,8 @@ impl Growth {
         };
         let grown = (base.0 as f64 * times).clamp(0.0, u64::MAX as f64) as u64;
         let grown = if self.multipliers.is_empty() { grown.max(base.0) } else { grown };
-        let bounded = self.maxtime.map_or(grown, |max| grown.min(max.0)).max(1_000_000);
+        // A maxtime below bantime bounds the growth, not the ban: nobody is let in earlier for coming back.
+        let bounded = self.maxtime.map_or(grown, |max| grown.min(max.0.max(base.0))).max(1_000_000);
         Lasting::For(Span(bounded.saturating_add((self.spread.0 as f64 * random.clamp(0.0, 1.0)) as u64)))
     }
 }
@@ -64,6 +65,8 @@ mod tests {
             }
         }
         assert_eq!(plain.bantime(Lasting::Permanent, 3, 0.0), Lasting::Permanent);
+        let week = Lasting::For(Span::from_secs(604_800));
+        assert_eq!(plain.bantime(week, 3, 0.0), week, "maxtime below bantime");
         let spread = Growth { spread: Span::from_secs(60), ..plain };
         assert_eq!(spread.bantime(Lasting::For(Span::from_secs(600)), 9, 0.5), Lasting::For(Span::from_secs(5030)));
     }

@@ -79,6 +79,8 @@ pub struct Policy {
     pub aggregate: Option<Aggregate>,
     /// Longer bans for repeat offenders.
     pub growth: Option<Growth>,
+    /// How long a ban is remembered after its end, for this jail's growth or another's; zero: not at all.
+    pub remember: Span,
     /// Decide and log, but ban nobody.
     pub observe: bool,
 }
@@ -282,8 +284,8 @@ impl Jail {
         &mut self.cover
     }
 
-    /// Judges a failure. `random` in 0.0..1.0 is used by growth alone.
-    pub fn judge(&mut self, now: Now, failure: &Failure, random: f64) -> Verdict {
+    /// Judges a failure. `random` in 0.0..1.0 and `elsewhere`, offences in other jails that count here, are used by growth alone.
+    pub fn judge(&mut self, now: Now, failure: &Failure, random: f64, elsewhere: u32) -> Verdict {
         // A line from the future counts as now: it must neither outlive its window nor ban for longer.
         let time = failure.time.min(now.wall);
         if time + self.policy.findtime < now.wall && self.would_be_over(now, time) {
@@ -297,7 +299,7 @@ impl Jail {
             return Verdict::AlreadyBanned;
         }
         if !self.cover.is_empty() {
-            let until = match self.grown(now, subject, random) {
+            let until = match self.grown(now, subject, random, elsewhere) {
                 Lasting::Permanent => None,
                 Lasting::For(span) => Some(now.mono + (time + span).since(now.wall)),
             };
@@ -314,7 +316,7 @@ impl Jail {
                 Count::Now(n) => return Verdict::Found(n),
                 Count::Reached { failures, places } => (failures, places),
             };
-        let lasting = self.grown(now, subject, random);
+        let lasting = self.grown(now, subject, random, elsewhere);
         let held = match lasting {
             Lasting::Permanent => {
                 Held { since: time, until: None, lasting, failures, origin: Origin::Failures, in_kernel: false }
@@ -449,6 +451,28 @@ impl Jail {
         self.offenders.remove(&subject);
     }
 
+    /// Earlier bans of a subject that are remembered: how many, and the monotonic instant at which the last ends or ended.
+    pub fn offences(&self, subject: IpNetwork) -> Option<(u32, Time)> {
+        self.offenders.get(&subject).map(|offender| (offender.bans, offender.until))
+    }
+
+    /// Everybody whose earlier bans are remembered.
+    pub fn offenders(&self) -> impl Iterator<Item = IpNetwork> {
+        self.offenders.keys().copied()
+    }
+
+    /// How many earlier bans of an address are remembered now.
+    pub fn offended(&self, now: Now, address: IpAddr) -> u32 {
+        self.remembered(now, self.subject(address), self.policy.remember)
+    }
+
+    /// Earlier bans of a subject as an earlier run kept them.
+    pub fn restore_offences(&mut self, subject: IpNetwork, bans: u32, until: Time) {
+        if self.policy.remember > Span(0) && self.offenders.len() < OFFENDERS_AT_MOST {
+            self.offenders.insert(subject, Offender { bans, until });
+        }
+    }
+
     /// The ban of a subject, if it is held.
     pub fn held(&self, subject: IpNetwork) -> Option<&Held> {
         self.held.get(&subject)
@@ -510,12 +534,12 @@ impl Jail {
         ended
     }
 
-    /// Drops failures and offences too old to matter; called now and then.
-    pub fn tidy(&mut self, now: Now) {
+    /// Drops failures and offences too old to matter; called now and then. Tells whose offences were dropped.
+    pub fn tidy(&mut self, now: Now) -> Vec<IpNetwork> {
         self.window.forget_older(now.wall, self.policy.findtime);
         self.cover.tidy(now.mono);
-        let memory = self.policy.growth.as_ref().map_or(Span(0), |growth| growth.memory);
-        self.offenders.retain(|_, offender| offender.until + memory > now.mono);
+        let memory = self.policy.remember;
+        self.offenders.extract_if(|_, offender| offender.until + memory <= now.mono).map(|(subject, _)| subject).collect()
     }
 
     fn insert(&mut self, subject: IpNetwork, held: Held) {
@@ -553,7 +577,7 @@ impl Jail {
     }
 
     fn remember(&mut self, held: &Held, subject: IpNetwork) {
-        let (Some(until), true) = (held.until, self.policy.growth.is_some()) else { return };
+        let (Some(until), true) = (held.until, self.policy.remember > Span(0)) else { return };
         if held.origin == Origin::Failures && (self.offenders.len() < OFFENDERS_AT_MOST || self.offenders.contains_key(&subject))
         {
             let offender = self.offenders.entry(subject).or_insert(Offender { bans: 0, until });
@@ -562,10 +586,14 @@ impl Jail {
         }
     }
 
-    fn grown(&self, now: Now, subject: IpNetwork, random: f64) -> Lasting {
+    fn grown(&self, now: Now, subject: IpNetwork, random: f64, elsewhere: u32) -> Lasting {
         let Some(growth) = &self.policy.growth else { return self.policy.bantime };
-        let offences = self.offenders.get(&subject).filter(|o| o.until + growth.memory > now.mono).map_or(0, |o| o.bans);
+        let offences = self.remembered(now, subject, growth.memory).saturating_add(elsewhere);
         growth.bantime(self.policy.bantime, offences, random)
+    }
+
+    fn remembered(&self, now: Now, subject: IpNetwork, memory: Span) -> u32 {
+        self.offenders.get(&subject).filter(|offender| offender.until + memory > now.mono).map_or(0, |offender| offender.bans)
     }
 
     fn would_be_over(&self, now: Now, time: Time) -> bool {
@@ -602,6 +630,7 @@ mod tests {
             ipv6_prefix: 64,
             aggregate: None,
             growth: None,
+            remember: Span(0),
             observe: false,
         }
     }
@@ -627,7 +656,7 @@ mod tests {
                 who.split_once(" at ").map_or((who, secs), |(w, t)| (w, t.trim_end_matches('s').parse().expect("seconds")));
             assert_eq!(verb, "fail");
             let failure = Failure { address: address(who), time: at(log).wall, attempts: 1, place: Place(0) };
-            match jail.judge(at(secs), &failure, 0.0) {
+            match jail.judge(at(secs), &failure, 0.0, 0) {
                 Verdict::Ban(ban) => {
                     let until = ban.held.until.map_or("ever".into(), |t| format!("{}s", t.secs()));
                     said.push(format!("{when} ban {} until {until}", name(ban.subject)));
@@ -718,7 +747,7 @@ mod tests {
     fn an_observing_jail_bans_nobody() {
         let mut jail = Jail::new(Policy { observe: true, maxretry: 1, ..policy() });
         let failure = Failure { address: address("A"), time: at(0).wall, attempts: 1, place: Place(0) };
-        assert!(matches!(jail.judge(at(0), &failure, 0.0), Verdict::Observed(_)));
+        assert!(matches!(jail.judge(at(0), &failure, 0.0, 0), Verdict::Observed(_)));
         assert_eq!((jail.bans_held(), jail.bans_total), (0, 0));
     }
 
@@ -732,12 +761,12 @@ mod tests {
             memory: Span::from_secs(10_000),
             all_jails: false,
         };
-        let mut jail = Jail::new(Policy { maxretry: 1, growth: Some(growth), ..policy() });
+        let mut jail = Jail::new(Policy { maxretry: 1, remember: growth.memory, growth: Some(growth), ..policy() });
         let mut lengths = Vec::new();
         for secs in [0, 700, 2000, 50_000] {
             jail.expire(at(secs));
             let failure = Failure { address: address("A"), time: at(secs).wall, attempts: 1, place: Place(0) };
-            if let Verdict::Ban(ban) = jail.judge(at(secs), &failure, 0.0) {
+            if let Verdict::Ban(ban) = jail.judge(at(secs), &failure, 0.0, 0) {
                 lengths.push(ban.held.left(at(secs)).map(Span::secs));
             }
         }

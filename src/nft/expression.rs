@@ -8,14 +8,17 @@ use std::collections::HashMap;
 
 use super::element::{Counter, Key};
 use super::message::{Attributes, Batch, attr, kind, number};
-use super::ruleset::{Reject, Rule, Statement, mask};
+use super::ruleset::{Jump, Map, PortSet, Reject, Rule, Statement, mask};
 use crate::terms::{Family, Protocol};
 
 /// The register everything goes through (`NFT_REG_1`).
 const REGISTER: u32 = 1;
-/// nft's numbers for the types of anonymous sets (`enum datatypes` in nft).
+/// The register beside it (`NFT_REG32_01`), for the second part of `meta l4proto . th dport`.
+const SECOND: u32 = 9;
+/// nft's numbers for the types of sets (`enum datatypes` in nft), and of `inet_proto . inet_service`.
 const INET_PROTO: u32 = 12;
-const INET_SERVICE: u32 = 13;
+pub(crate) const INET_SERVICE: u32 = 13;
+pub(crate) const PROTO_AND_SERVICE: u32 = INET_PROTO << 6 | INET_SERVICE;
 
 /// An anonymous set, as a rule's braces make it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,6 +137,116 @@ fn write_braces(batch: &mut Batch, table: &str, braces: &Braces, header: Option<
     id
 }
 
+/// A named set of ports with its elements.
+pub(crate) fn write_port_set(batch: &mut Batch, table: &str, set: &PortSet) {
+    let id = batch.set_id();
+    let ranges = set.interval();
+    batch.message(kind::NEWSET, number::F_CREATE, |b| {
+        b.text(attr::SET_TABLE, table);
+        b.text(attr::SET_NAME, &set.name);
+        b.u32(attr::SET_FLAGS, if ranges { number::SET_INTERVAL } else { 0 });
+        b.u32(attr::SET_KEY_TYPE, INET_SERVICE);
+        b.u32(attr::SET_KEY_LEN, 2);
+        b.u32(attr::SET_ID, id);
+        // NFTNL_UDATA_SET_KEYBYTEORDER: big endian.
+        let mut userdata = vec![0, 4];
+        userdata.extend(2u32.to_ne_bytes());
+        b.bytes_of(attr::SET_USERDATA, &userdata);
+    });
+    let points = port_points(&set.ports, ranges);
+    let open = ranges && set.ports.last().is_some_and(|(_, last)| *last == u16::MAX);
+    let starts = points.len();
+    let numbered: Vec<(usize, &(Vec<u8>, bool))> = points.iter().enumerate().collect();
+    batch.list(
+        kind::NEWSETELEM,
+        number::F_CREATE,
+        &numbered,
+        |b| {
+            b.text(attr::ELEMS_TABLE, table);
+            b.text(attr::ELEMS_SET, &set.name);
+            b.u32(attr::ELEMS_SET_ID, id);
+        },
+        |b, (at, (key, end))| {
+            b.nest(attr::LIST_ELEM, |b| {
+                if *end {
+                    b.u32(attr::ELEM_FLAGS, number::ELEM_INTERVAL_END);
+                }
+                b.nest(attr::ELEM_KEY, |b| b.bytes_of(attr::DATA_VALUE, key));
+                if open && at + 1 == starts {
+                    // NFTNL_UDATA_SET_ELEM_FLAGS with nft's SET_ELEM_F_INTERVAL_OPEN: it goes on to the last port.
+                    let mut open = vec![1, 4];
+                    open.extend(1u32.to_ne_bytes());
+                    b.bytes_of(attr::ELEM_USERDATA, &open);
+                }
+            });
+        },
+    );
+}
+
+/// A verdict map, without elements: the chains it sends packets to may be yet to come.
+pub(crate) fn write_map(batch: &mut Batch, table: &str, name: &str) {
+    let id = batch.set_id();
+    batch.message(kind::NEWSET, number::F_CREATE, |b| {
+        b.text(attr::SET_TABLE, table);
+        b.text(attr::SET_NAME, name);
+        b.u32(attr::SET_FLAGS, number::SET_MAP);
+        b.u32(attr::SET_KEY_TYPE, PROTO_AND_SERVICE);
+        b.u32(attr::SET_KEY_LEN, 8);
+        b.u32(attr::SET_DATA_TYPE, number::DATA_VERDICT);
+        b.u32(attr::SET_DATA_LEN, 0);
+        b.u32(attr::SET_ID, id);
+        // As nft writes them: the byte orders of key and data (none), and `typeof` as EXPR_CONCAT of nothing.
+        let mut userdata = Vec::new();
+        let native = u32::to_ne_bytes;
+        userdata.extend([0, 4]);
+        userdata.extend(native(0));
+        userdata.extend([1, 4]);
+        userdata.extend(native(0));
+        userdata.extend([3, 8, 0, 4]);
+        userdata.extend(native(13));
+        userdata.extend([1, 0, 6, 4]);
+        userdata.extend(native(0));
+        b.bytes_of(attr::SET_USERDATA, &userdata);
+    });
+}
+
+/// The elements of a verdict map.
+pub(crate) fn write_jumps(batch: &mut Batch, table: &str, map: &Map) {
+    batch.list(
+        kind::NEWSETELEM,
+        number::F_CREATE,
+        &map.jumps,
+        |b| {
+            b.text(attr::ELEMS_TABLE, table);
+            b.text(attr::ELEMS_SET, &map.name);
+        },
+        |b, jump| {
+            b.nest(attr::LIST_ELEM, |b| {
+                // Each part of a key fills four bytes.
+                let mut key = [0; 8];
+                key[0] = jump.protocol.number();
+                key[4..6].copy_from_slice(&jump.port.to_be_bytes());
+                b.nest(attr::ELEM_KEY, |b| b.bytes_of(attr::DATA_VALUE, &key));
+                b.nest(attr::ELEM_DATA, |b| {
+                    b.nest(attr::DATA_VERDICT, |b| {
+                        b.u32(attr::VERDICT_CODE, number::JUMP);
+                        b.text(attr::VERDICT_CHAIN, &jump.chain);
+                    });
+                });
+            });
+        },
+    );
+}
+
+/// An element of a verdict map; `None` for what we never write.
+pub(crate) fn read_jump(element: Attributes<'_>) -> Option<Jump> {
+    let key: &[u8; 8] = element.nested(attr::ELEM_KEY)?.find(attr::DATA_VALUE)?.try_into().ok()?;
+    let verdict = element.nested(attr::ELEM_DATA)?.nested(attr::DATA_VERDICT)?;
+    let jumps = verdict.u32(attr::VERDICT_CODE)? == number::JUMP;
+    let chain = verdict.text(attr::VERDICT_CHAIN)?.to_owned();
+    jumps.then_some(Jump { protocol: protocol(key[0])?, port: u16::from_be_bytes([key[4], key[5]]), chain })
+}
+
 /// nft's number for a transport header (`enum proto_desc_id` in nft).
 const fn header_number(header: Option<Protocol>) -> u32 {
     match header {
@@ -178,7 +291,7 @@ fn write_statement(
             }
         }
         Statement::Dport(list) => {
-            load_payload(b, number::TRANSPORT_HEADER, 2, 2);
+            load_payload(b, REGISTER, number::TRANSPORT_HEADER, 2, 2);
             match list.as_slice() {
                 [(first, last)] if first == last => compare(b, number::CMP_EQ, &first.to_be_bytes()),
                 [(first, last)] => {
@@ -194,26 +307,35 @@ fn write_statement(
                 *known = Some(*key);
             }
             let (offset, length) = address_place(*key, *destination);
-            load_payload(b, number::NETWORK_HEADER, offset, length);
+            load_payload(b, REGISTER, number::NETWORK_HEADER, offset, length);
             if let Some(prefix) = prefix {
-                expression(b, "bitwise", |b| {
-                    b.u32(attr::BITWISE_SREG, REGISTER);
-                    b.u32(attr::BITWISE_DREG, REGISTER);
-                    b.u32(attr::BITWISE_OP, 0);
-                    b.u32(attr::BITWISE_LEN, length);
-                    b.nest(attr::BITWISE_MASK, |b| b.bytes_of(attr::DATA_VALUE, &mask(*prefix).octets()));
-                    b.nest(attr::BITWISE_XOR, |b| b.bytes_of(attr::DATA_VALUE, &[0; 16]));
-                });
+                mask_register(b, &mask(*prefix).octets());
             }
             lookup(b, set, None, *inverted);
         }
-        Statement::Counter => write_counter(b, attr::LIST_ELEM, Some(counted)),
-        Statement::Drop => expression(b, "immediate", |b| {
-            b.u32(attr::IMMEDIATE_DREG, 0);
-            b.nest(attr::IMMEDIATE_DATA, |b| {
-                b.nest(attr::DATA_VERDICT, |b| b.u32(attr::VERDICT_CODE, number::NF_DROP));
+        Statement::Dispatch(map) => {
+            load_meta(b, number::META_L4PROTO);
+            load_payload(b, SECOND, number::TRANSPORT_HEADER, 2, 2);
+            expression(b, "lookup", |b| {
+                b.u32(attr::LOOKUP_SREG, REGISTER);
+                // The verdict register.
+                b.u32(attr::LOOKUP_DREG, 0);
+                b.text(attr::LOOKUP_SET, map);
             });
-        }),
+        }
+        Statement::Translated => {
+            load_ct(b, number::CT_STATUS, None);
+            mask_register(b, &number::STATUS_DNAT.to_ne_bytes());
+            compare(b, number::CMP_NEQ, &[0; 4]);
+        }
+        Statement::OriginalDport(set) => {
+            // IP_CT_DIR_ORIGINAL
+            load_ct(b, number::CT_PROTO_DST, Some(0));
+            lookup(b, set, None, false);
+        }
+        Statement::Jump(chain) => immediate(b, number::JUMP, Some(chain)),
+        Statement::Counter => write_counter(b, attr::LIST_ELEM, Some(counted)),
+        Statement::Drop => immediate(b, number::NF_DROP, None),
         Statement::Reject(reject) => expression(b, "reject", |b| match reject {
             Reject::TcpReset => {
                 b.u32(attr::REJECT_TYPE, number::REJECT_TCP_RST);
@@ -289,6 +411,42 @@ pub(crate) fn write_counter(b: &mut Batch, outer: u16, from: Option<Counter>) {
     });
 }
 
+/// A verdict, to the verdict register.
+fn immediate(b: &mut Batch, code: u32, chain: Option<&str>) {
+    expression(b, "immediate", |b| {
+        b.u32(attr::IMMEDIATE_DREG, 0);
+        b.nest(attr::IMMEDIATE_DATA, |b| {
+            b.nest(attr::DATA_VERDICT, |b| {
+                b.u32(attr::VERDICT_CODE, code);
+                if let Some(chain) = chain {
+                    b.text(attr::VERDICT_CHAIN, chain);
+                }
+            });
+        });
+    });
+}
+
+fn mask_register(b: &mut Batch, mask: &[u8]) {
+    expression(b, "bitwise", |b| {
+        b.u32(attr::BITWISE_SREG, REGISTER);
+        b.u32(attr::BITWISE_DREG, REGISTER);
+        b.u32(attr::BITWISE_OP, 0);
+        b.u32(attr::BITWISE_LEN, mask.len() as u32);
+        b.nest(attr::BITWISE_MASK, |b| b.bytes_of(attr::DATA_VALUE, mask));
+        b.nest(attr::BITWISE_XOR, |b| b.bytes_of(attr::DATA_VALUE, &vec![0; mask.len()]));
+    });
+}
+
+fn load_ct(b: &mut Batch, key: u32, direction: Option<u8>) {
+    expression(b, "ct", |b| {
+        b.u32(attr::CT_DREG, REGISTER);
+        b.u32(attr::CT_KEY, key);
+        if let Some(direction) = direction {
+            b.bytes_of(attr::CT_DIRECTION, &[direction]);
+        }
+    });
+}
+
 fn load_meta(b: &mut Batch, key: u32) {
     expression(b, "meta", |b| {
         b.u32(attr::META_KEY, key);
@@ -296,9 +454,9 @@ fn load_meta(b: &mut Batch, key: u32) {
     });
 }
 
-fn load_payload(b: &mut Batch, base: u32, offset: u32, length: u32) {
+fn load_payload(b: &mut Batch, register: u32, base: u32, offset: u32, length: u32) {
     expression(b, "payload", |b| {
-        b.u32(attr::PAYLOAD_DREG, REGISTER);
+        b.u32(attr::PAYLOAD_DREG, register);
         b.u32(attr::PAYLOAD_BASE, base);
         b.u32(attr::PAYLOAD_OFFSET, offset);
         b.u32(attr::PAYLOAD_LEN, length);
@@ -335,6 +493,12 @@ enum Expression {
         offset: u32,
         length: u32,
     },
+    /// `th dport` beside what the first register holds.
+    SecondDport,
+    /// What is loaded, and of which direction.
+    Ct(u32, Option<u8>),
+    Vmap(String),
+    Jump(String),
     Compare(u32, Vec<u8>),
     /// The lowest and highest value of a `range` expression, which newer nft writes for a range of ports.
     Range(Vec<u8>, Vec<u8>),
@@ -363,6 +527,20 @@ fn read_expression(list: Attributes<'_>) -> Expression {
                 offset: data.u32(attr::PAYLOAD_OFFSET)?,
                 length: data.u32(attr::PAYLOAD_LEN)?,
             },
+            "payload"
+                if data.u32(attr::PAYLOAD_DREG) == Some(SECOND)
+                    && data.u32(attr::PAYLOAD_BASE) == Some(number::TRANSPORT_HEADER)
+                    && (data.u32(attr::PAYLOAD_OFFSET), data.u32(attr::PAYLOAD_LEN)) == (Some(2), Some(2)) =>
+            {
+                Expression::SecondDport
+            }
+            "ct" if register(attr::CT_DREG) => Expression::Ct(
+                data.u32(attr::CT_KEY)?,
+                data.find(attr::CT_DIRECTION).and_then(|direction| direction.first().copied()),
+            ),
+            "lookup" if register(attr::LOOKUP_SREG) && data.u32(attr::LOOKUP_DREG) == Some(0) => {
+                Expression::Vmap(data.text(attr::LOOKUP_SET)?.to_owned())
+            }
             "cmp" if register(attr::CMP_SREG) => Expression::Compare(data.u32(attr::CMP_OP)?, value(attr::CMP_DATA)?),
             // NFTA_RANGE_SREG, _OP, _FROM_DATA, _TO_DATA
             "range" if register(1) && data.u32(2) == Some(0) => Expression::Range(value(3)?, value(4)?),
@@ -381,7 +559,11 @@ fn read_expression(list: Attributes<'_>) -> Expression {
             "counter" => Expression::Counter(read_counter(data)?),
             "immediate" if data.u32(attr::IMMEDIATE_DREG) == Some(0) => {
                 let verdict = data.nested(attr::IMMEDIATE_DATA)?.nested(attr::DATA_VERDICT)?;
-                (verdict.u32(attr::VERDICT_CODE)? == number::NF_DROP).then_some(Expression::Drop)?
+                match verdict.u32(attr::VERDICT_CODE)? {
+                    number::NF_DROP => Expression::Drop,
+                    number::JUMP => Expression::Jump(verdict.text(attr::VERDICT_CHAIN)?.to_owned()),
+                    _ => return None,
+                }
             }
             "reject" => {
                 let code = data.find(attr::REJECT_CODE).and_then(|code| code.first().copied()).unwrap_or(0);
@@ -433,6 +615,16 @@ fn read_statement(
     match list {
         [E::Counter(_), ..] => said(Statement::Counter, 1),
         [E::Drop, ..] => said(Statement::Drop, 1),
+        [E::Jump(chain), ..] => said(Statement::Jump(chain.clone()), 1),
+        [E::Meta(number::META_L4PROTO), E::SecondDport, E::Vmap(map), ..] => said(Statement::Dispatch(map.clone()), 3),
+        [E::Ct(number::CT_STATUS, None), E::Mask(mask), E::Compare(number::CMP_NEQ, value), ..]
+            if *mask == number::STATUS_DNAT.to_ne_bytes() && *value == [0; 4] =>
+        {
+            said(Statement::Translated, 3)
+        }
+        [E::Ct(number::CT_PROTO_DST, Some(0)), E::Lookup { set, inverted: false }, ..] => {
+            said(Statement::OriginalDport(set.clone()), 2)
+        }
         [E::Reject(kind, code), ..] => {
             let reject = match (*kind, *code, *known) {
                 (number::REJECT_TCP_RST, _, _) => Reject::TcpReset,
@@ -493,6 +685,10 @@ fn name_of(expression: &Expression) -> &str {
     match expression {
         Expression::Meta(_) => "meta",
         Expression::Payload { .. } => "payload",
+        Expression::SecondDport => "payload",
+        Expression::Ct(..) => "ct",
+        Expression::Vmap(_) => "lookup",
+        Expression::Jump(_) => "immediate",
         Expression::Compare(..) => "cmp",
         Expression::Range(..) => "range",
         Expression::Mask(_) => "bitwise",
@@ -599,6 +795,16 @@ mod tests {
             ],
             vec![address(Key::V4, true, None, false), Statement::Reject(Reject::PortUnreachable(Key::V4))],
             vec![Statement::L4proto(vec![Protocol::Tcp]), Statement::Reject(Reject::TcpReset)],
+            vec![Statement::Dispatch("dispatch-input".to_owned())],
+            vec![Statement::Translated, Statement::Jump("input-dnat".to_owned())],
+            vec![
+                Statement::Translated,
+                Statement::L4proto(vec![Protocol::Tcp, Protocol::Udp]),
+                Statement::OriginalDport("smtp-ports".to_owned()),
+                address(Key::V4, false, None, false),
+                Statement::Counter,
+                Statement::Drop,
+            ],
         ];
         for statements in table {
             let rule = Rule { statements };

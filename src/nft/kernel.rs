@@ -10,10 +10,10 @@ use std::net::IpAddr;
 use nix::errno::Errno;
 
 use super::element::{Counter, Element, Interval, Key, Timeout};
-use super::expression::{Braces, read_braces, read_counter, read_rule};
+use super::expression::{Braces, INET_SERVICE, PROTO_AND_SERVICE, read_braces, read_counter, read_jump, read_rule};
 use super::link::Link;
 use super::message::{Attributes, Batch, Messages, attr, kind, number};
-use super::ruleset::{Content, Rule, Ruleset, Set};
+use super::ruleset::{Content, Jump, Map, PortSet, Rule, Ruleset, Set};
 use super::socket::{CannotOpen, errno_text};
 use super::transaction::{hook_number, write_key};
 use crate::terms::{Family, Hook, Span};
@@ -64,7 +64,7 @@ pub struct KernelTable {
     pub comment: Option<String>,
     /// The generation of the kernel's whole ruleset that this was read at.
     pub generation: u32,
-    /// Its named sets.
+    /// Its named sets and maps.
     pub sets: Vec<KernelSet>,
     /// Its chains.
     pub chains: Vec<KernelChain>,
@@ -77,8 +77,12 @@ pub struct KernelSet {
     pub name: String,
     /// Its handle.
     pub handle: u64,
-    /// What we would have written to make it; `None` if we never make such a set.
+    /// What we would have written to make it; `None` if it is no set of addresses, or none that we make.
     pub set: Option<Set>,
+    /// The same of a set of ports.
+    pub ports: Option<PortSet>,
+    /// The same of a verdict map.
+    pub map: Option<Map>,
     /// How many elements it holds, where the kernel says so.
     pub count: Option<u32>,
 }
@@ -90,6 +94,8 @@ pub struct KernelChain {
     pub name: String,
     /// Hook and priority of a base chain of type filter and policy accept; `None` for every other.
     pub base: Option<(Hook, i32)>,
+    /// Whether it hangs nowhere: rules jump there.
+    pub regular: bool,
     /// Its rules.
     pub rules: Vec<KernelRule>,
 }
@@ -248,7 +254,7 @@ impl Kernel {
             other => other?,
         }
         let Some(mut table) = table else { return Err(Errno::ENOMSG) };
-        let mut anonymous = Vec::new();
+        let (mut anonymous, mut port_sets, mut maps) = (Vec::new(), Vec::new(), Vec::new());
         self.dump(
             kind::GETSET,
             family,
@@ -260,9 +266,18 @@ impl Kernel {
                 }
                 let flags = attributes.u32(attr::SET_FLAGS).unwrap_or(0);
                 let set = read_set(attributes);
+                let key_type = attributes.u32(attr::SET_KEY_TYPE).unwrap_or(0);
                 if flags & number::SET_ANONYMOUS != 0 {
-                    anonymous.push((set.name, attributes.u32(attr::SET_KEY_TYPE).unwrap_or(0), flags));
+                    anonymous.push((set.name, key_type, flags));
                 } else {
+                    if key_type == INET_SERVICE && flags & !number::SET_INTERVAL == 0 {
+                        port_sets.push((table.sets.len(), flags));
+                    } else if key_type == PROTO_AND_SERVICE
+                        && flags == number::SET_MAP
+                        && attributes.u32(attr::SET_DATA_TYPE) == Some(number::DATA_VERDICT)
+                    {
+                        maps.push(table.sets.len());
+                    }
                     table.sets.push(set);
                 }
             },
@@ -277,6 +292,16 @@ impl Kernel {
                 intervals.sort_unstable();
                 set.content = Content::Exactly(intervals);
             }
+        }
+        for (at, flags) in port_sets {
+            let points = self.read_points(family, name, &table.sets[at].name)?;
+            if let Some(Braces::Ports(ports)) = read_braces(INET_SERVICE, flags, points) {
+                table.sets[at].ports = Some(PortSet { name: table.sets[at].name.clone(), ports });
+            }
+        }
+        for at in maps {
+            let name = table.sets[at].name.clone();
+            table.sets[at].map = self.read_jumps(family, &table.name, &name)?;
         }
         let mut braces: HashMap<String, Braces> = HashMap::new();
         for (set, key_type, flags) in anonymous {
@@ -331,7 +356,30 @@ impl Kernel {
         Ok(elements)
     }
 
-    /// The `(key, is an end)` of an anonymous set.
+    /// The elements of a verdict map, sorted; `None` if any is one that we never write.
+    fn read_jumps(&mut self, family: Family, table: &str, name: &str) -> Result<Option<Map>, Errno> {
+        let mut jumps = Some(Vec::new());
+        self.dump(
+            kind::GETSETELEM,
+            family,
+            |b| write_set_name(b, table, name),
+            |attributes| {
+                let list = attributes.nested(attr::ELEMS_LIST).unwrap_or(Attributes(&[]));
+                for (_, element) in list {
+                    match (read_jump(Attributes(element)), &mut jumps) {
+                        (Some(jump), Some(jumps)) => jumps.push(jump),
+                        _ => jumps = None,
+                    }
+                }
+            },
+        )?;
+        Ok(jumps.map(|mut jumps| {
+            jumps.sort_by_key(Jump::order);
+            Map { name: name.to_owned(), jumps }
+        }))
+    }
+
+    /// The `(key, is an end)` of a set of ports or protocols.
     fn read_points(&mut self, family: Family, table: &str, set: &str) -> Result<Vec<(Vec<u8>, bool)>, Errno> {
         let mut points = Vec::new();
         self.dump(
@@ -405,6 +453,13 @@ impl Kernel {
     ) -> Result<(), Errno> {
         self.batch.restart(family, self.sequence);
         self.batch.message(kind, number::F_DUMP, head);
+        self.exchange(each)
+    }
+
+    /// A request about everything of a kind in all tables of an `NFPROTO_*` family.
+    pub(super) fn dump_of(&mut self, kind: u8, family: u8, each: impl FnMut(Attributes<'_>)) -> Result<(), Errno> {
+        self.batch.restart_in(family, self.sequence);
+        self.batch.message(kind, number::F_DUMP, |_| {});
         self.exchange(each)
     }
 
@@ -524,7 +579,8 @@ fn read_set(attributes: Attributes<'_>) -> KernelSet {
         }),
         _ => None,
     };
-    KernelSet { name, handle: attributes.u64(attr::SET_HANDLE).unwrap_or(0), set, count: attributes.u32(attr::SET_COUNT) }
+    let handle = attributes.u64(attr::SET_HANDLE).unwrap_or(0);
+    KernelSet { name, handle, set, ports: None, map: None, count: attributes.u32(attr::SET_COUNT) }
 }
 
 fn read_chain(attributes: Attributes<'_>) -> KernelChain {
@@ -536,7 +592,8 @@ fn read_chain(attributes: Attributes<'_>) -> KernelChain {
         let hook = Hook::ALL.into_iter().find(|hook| hook_number(*hook) == wanted)?;
         Some((hook, hooked.u32(attr::HOOK_PRIORITY)?.cast_signed()))
     });
-    KernelChain { name: attributes.text(attr::CHAIN_NAME).unwrap_or_default().to_owned(), base, rules: Vec::new() }
+    let name = attributes.text(attr::CHAIN_NAME).unwrap_or_default().to_owned();
+    KernelChain { name, base, regular: hooked.is_none(), rules: Vec::new() }
 }
 
 #[cfg(test)]

@@ -27,6 +27,7 @@ pub(crate) mod kind {
     pub const DELSETELEM: u8 = 14;
     pub const NEWGEN: u8 = 15;
     pub const GETGEN: u8 = 16;
+    pub const GETFLOWTABLE: u8 = 23;
     /// Since Linux 6.3.
     pub const DESTROYSETELEM: u8 = 30;
 }
@@ -57,6 +58,8 @@ pub(crate) mod attr {
     pub const SET_FLAGS: u16 = 3;
     pub const SET_KEY_TYPE: u16 = 4;
     pub const SET_KEY_LEN: u16 = 5;
+    pub const SET_DATA_TYPE: u16 = 6;
+    pub const SET_DATA_LEN: u16 = 7;
     pub const SET_DESC: u16 = 9;
     pub const SET_ID: u16 = 10;
     pub const SET_TIMEOUT: u16 = 11;
@@ -74,6 +77,7 @@ pub(crate) mod attr {
     pub const ELEMS_LIST: u16 = 3;
     pub const ELEMS_SET_ID: u16 = 4;
     pub const ELEM_KEY: u16 = 1;
+    pub const ELEM_DATA: u16 = 2;
     pub const ELEM_FLAGS: u16 = 3;
     pub const ELEM_TIMEOUT: u16 = 4;
     pub const ELEM_EXPIRATION: u16 = 5;
@@ -85,6 +89,7 @@ pub(crate) mod attr {
     pub const DATA_VALUE: u16 = 1;
     pub const DATA_VERDICT: u16 = 2;
     pub const VERDICT_CODE: u16 = 1;
+    pub const VERDICT_CHAIN: u16 = 2;
 
     pub const EXPR_NAME: u16 = 1;
     pub const EXPR_DATA: u16 = 2;
@@ -92,6 +97,9 @@ pub(crate) mod attr {
     pub const COUNTER_PACKETS: u16 = 2;
     pub const META_DREG: u16 = 1;
     pub const META_KEY: u16 = 2;
+    pub const CT_DREG: u16 = 1;
+    pub const CT_KEY: u16 = 2;
+    pub const CT_DIRECTION: u16 = 3;
     pub const CMP_SREG: u16 = 1;
     pub const CMP_OP: u16 = 2;
     pub const CMP_DATA: u16 = 3;
@@ -115,6 +123,18 @@ pub(crate) mod attr {
     pub const REJECT_TYPE: u16 = 1;
     pub const REJECT_CODE: u16 = 2;
 
+    pub const RANGE_SREG: u16 = 1;
+    pub const RANGE_FROM: u16 = 3;
+    pub const RANGE_TO: u16 = 4;
+    pub const NAT_TYPE: u16 = 1;
+    pub const NAT_REG_PROTO_MIN: u16 = 5;
+    /// `NFTA_MATCH_NAME` and `NFTA_TARGET_NAME`: what iptables-nft leaves to xtables.
+    pub const XT_NAME: u16 = 1;
+    /// `NFTA_MATCH_INFO` and `NFTA_TARGET_INFO`.
+    pub const XT_INFO: u16 = 3;
+    pub const FLOWTABLE_TABLE: u16 = 1;
+    pub const FLOWTABLE_NAME: u16 = 2;
+
     pub const GEN_ID: u16 = 1;
     pub const GEN_PROC_PID: u16 = 2;
     pub const GEN_PROC_NAME: u16 = 3;
@@ -127,7 +147,10 @@ pub(crate) mod number {
     pub const SET_ANONYMOUS: u32 = 0x1;
     pub const SET_CONSTANT: u32 = 0x2;
     pub const SET_INTERVAL: u32 = 0x4;
+    pub const SET_MAP: u32 = 0x8;
     pub const SET_TIMEOUT: u32 = 0x10;
+    /// A map's data are verdicts (`NFT_DATA_VERDICT`).
+    pub const DATA_VERDICT: u32 = 0xffff_ff00;
     /// Set by the kernel itself when a set has expressions.
     pub const SET_EXPR: u32 = 0x100;
     pub const ELEM_INTERVAL_END: u32 = 1;
@@ -138,11 +161,18 @@ pub(crate) mod number {
     pub const META_PROTOCOL: u32 = 1;
     pub const NETWORK_HEADER: u32 = 1;
     pub const TRANSPORT_HEADER: u32 = 2;
+    pub const CT_STATUS: u32 = 2;
+    pub const CT_PROTO_DST: u32 = 12;
+    /// `IPS_DST_NAT`
+    pub const STATUS_DNAT: u32 = 1 << 5;
     pub const CMP_EQ: u32 = 0;
+    pub const CMP_NEQ: u32 = 1;
     pub const CMP_LTE: u32 = 3;
     pub const CMP_GTE: u32 = 5;
     pub const REJECT_ICMP: u32 = 0;
     pub const REJECT_TCP_RST: u32 = 1;
+    /// `NFT_JUMP`, -3
+    pub const JUMP: u32 = 0xffff_fffd;
     pub const NF_DROP: u32 = 0;
     pub const NF_ACCEPT: u32 = 1;
     pub const TABLE_OWNER: u32 = 2;
@@ -217,11 +247,16 @@ pub struct Batch {
 impl Batch {
     /// Forgets what was written, keeps the memory, and numbers messages from `sequence` on.
     pub(crate) fn restart(&mut self, family: Family, sequence: u32) {
+        self.restart_in(family_number(family), sequence);
+    }
+
+    /// The same with any `NFPROTO_*`.
+    pub(crate) fn restart_in(&mut self, family: u8, sequence: u32) {
         self.bytes.clear();
         self.origins.clear();
         (self.sequence, self.statement, self.next_set) = (sequence, 0, 0);
         self.overflow = None;
-        self.family = family_number(family);
+        self.family = family;
     }
 
     /// Gives back memory beyond `limit` bytes, so that one bulk load does not stay for ever.
@@ -254,6 +289,11 @@ impl Batch {
         let at = self.origins.get(index)?.at;
         let end = self.origins.get(index + 1).map_or(self.bytes.len(), |next| next.at);
         self.bytes.get(at..end)
+    }
+
+    /// Messages from here on are about tables of this family.
+    pub(crate) fn about(&mut self, family: Family) {
+        self.family = family_number(family);
     }
 
     /// Messages from here on belong to statement `index`.

@@ -7,16 +7,14 @@
 //! - [`socket`]: the one long-lived socket that commits, and what a refusal says;
 //! - [`kernel`]: what the kernel holds, read back into the same types;
 //! - [`features`]: what this kernel can do, and what is written where it can not;
-//! - [`monitor`]: what others change.
+//! - [`monitor`]: what others change;
+//! - [`others`]: what their tables do to packets before ours see them, for advice.
 //!
 //! Below them `message` lays out bytes, `expression` turns rules into expressions and back, `link` moves datagrams.
 //!
 //! A day in its life: `Socket::open`, `Kernel::table`, `Ruleset::of(plan)`, `Transaction::establish`, `Socket::commit`; then for
 //! each burst of bans `Transaction::about`, `add` with `Ruleset::ban_set`, `commit`. When the monitor hears of damage: `table`,
 //! `establish`, `commit` again, then `Kernel::elements` and `Transaction::settle` for the sets that were kept.
-//!
-//! To come, as additions: a rule for translated ports and a dispatch by verdict map are further [`ruleset::Statement`]s, with their
-//! expressions in `expression` and their sets in [`Ruleset`]; nothing that compares or commits changes for them.
 //!
 //! Invariants: **a batch that was not confirmed as a whole did not happen**; **a ban is always sent with timeout and expiration**;
 //! **the ruleset is never searched for "our rule"**: it is compared as a whole and changed as a whole.
@@ -28,6 +26,7 @@ pub mod kernel;
 mod link;
 mod message;
 pub mod monitor;
+pub mod others;
 pub mod ruleset;
 pub mod socket;
 pub mod transaction;
@@ -36,6 +35,6 @@ pub use element::{Counter, Element, Interval, Key, Timeout, merge};
 pub use features::Features;
 pub use kernel::{Kernel, KernelTable};
 pub use monitor::{Foreign, Heard, Monitor, Touch};
-pub use ruleset::{JailPlan, Plan, Reject, Ruleset, Set};
+pub use ruleset::{JailPlan, Map, Plan, PortSet, Reject, Ruleset, Set};
 pub use socket::{Kind, Refused, Socket};
 pub use transaction::{Change, Establishment, Transaction};

@@ -7,7 +7,7 @@
 //! A rule is a list of typed [`Statement`]s, each the equal of a piece of nft text. What this program does not write itself
 //! is read back as [`Statement::Foreign`] and so never compares equal to anything wanted.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::{self, Write as _};
 
 use ipnetwork::IpNetwork;
@@ -17,6 +17,13 @@ use crate::terms::{Blocktype, Family, Hook, Ports, Protocol, Protocols, Span};
 
 /// The version of the shape of our tables, kept in the table's comment as `banset 1`.
 pub const VERSION: u32 = 1;
+
+/// Up to this many jails at a hook each has its rule there, which a person can read from top to bottom. Each costs a packet 50 to
+/// 70 ns that is for one of its ports: above, the port is looked up once, and only the jails that guard it are asked.
+pub const PLAIN: usize = 10;
+
+/// A jail with more ports than this (ranges counted port by port) keeps its plain rule where ports are looked up.
+const LISTED: usize = 64;
 
 /// What the engine wants of one table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +43,8 @@ pub struct Plan {
     pub gc_interval: Option<Span>,
     /// What no jail blocks.
     pub ignore: Vec<IpNetwork>,
+    /// Hooks at which the kernel can only drop in this family ([`super::Socket::allows`]).
+    pub only_drop: Vec<Hook>,
     /// The jails.
     pub jails: Vec<JailPlan>,
 }
@@ -57,6 +66,9 @@ pub struct JailPlan {
     pub ipv6_prefix: u8,
     /// What this jail does not block, besides [`Plan::ignore`].
     pub ignore: Vec<IpNetwork>,
+    /// Whether a connection whose destination was translated (DNAT) is matched by the port its client knows, too. Such a rule switches
+    /// connection tracking on for the whole network namespace.
+    pub dnat: bool,
     /// Whether it bans subnets too, in `JAIL-net4` and `JAIL-net6`.
     pub nets: bool,
     /// Whether its rules are out while its sets stay.
@@ -98,10 +110,44 @@ pub struct Ruleset {
     /// Whether it belongs to the socket that commits it and outlives that (Linux 6.9, [`super::Features::owner`]): nobody else can
     /// change it then. Not part of the text: nft 1.0.6 knows only half of it.
     pub owner: bool,
-    /// The sets, in the order they are listed.
+    /// The sets of addresses, in the order they are listed.
     pub sets: Vec<Set>,
-    /// The base chains, in the order they are listed.
+    /// The sets of ports, listed after them.
+    pub ports: Vec<PortSet>,
+    /// The maps, listed after those.
+    pub maps: Vec<Map>,
+    /// The chains, in the order they are listed.
     pub chains: Vec<Chain>,
+}
+
+/// A named set of ports: `type inet_service`. Named, because what `ct original proto-dst` is compared with in braces lists as a text
+/// that does not load.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortSet {
+    /// The name.
+    pub name: String,
+    /// Inclusive ranges: sorted, disjoint, at least one. `flags interval` if any is longer than one port.
+    pub ports: Vec<(u16, u16)>,
+}
+
+/// A verdict map from protocol and port to the chain that is asked then.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Map {
+    /// The name.
+    pub name: String,
+    /// `tcp . 25 : jump CHAIN` in the order of [`Jump::order`], none twice.
+    pub jumps: Vec<Jump>,
+}
+
+/// An element of a [`Map`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Jump {
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The port.
+    pub port: u16,
+    /// The chain.
+    pub chain: String,
 }
 
 /// A named set.
@@ -136,15 +182,13 @@ pub enum Content {
     Exactly(Vec<Interval>),
 }
 
-/// A base chain of type filter with policy accept.
+/// A chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chain {
     /// The name.
     pub name: String,
-    /// Where it hangs.
-    pub hook: Hook,
-    /// At which priority.
-    pub priority: i32,
+    /// Where it hangs and at which priority: a base chain of type filter with policy accept. `None`: rules jump there.
+    pub base: Option<(Hook, i32)>,
     /// Its rules.
     pub rules: Vec<Rule>,
 }
@@ -176,6 +220,14 @@ pub enum Statement {
         /// The name of the set.
         set: String,
     },
+    /// `meta l4proto . th dport vmap @dispatch-input`
+    Dispatch(String),
+    /// `ct status dnat`: the destination of the connection was translated.
+    Translated,
+    /// `ct original proto-dst @smtp-ports`: the port its client knows.
+    OriginalDport(String),
+    /// `jump input-dnat`
+    Jump(String),
     /// `counter`; what it has counted is state, not part of the rule.
     Counter,
     /// `drop`
@@ -207,25 +259,42 @@ impl Ruleset {
         for key in keys {
             sets.push(ignore_set(format!("ignore-{}", suffix(*key)), *key, &plan.ignore));
         }
-        let mut chains: Vec<Chain> = Vec::new();
+        let mut bases: Vec<Base<'_>> = Vec::new();
+        let mut ports = Vec::new();
         for jail in &plan.jails {
             if !is_name(&jail.name) || jail.name.contains('.') || jail.name.len() > 200 {
                 return Err(Unfit::Jail(jail.name.clone()));
             }
             sets.extend(keys.iter().flat_map(|key| jail_sets(plan, jail, *key)));
             for (hook, priority) in &jail.hooks {
-                let chain = chain_at(&mut chains, *hook, *priority);
-                if !jail.paused {
-                    chain.rules.extend(keys.iter().flat_map(|key| jail_rules(jail, *hook, *key)));
-                }
+                base_at(&mut bases, *hook, *priority).jails.push(jail);
+            }
+            if let Ports::List(list) = &jail.ports
+                && jail.hooks.iter().any(|(hook, priority)| translates(plan, jail, *hook, *priority))
+            {
+                ports.push(PortSet { name: port_set_name(&jail.name), ports: list.clone() });
             }
         }
+        let mut maps = Vec::new();
+        let mut chains = Vec::new();
+        for base in &bases {
+            let (added, map) = base.chains(plan, keys);
+            chains.extend(added);
+            maps.extend(map);
+        }
         let mut seen = HashSet::new();
-        if let Some(twice) = sets.iter().find(|set| !seen.insert(set.name.as_str())) {
-            return Err(Unfit::Set(twice.name.clone()));
+        let names = sets.iter().map(|set: &Set| &set.name).chain(ports.iter().map(|set| &set.name));
+        if let Some(twice) = names.chain(maps.iter().map(|map| &map.name)).find(|name| !seen.insert(name.as_str())) {
+            return Err(Unfit::Set(twice.clone()));
         }
         let comment = Some(format!("banset {VERSION}"));
-        Ok(Ruleset { family: plan.family, table: plan.table.clone(), comment, owner: false, sets, chains })
+        Ok(Ruleset { family: plan.family, table: plan.table.clone(), comment, owner: false, sets, ports, maps, chains })
+    }
+
+    /// The names of its sets and maps.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &String> {
+        let sets = self.sets.iter().map(|set| &set.name);
+        sets.chain(self.ports.iter().map(|set| &set.name)).chain(self.maps.iter().map(|map| &map.name))
     }
 
     /// The set of this name.
@@ -251,6 +320,11 @@ impl Ruleset {
     /// What `nft -s list table` prints once this is committed and nobody is banned.
     pub fn text(&self) -> String {
         self.to_string()
+    }
+
+    /// The same with a comment above each part, for people; nft loads it, too.
+    pub fn explained(&self) -> String {
+        Explained(self).to_string()
     }
 }
 
@@ -320,35 +394,183 @@ fn masked(jail: &JailPlan, key: Key) -> Option<u8> {
     (key == Key::V6 && jail.ipv6_prefix < 128).then_some(jail.ipv6_prefix)
 }
 
-/// The chain at this hook and priority, made if missing. The first of a hook bears its name, others add the priority, as `input-m300`.
-fn chain_at(chains: &mut Vec<Chain>, hook: Hook, priority: i32) -> &mut Chain {
-    let at = chains.iter().position(|chain| chain.hook == hook && chain.priority == priority).unwrap_or_else(|| {
-        let name = if chains.iter().any(|chain| chain.hook == hook) {
+/// Whether a jail has a rule for translated connections at a hook: the plain rule sees the client's port where translation is yet to
+/// come (before -100), where there is no connection yet, and on the way out there is no port of ours to compare.
+fn translates(plan: &Plan, jail: &JailPlan, hook: Hook, priority: i32) -> bool {
+    let after = match hook {
+        Hook::Input | Hook::Forward => true,
+        Hook::Prerouting => priority > DSTNAT,
+        Hook::Output | Hook::Postrouting => false,
+    };
+    jail.dnat && after && plan.family == Family::Inet && matches!(jail.ports, Ports::List(_))
+}
+
+/// The priority at which destinations are translated (`NF_IP_PRI_NAT_DST`).
+const DSTNAT: i32 = -100;
+
+fn port_set_name(jail: &str) -> String {
+    format!("{jail}-ports")
+}
+
+/// A base chain to be, and the jails that hang there.
+struct Base<'a> {
+    name: String,
+    hook: Hook,
+    priority: i32,
+    jails: Vec<&'a JailPlan>,
+}
+
+/// The base chain at this hook and priority, made if missing. The first of a hook bears its name, others add the priority, as `input-m300`.
+fn base_at<'a, 'b>(bases: &'b mut Vec<Base<'a>>, hook: Hook, priority: i32) -> &'b mut Base<'a> {
+    let at = bases.iter().position(|base| base.hook == hook && base.priority == priority).unwrap_or_else(|| {
+        let name = if bases.iter().any(|base| base.hook == hook) {
             format!("{hook}-{}{}", if priority < 0 { 'm' } else { 'p' }, priority.unsigned_abs())
         } else {
             hook.name().to_owned()
         };
-        chains.push(Chain { name, hook, priority, rules: Vec::new() });
-        chains.len() - 1
+        bases.push(Base { name, hook, priority, jails: Vec::new() });
+        bases.len() - 1
     });
-    &mut chains[at]
+    &mut bases[at]
+}
+
+/// How a rule comes to the packets of its jail's ports.
+enum Reach<'a> {
+    /// It tests protocol and port itself.
+    Ports,
+    /// It tests the port that the client of a translated connection knows; `bool`: and whether it was translated at all.
+    Translated(bool),
+    /// The packet came through a map, so that it is of one of these protocols, all of which the jail guards at this port.
+    Mapped(&'a [Protocol]),
+}
+
+impl Base<'_> {
+    /// The chain itself, those it sends packets to, and the map by which it does.
+    fn chains(&self, plan: &Plan, keys: &[Key]) -> (Vec<Chain>, Option<Map>) {
+        let Base { name, hook, priority, jails } = self;
+        let mut chain = Chain { name: name.clone(), base: Some((*hook, *priority)), rules: Vec::new() };
+        let rules = |jail: &JailPlan, reach: &Reach<'_>| -> Vec<Rule> {
+            keys.iter().flat_map(|key| jail_rules(plan, jail, *hook, *key, reach)).collect()
+        };
+        let listed: Vec<Option<Vec<(u16, Protocol)>>> = jails.iter().map(|jail| listed_ports(jail)).collect();
+        let active = |at: &usize| !jails[*at].paused;
+        let translated = |at: &usize| translates(plan, jails[*at], *hook, *priority);
+        // A pause changes nothing about the others: paused jails are counted.
+        if listed.iter().flatten().count() <= PLAIN {
+            for at in (0..jails.len()).filter(active) {
+                chain.rules.extend(rules(jails[at], &Reach::Ports));
+                if translated(&at) {
+                    chain.rules.extend(rules(jails[at], &Reach::Translated(true)));
+                }
+            }
+            return (vec![chain], None);
+        }
+        // Of each protocol and port, the jails that guard it; then a chain for each such group of jails.
+        let mut asked: BTreeMap<(u16, u8), (Protocol, Vec<usize>)> = BTreeMap::new();
+        for at in (0..jails.len()).filter(active) {
+            for (port, protocol) in listed[at].iter().flatten() {
+                asked.entry((*port, protocol.number())).or_insert((*protocol, Vec::new())).1.push(at);
+            }
+        }
+        let mut groups: Vec<(String, Vec<usize>, Vec<Protocol>)> = Vec::new();
+        let mut jumps = Vec::new();
+        for ((port, _), (protocol, guards)) in asked {
+            let at = groups.iter().position(|(_, other, _)| *other == guards).unwrap_or_else(|| {
+                // Named by its lowest port: the other protocols of that port may be another group's.
+                let mut own = format!("{name}-{port}");
+                if groups.iter().any(|(other, ..)| *other == own) {
+                    own = format!("{own}-{}", protocol.name());
+                }
+                groups.push((own, guards, Vec::new()));
+                groups.len() - 1
+            });
+            let (own, _, protocols) = &mut groups[at];
+            if !protocols.contains(&protocol) {
+                protocols.push(protocol);
+            }
+            jumps.push(Jump { protocol, port, chain: own.clone() });
+        }
+        for at in (0..jails.len()).filter(|at| active(at) && listed[*at].is_none()) {
+            chain.rules.extend(rules(jails[at], &Reach::Ports));
+        }
+        jumps.sort_by_key(Jump::order);
+        let map = Map { name: format!("dispatch-{name}"), jumps };
+        chain.rules.push(Rule { statements: vec![Statement::Dispatch(map.name.clone())] });
+        let mut chains = Vec::new();
+        for (own, guards, protocols) in groups {
+            let rules = guards.iter().flat_map(|at| rules(jails[*at], &Reach::Mapped(&protocols))).collect();
+            chains.push(Chain { name: own, base: None, rules });
+        }
+        let translated: Vec<Rule> = (0..jails.len())
+            .filter(|at| active(at) && translated(at))
+            .flat_map(|at| rules(jails[at], &Reach::Translated(false)))
+            .collect();
+        if !translated.is_empty() {
+            let own = format!("{name}-dnat");
+            chain.rules.push(Rule { statements: vec![Statement::Translated, Statement::Jump(own.clone())] });
+            chains.push(Chain { name: own, base: None, rules: translated });
+        }
+        chains.insert(0, chain);
+        (chains, Some(map))
+    }
+}
+
+/// Each protocol and port that a jail guards, where these are few enough to be listed one by one.
+fn listed_ports(jail: &JailPlan) -> Option<Vec<(u16, Protocol)>> {
+    let Ports::List(ranges) = &jail.ports else { return None };
+    let ports: usize = ranges.iter().map(|(first, last)| usize::from(last - first) + 1).sum();
+    let protocols = guarded(jail)?;
+    (ports <= LISTED).then(|| {
+        let ports = ranges.iter().flat_map(|(first, last)| *first..=*last);
+        ports.flat_map(|port| protocols.iter().map(move |protocol| (port, *protocol))).collect()
+    })
+}
+
+/// The protocols a jail guards, by number; `None`: whatever comes. Ports without protocols mean every protocol that has ports: at
+/// the same place an ICMP message has its checksum.
+fn guarded(jail: &JailPlan) -> Option<Vec<Protocol>> {
+    let mut list = match (&jail.protocols, &jail.ports) {
+        (Protocols::List(list), _) => list.clone(),
+        (Protocols::All, Ports::List(_)) => Protocol::ALL.to_vec(),
+        (Protocols::All, Ports::All) => return None,
+    };
+    list.sort_by_key(|protocol| protocol.number());
+    list.dedup();
+    Some(list)
 }
 
 /// The rules of a jail at one hook for one kind of address.
-fn jail_rules(jail: &JailPlan, hook: Hook, key: Key) -> Vec<Rule> {
+fn jail_rules(plan: &Plan, jail: &JailPlan, hook: Hook, key: Key, reach: &Reach<'_>) -> Vec<Rule> {
     let mut rules = Vec::new();
     let mut sets = vec![(ban_set_name(&jail.name, key, false), masked(jail, key))];
     if jail.nets {
         sets.push((ban_set_name(&jail.name, key, true), None));
     }
+    // The kernel has no reject after routing (nft_reject_inet_validate).
+    let rejects = jail.blocktype == Blocktype::Reject && hook != Hook::Postrouting && !plan.only_drop.contains(&hook);
+    let protocols = match reach {
+        Reach::Mapped(protocols) => Some(protocols.to_vec()),
+        _ => guarded(jail),
+    };
     for (set, prefix) in sets {
-        for (protocols, verdict) in verdicts(jail, hook, key) {
+        let verdicts = verdicts(protocols.clone(), rejects, key);
+        for (protocols, verdict) in verdicts {
             let mut statements = Vec::new();
-            if let Some(protocols) = protocols {
-                statements.push(Statement::L4proto(protocols));
+            if matches!(reach, Reach::Translated(true)) {
+                statements.push(Statement::Translated);
             }
-            if let Ports::List(ports) = &jail.ports {
-                statements.push(Statement::Dport(ports.clone()));
+            match (reach, protocols) {
+                // The map has said it, but nft knows a reset only behind this.
+                (Reach::Mapped(_), Some(protocols)) if verdict == Statement::Reject(Reject::TcpReset) => {
+                    statements.push(Statement::L4proto(protocols));
+                }
+                (Reach::Mapped(_), _) | (_, None) => {}
+                (_, Some(protocols)) => statements.push(Statement::L4proto(protocols)),
+            }
+            match (reach, &jail.ports) {
+                (Reach::Ports, Ports::List(ports)) => statements.push(Statement::Dport(ports.clone())),
+                (Reach::Translated(_), _) => statements.push(Statement::OriginalDport(port_set_name(&jail.name))),
+                _ => {}
             }
             let destination = hook.matches_destination();
             let address = |set: String, prefix, inverted| Statement::Address { key, destination, prefix, inverted, set };
@@ -365,20 +587,9 @@ fn jail_rules(jail: &JailPlan, hook: Hook, key: Key) -> Vec<Rule> {
     rules
 }
 
-/// What is done to which protocols (`None`: all of them), in the order of the rules. Ports without protocols mean every protocol
-/// that has ports: at the same place an ICMP message has its checksum.
-fn verdicts(jail: &JailPlan, hook: Hook, key: Key) -> Vec<(Option<Vec<Protocol>>, Statement)> {
-    let mut protocols = match (&jail.protocols, &jail.ports) {
-        (Protocols::List(list), _) => Some(list.clone()),
-        (Protocols::All, Ports::List(_)) => Some(Protocol::ALL.to_vec()),
-        (Protocols::All, Ports::All) => None,
-    };
-    if let Some(list) = &mut protocols {
-        list.sort_by_key(|protocol| protocol.number());
-        list.dedup();
-    }
-    // The kernel has no reject after routing (nft_reject_inet_validate).
-    if jail.blocktype == Blocktype::Drop || hook == Hook::Postrouting {
+/// What is done to which protocols (`None`: all of them), in the order of the rules.
+fn verdicts(protocols: Option<Vec<Protocol>>, rejects: bool, key: Key) -> Vec<(Option<Vec<Protocol>>, Statement)> {
+    if !rejects {
         return vec![(protocols, Statement::Drop)];
     }
     let reset = (Some(vec![Protocol::Tcp]), Statement::Reject(Reject::TcpReset));
@@ -408,9 +619,12 @@ impl Rule {
         })
     }
 
-    /// Whether it looks anything up in the set of this name.
+    /// Whether it looks anything up in the set or map of this name.
     pub fn uses(&self, name: &str) -> bool {
-        self.statements.iter().any(|statement| matches!(statement, Statement::Address { set, .. } if set == name))
+        self.statements.iter().any(|statement| match statement {
+            Statement::Address { set, .. } | Statement::OriginalDport(set) | Statement::Dispatch(set) => set == name,
+            _ => false,
+        })
     }
 }
 
@@ -439,21 +653,110 @@ fn is_keyword(word: &str) -> bool {
 
 impl fmt::Display for Ruleset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write(f, false)
+    }
+}
+
+/// A ruleset with comments.
+struct Explained<'a>(&'a Ruleset);
+
+impl fmt::Display for Explained<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.write(f, true)
+    }
+}
+
+impl Ruleset {
+    fn write(&self, f: &mut fmt::Formatter<'_>, explained: bool) -> fmt::Result {
+        let said = |f: &mut fmt::Formatter<'_>, indent: &str, text: String| match explained {
+            true => writeln!(f, "{indent}# {text}"),
+            false => Ok(()),
+        };
         writeln!(f, "table {} {} {{", self.family, self.table)?;
         if let Some(comment) = &self.comment {
             writeln!(f, "\tcomment \"{comment}\"")?;
         }
         let mut blank = "";
         for set in &self.sets {
-            write!(f, "{blank}{set}")?;
+            f.write_str(blank)?;
+            said(f, "\t", set_explained(&set.name))?;
+            write!(f, "{set}")?;
+            blank = "\n";
+        }
+        for set in &self.ports {
+            f.write_str(blank)?;
+            said(f, "\t", "the ports as clients of translated connections know them".to_owned())?;
+            write!(f, "{set}")?;
+            blank = "\n";
+        }
+        for map in &self.maps {
+            f.write_str(blank)?;
+            said(f, "\t", "who guards a port: looked up once a packet, however many jails there are".to_owned())?;
+            write!(f, "{map}")?;
             blank = "\n";
         }
         for chain in &self.chains {
-            write!(f, "{blank}")?;
-            chain.write(f, self.family)?;
+            f.write_str(blank)?;
+            said(f, "\t", self.chain_explained(chain))?;
+            writeln!(f, "\tchain {} {{", chain.name)?;
+            if let Some(head) = chain.head(self.family) {
+                writeln!(f, "\t\t{head}")?;
+            }
+            let mut about = String::new();
+            for rule in &chain.rules {
+                let now = rule_explained(rule);
+                if now != about {
+                    said(f, "\t\t", now.clone())?;
+                    about = now;
+                }
+                writeln!(f, "\t\t{rule}")?;
+            }
+            writeln!(f, "\t}}")?;
             blank = "\n";
         }
         writeln!(f, "}}")
+    }
+
+    fn chain_explained(&self, chain: &Chain) -> String {
+        let Some((hook, _)) = chain.base else {
+            let leads = |jump: &&Jump| jump.chain == chain.name;
+            let mut ports: Vec<u16> = self.maps.iter().flat_map(|map| &map.jumps).filter(leads).map(|jump| jump.port).collect();
+            ports.sort_unstable();
+            ports.dedup();
+            let ports = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
+            return match ports.as_str() {
+                "" => "connections whose destination was translated".to_owned(),
+                ports => format!("ports {ports}, for the protocols that lead here"),
+            };
+        };
+        let what = match self.family {
+            Family::Inet => "packets",
+            Family::Bridge => "frames",
+        };
+        match hook {
+            Hook::Prerouting => format!("{what} as they come in, before it is known where they go"),
+            Hook::Input => format!("{what} for this machine"),
+            Hook::Forward => format!("{what} that are passed on to others"),
+            Hook::Output => format!("{what} from this machine: the destination counts"),
+            Hook::Postrouting => format!("{what} as they leave: the destination counts"),
+        }
+    }
+}
+
+fn set_explained(name: &str) -> String {
+    let Some(jail) = jail_of(name) else { return "no jail blocks these: ignoreip, own addresses, gateways".to_owned() };
+    if let Some(jail) = jail.strip_suffix("-ignore") {
+        return format!("[{jail}] does not block these");
+    }
+    let what = if name.ends_with("-net4") || name.ends_with("-net6") { "subnets" } else { "addresses" };
+    format!("[{jail}] banned {what}, each until its timeout ends")
+}
+
+fn rule_explained(rule: &Rule) -> String {
+    match (rule.jail(), rule.statements.as_slice()) {
+        (Some(jail), _) => format!("[{jail}]"),
+        (None, [Statement::Dispatch(_), ..]) => "on to the jails that guard the port".to_owned(),
+        (None, _) => "published ports".to_owned(),
     }
 }
 
@@ -503,17 +806,78 @@ impl Set {
     }
 }
 
-impl Chain {
-    fn write(&self, f: &mut fmt::Formatter<'_>, family: Family) -> fmt::Result {
-        writeln!(f, "\tchain {} {{", self.name)?;
-        writeln!(f, "\t\t{}", self.head(family))?;
-        self.rules.iter().try_for_each(|rule| writeln!(f, "\t\t{rule}"))?;
-        writeln!(f, "\t}}")
+impl fmt::Display for PortSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "\tset {} {{", self.name)?;
+        for line in self.properties() {
+            writeln!(f, "\t\t{line}")?;
+        }
+        f.write_str("\t\telements = { ")?;
+        for (n, ports) in self.ports.iter().enumerate() {
+            match n {
+                0 => {}
+                n if n % 5 == 0 => f.write_str(",\n\t\t\t     ")?,
+                _ => f.write_str(", ")?,
+            }
+            f.write_str(&port_text(ports))?;
+        }
+        f.write_str(" }\n\t}\n")
+    }
+}
+
+impl PortSet {
+    /// Whether it has ranges.
+    pub(crate) fn interval(&self) -> bool {
+        self.ports.iter().any(|(first, last)| first != last)
     }
 
+    /// What stands between its braces, elements apart.
+    pub(crate) fn properties(&self) -> Vec<&'static str> {
+        let mut lines = vec!["type inet_service"];
+        if self.interval() {
+            lines.push("flags interval");
+        }
+        lines
+    }
+}
+
+impl Map {
+    /// What stands between its braces, elements apart.
+    pub(crate) const PROPERTIES: &'static str = "type inet_proto . inet_service : verdict";
+}
+
+impl fmt::Display for Map {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "\tmap {} {{\n\t\t{}", self.name, Map::PROPERTIES)?;
+        for (n, jump) in self.jumps.iter().enumerate() {
+            write!(f, "{}{jump}", if n == 0 { "\t\telements = { " } else { ",\n\t\t\t     " })?;
+        }
+        if !self.jumps.is_empty() {
+            f.write_str(" }\n")?;
+        }
+        f.write_str("\t}\n")
+    }
+}
+
+impl Jump {
+    /// The order in which nft lists them: by the port's bytes read the way this machine reads numbers, then by the protocol's number.
+    pub(crate) fn order(&self) -> (u16, u8) {
+        (u16::from_ne_bytes(self.port.to_be_bytes()), self.protocol.number())
+    }
+}
+
+/// As nft lists it: `tcp . 25 : jump input-25`.
+impl fmt::Display for Jump {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} . {} : jump {}", self.protocol.name(), self.port, self.chain)
+    }
+}
+
+impl Chain {
     /// `type filter hook input priority filter - 10; policy accept;`
-    pub(crate) fn head(&self, family: Family) -> String {
-        format!("type filter hook {} priority {}; policy accept;", self.hook, priority_text(family, self.hook, self.priority))
+    pub(crate) fn head(&self, family: Family) -> Option<String> {
+        let (hook, priority) = self.base?;
+        Some(format!("type filter hook {hook} priority {}; policy accept;", priority_text(family, hook, priority)))
     }
 }
 
@@ -581,6 +945,10 @@ impl fmt::Display for Statement {
                 }
                 write!(f, "{} @{set}", if *inverted { " !=" } else { "" })
             }
+            Statement::Dispatch(map) => write!(f, "meta l4proto . th dport vmap @{map}"),
+            Statement::Translated => f.write_str("ct status dnat"),
+            Statement::OriginalDport(set) => write!(f, "ct original proto-dst @{set}"),
+            Statement::Jump(chain) => write!(f, "jump {chain}"),
             Statement::Counter => f.write_str("counter"),
             Statement::Drop => f.write_str("drop"),
             Statement::Reject(Reject::TcpReset) => f.write_str("reject with tcp reset"),
@@ -596,7 +964,7 @@ pub(crate) fn mask(prefix: u8) -> std::net::Ipv6Addr {
     std::net::Ipv6Addr::from_bits(u128::MAX.checked_shl(128 - u32::from(prefix.min(128))).unwrap_or(0))
 }
 
-fn port_text((first, last): &(u16, u16)) -> String {
+pub(crate) fn port_text((first, last): &(u16, u16)) -> String {
     if first == last { first.to_string() } else { format!("{first}-{last}") }
 }
 
@@ -620,6 +988,7 @@ mod tests {
             blocktype: Blocktype::Drop,
             ipv6_prefix: 64,
             ignore: Vec::new(),
+            dnat: false,
             nets: false,
             paused: false,
         }
@@ -634,6 +1003,7 @@ mod tests {
             element_counters: false,
             gc_interval: None,
             ignore: Vec::new(),
+            only_drop: Vec::new(),
             jails,
         }
     }

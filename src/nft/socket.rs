@@ -13,9 +13,9 @@ use super::element::Element;
 use super::features::{self, Features};
 use super::link::Link;
 use super::message::{Batch, HEADER, Message, Messages, attr, attribute_at, element_at, kind, number};
-use super::ruleset::Set;
+use super::ruleset::{Reject, Rule, Set, Statement};
 use super::transaction::{Change, Transaction};
-use crate::terms::Family;
+use crate::terms::{Family, Hook, Protocol};
 
 /// Room for the largest transaction: hundreds of thousands of elements.
 const SEND_BUFFER: usize = 64 << 20;
@@ -188,6 +188,51 @@ impl Socket {
     /// Our address among netlink sockets: changes that name it are our own.
     pub fn port(&self) -> u32 {
         self.link.port()
+    }
+
+    /// Whether base chains can hang at a hook in this family, and whether their rules can reject there. Tried with a batch that always
+    /// fails, so nothing comes of it; where the kernel has reject, the hooks are those of `nft_reject_inet_validate` and
+    /// `nft_reject_bridge_validate`, which a batch that fails does not get to.
+    pub fn allows(&mut self, family: Family, hook: Hook) -> Result<(bool, bool), CannotOpen> {
+        let (table, chain) = ("banset-probe", "probe");
+        self.batch.restart(family, self.sequence);
+        let base = self.sequence;
+        self.batch.begin(None);
+        let ask = number::F_CREATE | number::F_ACK;
+        self.batch.message(kind::NEWTABLE, ask, |b| b.text(attr::TABLE_NAME, table));
+        self.batch.message(kind::NEWCHAIN, ask, |b| {
+            b.text(attr::CHAIN_TABLE, table);
+            b.text(attr::CHAIN_NAME, chain);
+            b.text(attr::CHAIN_TYPE, "filter");
+            b.nest(attr::CHAIN_HOOK, |b| {
+                b.u32(attr::HOOK_NUM, super::transaction::hook_number(hook));
+                b.u32(attr::HOOK_PRIORITY, 0);
+            });
+        });
+        let reset = [Statement::L4proto(vec![Protocol::Tcp]), Statement::Reject(Reject::TcpReset)];
+        super::expression::write_rule(
+            &mut self.batch,
+            family,
+            table,
+            chain,
+            None,
+            &Rule { statements: reset.to_vec() },
+            Default::default(),
+        );
+        self.batch.acknowledge_last();
+        self.batch.message(kind::DELSET, number::F_ACK, |b| {
+            b.text(attr::SET_TABLE, table);
+            b.text(attr::SET_NAME, "missing");
+        });
+        self.batch.end(false);
+        let answers = self.ask().map_err(CannotOpen)?;
+        let accepted =
+            |message: u32| answers.iter().any(|(sequence, error)| *sequence == base.wrapping_add(message) && *error == 0);
+        let rejects = match family {
+            Family::Inet => hook != Hook::Postrouting,
+            Family::Bridge => matches!(hook, Hook::Prerouting | Hook::Input),
+        };
+        Ok((accepted(2), accepted(3) && rejects))
     }
 
     /// Makes a transaction happen, or says why none of it did.

@@ -8,22 +8,24 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use super::element::{Counter, Element, Interval};
-use super::expression::{write_counter, write_rule};
+use super::expression::{write_counter, write_jumps, write_map, write_port_set, write_rule};
 use super::features::Features;
 use super::kernel::{KernelChain, KernelTable};
 use super::message::{Batch, attr, kind, number};
-use super::ruleset::{Chain, Content, Counted, Rule, Ruleset, Set, VERSION};
+use super::ruleset::{Chain, Content, Counted, Map, PortSet, Rule, Ruleset, Set, VERSION, port_text};
 use crate::terms::{Family, Hook, Span};
 
 /// Bans beyond this many of one establishment follow in batches of their own, newest first.
 pub const AT_ONCE: usize = 100_000;
 
-/// Statements about one table, committed together or not at all.
+/// Statements about the tables of one name, committed together or not at all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transaction {
     family: Family,
     table: String,
     statements: Vec<Change>,
+    /// For each statement, the family whose table it is about.
+    families: Vec<Family>,
     generation: Option<u32>,
 }
 
@@ -41,16 +43,20 @@ pub enum Change {
     DeleteTable,
     /// `add set`, without elements.
     AddSet(Set),
-    /// `delete set`
+    /// `add set` of ports, with its elements.
+    AddPorts(PortSet),
+    /// `add map` of this name, without elements.
+    AddMap(String),
+    /// `add element` of a map: the chains it sends packets to are there by now.
+    FillMap(Map),
+    /// `delete set`, or a map.
     DeleteSet(String),
     /// `add chain`, without rules.
     AddChain {
         /// Its name.
         name: String,
-        /// Where it hangs.
-        hook: Hook,
-        /// At which priority.
-        priority: i32,
+        /// Where it hangs and at which priority; `None`: nowhere, rules jump there.
+        base: Option<(Hook, i32)>,
     },
     /// `delete chain`
     DeleteChain(String),
@@ -142,7 +148,7 @@ impl std::error::Error for Newer {}
 impl Transaction {
     /// An empty transaction about this table.
     pub fn new(family: Family, table: impl Into<String>) -> Transaction {
-        Transaction { family, table: table.into(), statements: Vec::new(), generation: None }
+        Transaction { family, table: table.into(), statements: Vec::new(), families: Vec::new(), generation: None }
     }
 
     /// An empty transaction about the table of this ruleset.
@@ -150,9 +156,26 @@ impl Transaction {
         Transaction::new(ruleset.family, ruleset.table.clone())
     }
 
-    /// The family of its table.
+    /// The family whose table the next statements are about.
     pub const fn family(&self) -> Family {
         self.family
+    }
+
+    /// Makes the next statements about the table of this family.
+    pub const fn turn_to(&mut self, family: Family) {
+        self.family = family;
+    }
+
+    /// Appends the statements of another transaction, each about the table it is about there. Its name has to be the same.
+    pub fn append(&mut self, other: Transaction) {
+        debug_assert_eq!(self.table, other.table);
+        self.statements.extend(other.statements);
+        self.families.extend(other.families);
+    }
+
+    /// What a statement may be joined to: the last, if it is about the same table.
+    fn last_mut(&mut self) -> Option<&mut Change> {
+        if self.families.last() == Some(&self.family) { self.statements.last_mut() } else { None }
     }
 
     /// The name of its table.
@@ -177,13 +200,14 @@ impl Transaction {
 
     /// Appends any statement.
     pub fn push(&mut self, change: Change) {
+        self.families.push(self.family);
         self.statements.push(change);
     }
 
     /// Has `elements` in `set`, each with its timeout from now on, whether or not it was there.
     pub fn add(&mut self, set: &Set, elements: impl Into<Vec<Element>>) {
         let list = elements.into();
-        if let Some(Change::AddElements(last)) = self.statements.last_mut()
+        if let Some(Change::AddElements(last)) = self.last_mut()
             && last.set == set.name
         {
             return last.list.extend(list);
@@ -196,7 +220,7 @@ impl Transaction {
     /// Has none of these in `set`, whether or not they were there.
     pub fn remove(&mut self, set: &Set, intervals: impl IntoIterator<Item = Interval>) {
         let list: Vec<Element> = intervals.into_iter().map(Element::permanent).collect();
-        if let Some(Change::DestroyElements(last)) = self.statements.last_mut()
+        if let Some(Change::DestroyElements(last)) = self.last_mut()
             && last.set == set.name
         {
             return last.list.extend(list);
@@ -242,7 +266,7 @@ impl Transaction {
         let kept = found.filter(|found| is_kept(ruleset, found));
         let mut removed: Vec<(String, Counted)> = Vec::new();
         if let Some(found) = found {
-            let renewed = renewed_sets(ruleset, kept);
+            let renewed = renewed(ruleset, kept);
             if kept.is_none() {
                 transaction.delete_table();
                 for chain in &found.chains {
@@ -258,12 +282,18 @@ impl Transaction {
             transaction.push(Change::AddTable { comment: None, owner: true });
         }
         let rest = transaction.put_sets(ruleset, kept, held);
-        transaction.put_chains(ruleset, kept, &mut removed);
+        transaction.put_chains(ruleset, kept, removed);
         Ok(Establishment { first: transaction, rest })
     }
 
     /// Takes out what is not wanted or has to be made anew: first rules, then the sets they look into, then chains.
-    fn take_out(&mut self, ruleset: &Ruleset, found: &KernelTable, renewed: &[&Set], removed: &mut Vec<(String, Counted)>) {
+    fn take_out(
+        &mut self,
+        ruleset: &Ruleset,
+        found: &KernelTable,
+        renewed: &HashSet<&str>,
+        removed: &mut Vec<(String, Counted)>,
+    ) {
         let mut dropped = Vec::new();
         for chain in &found.chains {
             let wanted = ruleset.chains.iter().find(|wanted| wanted.name == chain.name && is_kept_chain(wanted, chain));
@@ -287,8 +317,7 @@ impl Transaction {
             }
         }
         for set in &found.sets {
-            let wanted = ruleset.set(&set.name);
-            if wanted.is_none() || renewed.iter().any(|renewed| renewed.name == set.name) {
+            if !ruleset.names().any(|name| *name == set.name) || renewed.contains(set.name.as_str()) {
                 self.push(Change::DeleteSet(set.name.clone()));
             }
         }
@@ -297,10 +326,10 @@ impl Transaction {
 
     /// Adds the sets that are missing, fills them, and brings ignore lists up to date.
     fn put_sets(&mut self, ruleset: &Ruleset, kept: Option<&KernelTable>, mut held: impl FnMut(&Set) -> Vec<Element>) -> Fill {
-        let renewed = renewed_sets(ruleset, kept);
+        let renewed = renewed(ruleset, kept);
         let mut fill = Vec::new();
         for set in &ruleset.sets {
-            let fresh = renewed.iter().any(|renewed| renewed.name == set.name);
+            let fresh = renewed.contains(set.name.as_str());
             if fresh {
                 self.push(Change::AddSet(Set { content: Content::Bans, ..set.clone() }));
             }
@@ -320,30 +349,37 @@ impl Transaction {
                 Content::Bans => {}
             }
         }
+        let fresh = |name: &str| renewed.contains(name);
+        ruleset.ports.iter().filter(|set| fresh(&set.name)).for_each(|set| self.push(Change::AddPorts(set.clone())));
+        ruleset.maps.iter().filter(|map| fresh(&map.name)).for_each(|map| self.push(Change::AddMap(map.name.clone())));
         let (now, later) = split_newest(fill, AT_ONCE);
         now.into_iter().for_each(|(set, elements)| self.add(&set, elements));
         later
     }
 
-    /// Adds missing chains and rules, each rule with what its predecessor counted.
-    fn put_chains(&mut self, ruleset: &Ruleset, kept: Option<&KernelTable>, removed: &mut Vec<(String, Counted)>) {
-        let renewed = renewed_sets(ruleset, kept);
+    /// Adds missing chains, then what maps send there, then rules, each with what its predecessor counted.
+    fn put_chains(&mut self, ruleset: &Ruleset, kept: Option<&KernelTable>, removed: Vec<(String, Counted)>) {
+        let renewed = renewed(ruleset, kept);
+        let mut rules = Vec::new();
         for wanted in &ruleset.chains {
-            let Chain { name, hook, priority, rules } = wanted;
+            let Chain { name, base, rules: list } = wanted;
             let present =
                 kept.and_then(|kept| kept.chains.iter().find(|chain| chain.name == *name && is_kept_chain(wanted, chain)));
             let added = match present {
-                Some(chain) => difference(chain, rules, &renewed).added,
+                Some(chain) => difference(chain, list, &renewed).added,
                 None => {
-                    self.push(Change::AddChain { name: name.clone(), hook: *hook, priority: *priority });
-                    (0..rules.len()).map(|index| (index, None)).collect()
+                    self.push(Change::AddChain { name: name.clone(), base: *base });
+                    (0..list.len()).map(|index| (index, None)).collect()
                 }
             };
-            for (index, before) in added {
-                let rule = rules[index].clone();
-                let counted = inherit(removed, name, &rule);
-                self.push(Change::AddRule { chain: name.clone(), before, rule, counted });
-            }
+            rules.extend(added.into_iter().map(|(index, before)| (name.as_str(), before, &list[index])));
+        }
+        let maps = ruleset.maps.iter().filter(|map| renewed.contains(map.name.as_str()) && !map.jumps.is_empty());
+        maps.for_each(|map| self.push(Change::FillMap(map.clone())));
+        let places: Vec<(&str, &Rule)> = rules.iter().map(|(chain, _, rule)| (*chain, *rule)).collect();
+        let counts = inherit(removed, &places);
+        for ((chain, before, rule), counted) in rules.into_iter().zip(counts) {
+            self.push(Change::AddRule { chain: chain.to_owned(), before, rule: rule.clone(), counted });
         }
     }
 
@@ -360,7 +396,8 @@ impl Transaction {
         batch.begin(self.generation);
         for (index, change) in self.statements.iter().enumerate() {
             batch.statement(index);
-            change.write(batch, self.family, &self.table, features);
+            batch.about(self.families[index]);
+            change.write(batch, self.families[index], &self.table, features);
         }
         if !features.batch_end_ack {
             batch.acknowledge_last();
@@ -371,7 +408,10 @@ impl Transaction {
     /// Statement `index` in nft's language; of an element statement only element `element` if it is known, else the first few.
     pub fn describe(&self, index: usize, element: Option<usize>) -> String {
         match self.statements.get(index) {
-            Some(change) => Said { transaction: self, change, element, at_most: Some(3) }.to_string(),
+            Some(change) => {
+                let family = self.families[index];
+                Said { transaction: self, family, change, element, at_most: Some(3) }.to_string()
+            }
             None => format!("commit of table {} {}", self.family, self.table),
         }
     }
@@ -391,6 +431,15 @@ pub fn renewed_sets<'a>(ruleset: &'a Ruleset, kept: Option<&KernelTable>) -> Vec
         .collect()
 }
 
+/// The names of all sets and maps that `establish` will make. A set of ports or a map is small: one that differs is made anew.
+fn renewed<'a>(ruleset: &'a Ruleset, kept: Option<&KernelTable>) -> HashSet<&'a str> {
+    let found = |name: &str| kept.filter(|found| is_kept(ruleset, found))?.sets.iter().find(|set| set.name == name);
+    let ports = ruleset.ports.iter().filter(|wanted| found(&wanted.name).and_then(|set| set.ports.as_ref()) != Some(wanted));
+    let maps = ruleset.maps.iter().filter(|wanted| found(&wanted.name).and_then(|set| set.map.as_ref()) != Some(wanted));
+    let sets = renewed_sets(ruleset, kept).into_iter().map(|set| set.name.as_str());
+    sets.chain(ports.map(|set| set.name.as_str())).chain(maps.map(|map| map.name.as_str())).collect()
+}
+
 /// Whether the table in the kernel can be changed into the wanted one: same shape of ours, awake, and made with or without an owner
 /// as wanted, which can not be changed.
 fn is_kept(ruleset: &Ruleset, found: &KernelTable) -> bool {
@@ -405,7 +454,7 @@ const fn table_flags(owner: bool) -> u32 {
 }
 
 fn is_kept_chain(wanted: &Chain, found: &KernelChain) -> bool {
-    found.base == Some((wanted.hook, wanted.priority))
+    found.base == wanted.base && found.regular == wanted.base.is_none()
 }
 
 /// Which rules of a chain go and which come.
@@ -418,8 +467,8 @@ struct Steps {
 
 /// The longest common subsequence of what is there and what is wanted stays, with its counters. Rules that look into a set that is
 /// made anew can not stay.
-fn difference(chain: &KernelChain, wanted: &[Rule], renewed: &[&Set]) -> Steps {
-    let stays = |rule: &Rule| !renewed.iter().any(|set| rule.uses(&set.name));
+fn difference(chain: &KernelChain, wanted: &[Rule], renewed: &HashSet<&str>) -> Steps {
+    let stays = |rule: &Rule| !renewed.iter().any(|name| rule.uses(name));
     let (n, m) = (chain.rules.len(), wanted.len());
     let same = |i: usize, j: usize| chain.rules[i].rule == wanted[j] && stays(&wanted[j]);
     // Rules mostly stay: what both lists begin with needs no table.
@@ -455,14 +504,32 @@ fn difference(chain: &KernelChain, wanted: &[Rule], renewed: &[&Set]) -> Steps {
     steps
 }
 
-/// What the rule that did this one's work has counted: it blocked the same set in the same way, in the same chain if there was one.
-fn inherit(removed: &mut Vec<(String, Counted)>, chain: &str, rule: &Rule) -> Counter {
-    let does_the_same = |old: &Rule| old.ban_set() == rule.ban_set() && old.statements.last() == rule.statements.last();
-    let at = removed
-        .iter()
-        .position(|(of, (old, _))| of == chain && does_the_same(old))
-        .or_else(|| removed.iter().position(|(_, (old, _))| does_the_same(old)));
-    at.and_then(|at| removed.swap_remove(at).1.1).unwrap_or_default()
+/// What each of the rules that come begins to count with: what the rule that did its work has counted. The nearest first: the same
+/// rule in the same chain, the same elsewhere, one that blocked the same set in the same way, there or elsewhere. What is left over goes to
+/// the first rule about the same set, so that no jail forgets what it blocked where its ports are looked up in another way.
+fn inherit(mut removed: Vec<(String, Counted)>, added: &[(&str, &Rule)]) -> Vec<Counter> {
+    let mut counts: Vec<Option<Counter>> = vec![None; added.len()];
+    let alike = |old: &Rule, new: &Rule| old.ban_set() == new.ban_set() && old.statements.last() == new.statements.last();
+    let nearness: [&dyn Fn(&str, &Rule, &str, &Rule) -> bool; 4] = [
+        &|was, old, is, new| was == is && old == new,
+        &|_, old, _, new| old == new,
+        &|was, old, is, new| was == is && alike(old, new),
+        &|_, old, _, new| alike(old, new),
+    ];
+    removed.retain(|(_, (rule, counter))| counter.is_some() && rule.ban_set().is_some());
+    for near in nearness {
+        for ((is, new), count) in added.iter().zip(&mut counts).filter(|(_, count)| count.is_none()) {
+            if let Some(at) = removed.iter().position(|(was, (old, _))| near(was, old, is, new)) {
+                *count = removed.swap_remove(at).1.1;
+            }
+        }
+    }
+    for (_, (old, counter)) in removed {
+        if let Some(at) = added.iter().position(|(_, new)| new.ban_set() == old.ban_set()) {
+            *counts[at].get_or_insert_default() += counter.unwrap_or_default();
+        }
+    }
+    counts.into_iter().map(Option::unwrap_or_default).collect()
 }
 
 /// Splits what sets are to hold: the newest `limit` bans (permanent ones count as newest), and the others.
@@ -515,15 +582,20 @@ impl Change {
                 b.text(attr::SET_TABLE, table);
                 b.text(attr::SET_NAME, name);
             }),
-            Change::AddChain { name, hook, priority } => batch.message(kind::NEWCHAIN, number::F_CREATE, |b| {
+            Change::AddPorts(set) => write_port_set(batch, table, set),
+            Change::AddMap(name) => write_map(batch, table, name),
+            Change::FillMap(map) => write_jumps(batch, table, map),
+            Change::AddChain { name, base } => batch.message(kind::NEWCHAIN, number::F_CREATE, |b| {
                 b.text(attr::CHAIN_TABLE, table);
                 b.text(attr::CHAIN_NAME, name);
-                b.text(attr::CHAIN_TYPE, "filter");
-                b.u32(attr::CHAIN_POLICY, number::NF_ACCEPT);
-                b.nest(attr::CHAIN_HOOK, |b| {
-                    b.u32(attr::HOOK_NUM, hook_number(*hook));
-                    b.u32(attr::HOOK_PRIORITY, priority.cast_unsigned());
-                });
+                if let Some((hook, priority)) = base {
+                    b.text(attr::CHAIN_TYPE, "filter");
+                    b.u32(attr::CHAIN_POLICY, number::NF_ACCEPT);
+                    b.nest(attr::CHAIN_HOOK, |b| {
+                        b.u32(attr::HOOK_NUM, hook_number(*hook));
+                        b.u32(attr::HOOK_PRIORITY, priority.cast_unsigned());
+                    });
+                }
             }),
             Change::DeleteChain(name) => batch.message(kind::DELCHAIN, 0, |b| {
                 b.text(attr::CHAIN_TABLE, table);
@@ -677,15 +749,16 @@ pub(crate) fn write_key(b: &mut Batch, address: std::net::IpAddr) {
 /// The whole as a script for `nft -f`.
 impl fmt::Display for Transaction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.statements
-            .iter()
-            .try_for_each(|change| writeln!(f, "{}", Said { transaction: self, change, element: None, at_most: None }))
+        self.statements.iter().zip(&self.families).try_for_each(|(change, family)| {
+            writeln!(f, "{}", Said { transaction: self, family: *family, change, element: None, at_most: None })
+        })
     }
 }
 
 /// A statement on its way to text.
 struct Said<'a> {
     transaction: &'a Transaction,
+    family: Family,
     change: &'a Change,
     /// Only this element.
     element: Option<usize>,
@@ -695,7 +768,7 @@ struct Said<'a> {
 
 impl fmt::Display for Said<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Transaction { family, table, .. } = self.transaction;
+        let Said { family, transaction: Transaction { table, .. }, .. } = self;
         match self.change {
             Change::AddTable { comment: None, .. } => write!(f, "add table {family} {table}"),
             Change::AddTable { comment: Some(comment), .. } => {
@@ -706,9 +779,22 @@ impl fmt::Display for Said<'_> {
                 write!(f, "add set {family} {table} {} {{ {}; }}", set.name, set.properties().join("; "))
             }
             Change::DeleteSet(name) => write!(f, "delete set {family} {table} {name}"),
-            Change::AddChain { name, hook, priority } => {
-                let chain = Chain { name: name.clone(), hook: *hook, priority: *priority, rules: Vec::new() };
-                write!(f, "add chain {family} {table} {name} {{ {} }}", chain.head(*family))
+            Change::AddPorts(set) => {
+                let list = set.ports.iter().map(port_text).collect::<Vec<_>>().join(", ");
+                let properties = set.properties().join("; ");
+                write!(f, "add set {family} {table} {} {{ {properties}; elements = {{ {list} }}; }}", set.name)
+            }
+            Change::AddMap(name) => write!(f, "add map {family} {table} {name} {{ {}; }}", Map::PROPERTIES),
+            Change::FillMap(map) => {
+                let list = map.jumps.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                write!(f, "add element {family} {table} {} {{ {list} }}", map.name)
+            }
+            Change::AddChain { name, base } => {
+                let chain = Chain { name: name.clone(), base: *base, rules: Vec::new() };
+                match chain.head(*family) {
+                    Some(head) => write!(f, "add chain {family} {table} {name} {{ {head} }}"),
+                    None => write!(f, "add chain {family} {table} {name}"),
+                }
             }
             Change::DeleteChain(name) => write!(f, "delete chain {family} {table} {name}"),
             Change::FlushChain(name) => write!(f, "flush chain {family} {table} {name}"),
@@ -725,7 +811,7 @@ impl fmt::Display for Said<'_> {
 
 impl Said<'_> {
     fn elements(&self, f: &mut fmt::Formatter<'_>, verb: &str, elements: &Elements) -> fmt::Result {
-        let Transaction { family, table, .. } = self.transaction;
+        let Said { family, transaction: Transaction { table, .. }, .. } = self;
         write!(f, "{verb} element {family} {table} {} {{ ", elements.set)?;
         match self.element.and_then(|index| elements.list.get(index)) {
             Some(element) => write!(f, "{element}")?,

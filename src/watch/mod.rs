@@ -8,6 +8,7 @@
 //! - `place` follows one concrete path: the inode it leads to now and the rotated ones still read;
 //! - `held` is one open inode and where we are in it; `lines` cuts bytes into chunks of whole lines;
 //! - [`position`] says where we are so that a later run finds it again, whatever was rotated meanwhile (`siblings`);
+//! - [`back`] reads single lines again, wherever they were rotated to;
 //! - `notices` is the book of inotify watches: who wants to know what about which directory.
 //!
 //! Invariants: an offset always stands at the start of a line (or inside one whose rest is skipped), so there is no half line
@@ -17,6 +18,7 @@
 //! A carriage return before the newline is left in the chunk: a judge that looks at a line trims it there, the others do
 //! not pay for it.
 
+pub mod back;
 mod held;
 mod lines;
 mod look;

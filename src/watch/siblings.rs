@@ -75,6 +75,11 @@ impl Sibling {
 }
 
 impl Sibling {
+    /// Its text, decompressed, from the beginning.
+    pub(super) fn text(&self) -> impl Read {
+        text_of(&self.file)
+    }
+
     /// Whether its text begins with these bytes, or these bytes with its text: it may be a copy that is being made.
     pub(super) fn begins_with(&self, bytes: &[u8]) -> bool {
         let mut head = Vec::with_capacity(bytes.len());

@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use crate::control::{Reply, Request};
+use crate::control::{Rank, Reply, Request};
+use crate::engine::historian::{Dig, Search};
 use crate::engine::keep::Keeping;
 use crate::engine::spec::{Resolved, Specs};
 use crate::jail::Failure;
 use crate::nft::Interval;
+use crate::state::history::Line;
 use crate::terms::{Lasting, Span, Time};
 
 /// A jail while the daemon runs: never given twice, so that a message about a jail that a reload removed finds nobody.
@@ -42,6 +44,10 @@ pub enum Event {
     Machine(Machine),
     /// The answer to [`Action::Save`].
     Saved(Result<(), String>),
+    /// The answer to [`Action::Dig`]: the lines of what happened under this number.
+    ReadBack(u64, Vec<Line>),
+    /// The answer to [`Action::Search`].
+    Answered(ClientId, Reply),
     /// Host names of ignoreip resolved to other addresses than before.
     Resolved(Resolved),
     /// The instant of [`Core::next_wake`] came.
@@ -175,10 +181,16 @@ pub struct Asked {
     pub client: ClientId,
     /// Their uid.
     pub uid: u32,
+    /// What they may do.
+    pub rank: Rank,
+    /// The program they ask with.
+    pub program: Option<Box<str>>,
     /// What they ask.
     pub request: Request,
     /// The kernel's own numbers, read beforehand for requests that show them.
     pub kernel: Option<KernelView>,
+    /// Whom bans name whose lines name the request's account, looked up beforehand for requests that have one.
+    pub named: Option<Vec<(Arc<str>, IpNetwork)>>,
 }
 
 /// What the kernel holds, for people to look at.
@@ -246,6 +258,10 @@ pub enum Action {
     Establish(Establish),
     /// Keep this.
     Save(Box<Keeping>),
+    /// Read the lines behind a ban back from the log.
+    Dig(Box<Dig>),
+    /// Look into the history.
+    Search(Box<Search>),
     /// Answer a client.
     Reply(ClientId, Reply),
     /// Write a log line.
@@ -265,6 +281,8 @@ pub struct Establish {
     pub ignored: Vec<IpNetwork>,
     /// Per jail, in the order of the specs: the content of its own ignore set.
     pub own_ignored: Vec<Vec<IpNetwork>>,
+    /// Per jail, in the order of the specs: whether its rules are out.
+    pub paused: Vec<bool>,
     /// Per jail, in the order of the specs: whether it bans subnets too, so that it has `JAIL-net4` and `JAIL-net6`. A jail for which
     /// `held` names one of these has them anyway.
     pub nets: Vec<bool>,

@@ -1,37 +1,80 @@
 //! The core's half that faces the state: what is kept, and what an earlier run kept.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
-use super::{Action, Adopted, Core, Effect, Level, Running, shown};
-use crate::engine::keep;
-use crate::jail::Now;
+use ipnetwork::IpNetwork;
+
+use super::ignores::Wishes;
+use super::pause::Pauses;
+use super::{Action, Adopted, Core, Effect, Level, Row, Running, What, shown};
+use crate::engine::keep::{self, Books};
+use crate::jail::{Jail, Now};
 use crate::nft::Interval;
 use crate::state::packed::{self, Step};
-use crate::state::{KernelIdentity, Restored, Totals};
-use crate::terms::Span;
+use crate::state::{KeptBan, KeptIgnore, KeptOffence, KeptPause, KernelIdentity, Restored, Totals};
+use crate::terms::{Span, Time};
+
+/// The books as they are at the moment of a save.
+struct Held<'a> {
+    now: Now,
+    jails: &'a [Running],
+    ignores: &'a Wishes,
+    pauses: &'a Pauses,
+    keep: Span,
+}
+
+impl Held<'_> {
+    fn jail(&self, name: &str) -> Option<&Jail> {
+        self.jails.iter().find(|running| *running.key == *name).map(|running| &running.jail)
+    }
+}
+
+impl Books for Held<'_> {
+    fn ban(&self, jail: &str, subject: IpNetwork) -> Option<KeptBan> {
+        Some(keep::kept(self.now, self.jail(jail)?.held(subject)?))
+    }
+
+    fn offence(&self, jail: &str, subject: IpNetwork) -> Option<KeptOffence> {
+        let (bans, until) = self.jail(jail)?.offences(subject)?;
+        Some(KeptOffence { bans, until: self.now.wall_of(until) })
+    }
+
+    fn totals(&self, jail: &str) -> Totals {
+        self.jail(jail).map_or_else(Totals::default, |jail| Totals {
+            failures: jail.failures_total,
+            bans: jail.bans_total,
+            last_failure: jail.last_failure,
+        })
+    }
+
+    fn windows(&self) -> Vec<(Arc<str>, Vec<u8>)> {
+        let packed = |running: &Running| {
+            let mut packed = Vec::new();
+            running.jail.counted_failures().for_each(|failure| packed::push(&mut packed, Step::Fail(failure)));
+            (running.key.clone(), packed)
+        };
+        self.jails.iter().map(packed).filter(|(_, packed)| !packed.is_empty()).collect()
+    }
+
+    fn ignored(&self) -> Vec<KeptIgnore> {
+        self.ignores.kept(self.now)
+    }
+
+    fn paused(&self) -> Vec<KeptPause> {
+        self.pauses.kept(self.now)
+    }
+
+    fn keep(&self) -> Span {
+        self.keep
+    }
+}
 
 impl Core {
     pub(super) fn save(&mut self, now: Now) {
-        let Core { keep, jails, .. } = self;
-        let running = |name: &str| jails.iter().find(|running| *running.key == *name);
-        let tell = |jail: &str, subject| Some(keep::kept(now, running(jail)?.jail.held(subject)?));
-        let totals = |jail: &str| {
-            let jail = running(jail).map(|running| &running.jail);
-            jail.map_or_else(Totals::default, |jail| Totals {
-                failures: jail.failures_total,
-                bans: jail.bans_total,
-                last_failure: jail.last_failure,
-            })
-        };
-        let all = || {
-            let packed = |running: &Running| {
-                let mut packed = Vec::new();
-                running.jail.counted_failures().for_each(|failure| packed::push(&mut packed, Step::Fail(failure)));
-                (running.key.clone(), packed)
-            };
-            jails.iter().map(packed).filter(|(_, packed)| !packed.is_empty()).collect()
-        };
-        if let Some(keeping) = keep.next(now, tell, totals, all) {
+        let Core { keep, jails, specs, ignores, pauses, .. } = self;
+        let books = Held { now, jails, ignores, pauses, keep: specs.evidence.keep };
+        if let Some(keeping) = keep.next(now, &books) {
             self.actions.push(Action::Save(Box::new(keeping)));
         }
     }
@@ -48,12 +91,14 @@ impl Core {
             Some(keep::Change::Mended) => self.log(Level::Warn, "the state is kept again".to_owned()),
         }
         self.actions.extend(replies.into_iter().map(|(client, reply)| Action::Reply(client, reply)));
+        self.search_on();
     }
 
     /// Every ban is to be told again; positions are kept in mind until they are saved.
     pub(super) fn note_everything(&mut self, now: Now) {
         for running in &self.jails {
             running.jail.bans().for_each(|(subject, _)| self.keep.ban(now, &running.key, subject));
+            running.jail.offenders().for_each(|subject| self.keep.offence(now, &running.key, subject));
         }
     }
 
@@ -74,25 +119,39 @@ impl Core {
                 running.jail.hold(*subject, held);
             }
         }
+        for (jail, subject, offence) in &restored.offences {
+            let Some(running) = self.jails.iter_mut().find(|running| running.key == *jail) else { continue };
+            let until = Time(now.mono.0.saturating_sub(now.wall.0.saturating_sub(offence.until.0)));
+            running.jail.restore_offences(*subject, offence.bans, until);
+        }
+        self.ignores.restore(now, &restored.ignored);
+        self.pauses.restore(now, &restored.paused);
+        self.ignored_anew();
         for (jail, totals) in &restored.totals {
             let Some(running) = self.jails.iter_mut().find(|running| running.key == *jail) else { continue };
             running.jail.failures_total = totals.failures;
             running.jail.bans_total = totals.bans;
             running.jail.last_failure = totals.last_failure;
         }
-        self.jails.iter_mut().for_each(|running| running.jail.tidy(now));
+        self.jails.iter_mut().for_each(|running| _ = running.jail.tidy(now));
     }
 
     /// From here on changes are kept; `boot` names this boot. Bans that an earlier run kept and that are over by now are let go.
     pub fn keep(&mut self, now: Now, boot: String, restored: &Restored) {
         self.boot = boot;
         self.keep.start(restored.positions.iter().map(|(path, _)| path.clone()));
+        self.resume_history(restored);
         for (jail, subject, _) in &restored.bans {
             // What a broken jail held waits until it is mended.
             if !self.specs.broken.iter().any(|(broken, _)| **broken == **jail) {
                 self.keep.ban(now, jail, *subject);
             }
         }
+        for (jail, subject, _) in &restored.offences {
+            self.keep.offence(now, jail, *subject);
+        }
+        self.keep.ignored(now);
+        self.keep.paused(now);
         self.note_everything(now);
     }
 
@@ -103,6 +162,7 @@ impl Core {
 
     /// The bans are in the table with this handle now.
     pub fn settled_in(&mut self, now: Now, table: u64) {
+        self.settled = true;
         let identity = KernelIdentity { boot: self.boot.clone(), table };
         self.keep.kernel(now, identity);
     }
@@ -131,6 +191,8 @@ impl Core {
         for (at, subject) in &lifted {
             self.jails[*at].jail.lift(*subject);
             self.keep.ban(now, &self.jails[*at].key, *subject);
+            let reason = Some("taken out of the set while the daemon was away".into());
+            self.record_about(now, *at, *subject, Row { what: What::Unban, origin: "kernel".into(), reason, ..Row::default() });
             let text = format!(
                 "[{}] Unban {}: it was taken out of the set while the daemon was away",
                 self.jails[*at].spec.name,
@@ -143,6 +205,8 @@ impl Core {
             let text = format!("[{}] Restore Ban {}", self.jails[at].spec.name, shown(subject));
             self.want(now, at, subject, &held, Effect::Log(Level::Warn, text));
         }
+        // From here on an element that we do not know is news.
+        self.settled = true;
         let held_before = self.bans_held();
         for element in found {
             self.adopt(now, element);

@@ -1,20 +1,34 @@
 //! The core's half that faces people: requests over the control socket, and what they are shown.
 
+use std::sync::Arc;
+
 use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
+use super::history::Behalf;
 use super::subnets::Freed;
 use super::{
-    Action, Asked, ClientId, Core, Effect, KernelView, Level, Rebuild, Running, Source, SourceState, Target, Waiting, covers,
+    Action, Asked, ClientId, Core, Effect, KernelView, Level, Rebuild, Row, Running, Source, SourceState, Target, Waiting, What,
+    covers,
 };
 use crate::control::{Reply, Request};
 use crate::jail::{self, Held, NETS_AT_MOST, Now, Origin, cover, ignore::is_nobody};
 use crate::state::packed::Step;
-use crate::terms::{Lasting, Span, Time, escape};
+use crate::terms::{Family, Lasting, Span, Time, escape};
 
 impl Core {
     pub(super) fn asked(&mut self, now: Now, asked: Asked) {
-        let Asked { client, uid, request, kernel } = asked;
+        self.behalf = Some(Behalf { uid: asked.uid, program: asked.program.clone() });
+        self.answer(now, asked);
+        self.behalf = None;
+    }
+
+    fn answer(&mut self, now: Now, asked: Asked) {
+        if let (Request::Unban { user: Some(user), .. }, None) = (&asked.request, &asked.named) {
+            let user = user.clone();
+            return self.look_up(asked, &user);
+        }
+        let Asked { client, uid, rank, request, kernel, named, .. } = asked;
         let kernel = kernel.unwrap_or_default();
         let reply = match request {
             Request::Status { jail: None } => Reply::done(self.status(&kernel)),
@@ -33,7 +47,21 @@ impl Core {
                 };
                 return self.ban(now, client, uid, jail.as_deref(), &addrs, lasting, reason, force);
             }
-            Request::Unban { jail, addrs, all, forget } => return self.unban(now, client, jail.as_deref(), &addrs, all, forget),
+            Request::Unban { jail, addrs, all, since_s, net, user: _, dry_run, forget } => {
+                let chosen = Chosen { all, since: since_s.map(Time::from_secs), net, named };
+                return self.unban(now, client, jail.as_deref(), &addrs, &chosen, dry_run, forget);
+            }
+            Request::Ignore { addrs, for_s, jail, reason } => {
+                return self.ignore(now, client, rank, uid, &addrs, for_s, jail.as_deref(), reason.as_deref());
+            }
+            Request::Ignored => Reply::done(self.ignored_list(now)),
+            Request::Unignore { addrs, jail } => return self.unignore(now, client, rank, uid, &addrs, jail.as_deref()),
+            Request::Pause { jail, for_s } => return self.pause(now, client, uid, jail.as_deref(), for_s),
+            Request::Resume { jail } => return self.resume(now, client, uid, jail.as_deref()),
+            Request::Explain { addr, jail } => self.explain(now, &addr, jail.as_deref()),
+            Request::History { net, user, jail, since_s, limit } => {
+                return self.history(client, net.as_deref(), user.as_deref(), jail, since_s, limit);
+            }
             Request::Config => Reply::done(json!({ "accepted": &*self.specs.accepted, "degraded": self.specs.degraded })),
             Request::Reload => {
                 self.actions.push(Action::Reload(Some(client)));
@@ -88,6 +116,7 @@ impl Core {
                 Lasting::For(span) => Some(now.mono + span),
             };
             let reason = reason.clone().map(|reason| escape(reason.as_bytes(), 500));
+            let said: Option<Box<str>> = reason.as_deref().map(Into::into);
             let origin = Origin::Manual { uid, reason };
             let held = Held { since: now.wall, until, lasting, failures: 0, origin, in_kernel: false };
             if running.jail.hold(subject, held.clone()) {
@@ -95,6 +124,16 @@ impl Core {
                     self.keep.step(now, &running.key, Step::Forget(subject.network()));
                 }
                 running.jail.bans_total += 1;
+                let until = until.map(|until| now.wall_of(until));
+                let row = Row {
+                    what: What::Ban,
+                    since: Some(now.wall),
+                    until,
+                    origin: "manual".into(),
+                    reason: said,
+                    ..Row::default()
+                };
+                self.record_about(now, at, subject, row);
                 banned.push(json!({ "jail": name, "addr": shown(subject) }));
                 wanted.push((subject, held));
                 let spared = self.jails[at].ignored.iter().filter(|entry| cover::holds(subject, *entry) && *entry != subject);
@@ -123,7 +162,17 @@ impl Core {
         }
     }
 
-    pub(super) fn unban(&mut self, now: Now, client: ClientId, jail: Option<&str>, addrs: &[String], all: bool, forget: bool) {
+    #[expect(clippy::too_many_arguments, reason = "one request, spelt out")]
+    pub(super) fn unban(
+        &mut self,
+        now: Now,
+        client: ClientId,
+        jail: Option<&str>,
+        addrs: &[String],
+        chosen: &Chosen,
+        dry_run: bool,
+        forget: bool,
+    ) {
         let places: Vec<usize> = match jail.map(|name| self.at(name)) {
             None => (0..self.jails.len()).collect(),
             Some(Ok(at)) => vec![at],
@@ -131,14 +180,18 @@ impl Core {
         };
         let mut freed: Vec<(usize, IpNetwork, Freed)> = Vec::new();
         let (mut absent, mut refused) = (Vec::new(), Vec::new());
-        if all {
-            for &at in &places {
-                let subjects: Vec<IpNetwork> = self.jails[at].jail.bans().map(|(subject, _)| subject).collect();
-                for subject in subjects {
-                    let lifted = self.jails[at].jail.lift(subject).map(|held| (subject, held)).into_iter().collect();
+        let forgets = forget && !dry_run;
+        match self.chosen(&places, chosen) {
+            Ok(chosen) => {
+                for (at, subject) in chosen {
+                    if forgets {
+                        self.forget(now, at, subject);
+                    }
+                    let lifted = self.jails[at].jail.held(subject).map(|held| (subject, held.clone())).into_iter().collect();
                     freed.push((at, subject, Freed { lifted, ..Freed::default() }));
                 }
             }
+            Err(why) => refused.push(why),
         }
         for addr in addrs {
             let (net, exact) = match parse_named(addr) {
@@ -148,20 +201,21 @@ impl Core {
                     continue;
                 }
             };
-            let mut found = all;
+            let mut found = false;
             for &at in &places {
                 let running = &mut self.jails[at];
                 // An address stands for its prefix, and may be banned by itself, too.
                 let subject = if exact { net } else { running.jail.subject(net.network()) };
-                if forget {
+                if forgets {
                     running.jail.forget(subject);
                     self.keep.step(now, &running.key, Step::Forget(subject.network()));
+                    self.keep.offence(now, &running.key, subject);
                 }
                 let mut holes = vec![net, subject];
                 holes.retain(|hole| *hole == subject || self.jails[at].jail.held(*hole).is_some());
                 holes.dedup();
                 for hole in holes {
-                    let free = self.free(at, hole, exact);
+                    let free = self.freeing(at, hole, exact);
                     found |= !free.lifted.is_empty() || !free.cut.is_empty();
                     freed.push((at, hole, free));
                 }
@@ -170,7 +224,7 @@ impl Core {
                 absent.push(shown(net));
             }
         }
-        self.unbanned(now, client, freed, &absent, &refused);
+        self.unbanned(now, client, freed, &absent, &refused, dry_run);
     }
 
     /// Tells the kernel and the client of what is lifted in the books.
@@ -181,9 +235,11 @@ impl Core {
         mut freed: Vec<(usize, IpNetwork, Freed)>,
         absent: &[String],
         refused: &[String],
+        dry_run: bool,
     ) {
         freed.retain(|(_, _, free)| !free.lifted.is_empty() || !free.cut.is_empty());
-        freed.sort_by_key(|(at, hole, _)| (*at, *hole));
+        // The widest first: what is lifted whole needs no cut.
+        freed.sort_by_key(|(at, hole, _)| (*at, hole.prefix(), *hole));
         let (mut lifted, mut notes, mut said) = (Vec::new(), Vec::new(), Vec::new());
         let row = |jail: &str, net: IpNetwork, held: &Held| json!({ "jail": jail, "addr": shown(net), "left_s": held.left(now).map(Span::secs) });
         for (at, hole, free) in &freed {
@@ -201,7 +257,7 @@ impl Core {
                 said.push((Level::Info, format!("[{name}] {} is let in: {note}", shown(*hole))));
                 notes.push(note);
             }
-            if let ([(subject, _)], within) = (free.lifted.as_slice(), self.jails[*at].jail.within(*hole).len())
+            if let ([(subject, _)], within) = (free.lifted.as_slice(), self.jails[*at].jail.within(*hole).len().saturating_sub(1))
                 && subject == hole
                 && within > 0
             {
@@ -216,18 +272,32 @@ impl Core {
             (false, false) => 4,
         };
         let error = (!refused.is_empty()).then(|| refused.join("\n"));
-        let reply = Reply { error, ..Reply::done(json!({ "lifted": lifted, "absent": absent, "notes": notes })).exit(exit) };
-        if freed.is_empty() {
+        let result = json!({ "lifted": lifted, "absent": absent, "notes": notes, "dry_run": dry_run });
+        let reply = Reply { error, ..Reply::done(result).exit(exit) };
+        if freed.is_empty() || dry_run {
             return self.actions.push(Action::Reply(client, reply));
         }
         self.waiting.insert(client, Waiting { open: 0, refused: Vec::new(), reply });
         said.into_iter().for_each(|(level, text)| self.log(level, text));
-        for (at, _, free) in freed {
-            for (subject, _) in free.lifted.into_iter().chain(free.cut) {
+        for (at, hole, free) in freed {
+            let unban = || Row { what: What::Unban, origin: "manual".into(), ..Row::default() };
+            for (subject, _) in free.lifted {
+                if self.jails[at].jail.lift(subject).is_some() {
+                    self.record_about(now, at, subject, unban());
+                    self.change(now, at, subject, Target::Gone, Effect::Tell(client));
+                }
+            }
+            if free.cut.is_empty() {
+                continue;
+            }
+            let (cut, left) = self.jails[at].jail.cut(hole);
+            if !cut.is_empty() {
+                self.record_about(now, at, hole, unban());
+            }
+            for (subject, _) in cut {
                 self.change(now, at, subject, Target::Gone, Effect::Tell(client));
             }
-            for subject in free.left {
-                // A later hole may have been cut out of it.
+            for subject in left {
                 let Some(held) = self.jails[at].jail.held(subject).cloned() else { continue };
                 self.want(now, at, subject, &held, Effect::Tell(client));
             }
@@ -266,11 +336,78 @@ impl Core {
         }
     }
 
+    /// The bans that are chosen otherwise than by address.
+    fn chosen(&self, places: &[usize], chosen: &Chosen) -> Result<Vec<(usize, IpNetwork)>, String> {
+        if !chosen.all && chosen.since.is_none() && chosen.net.is_none() && chosen.named.is_none() {
+            return Ok(Vec::new());
+        }
+        let net = chosen.net.as_deref().map(parse_subject).transpose()?;
+        let within = |net: IpNetwork, subject: IpNetwork| {
+            net.is_ipv4() == subject.is_ipv4() && net.prefix() <= subject.prefix() && net.contains(subject.network())
+        };
+        let mut found = Vec::new();
+        for &at in places {
+            let running = &self.jails[at];
+            let names = |subject: IpNetwork| {
+                chosen.named.as_ref().is_none_or(|named| named.iter().any(|(jail, of)| *jail == running.key && *of == subject))
+            };
+            let bans = running.jail.bans().filter(|(subject, held)| {
+                chosen.since.is_none_or(|since| held.since >= since)
+                    && net.is_none_or(|net| within(net, *subject))
+                    && names(*subject)
+            });
+            found.extend(bans.map(|(subject, _)| (at, subject)));
+        }
+        Ok(found)
+    }
+
+    /// Forgets counted failures and offences of a subject.
+    fn forget(&mut self, now: Now, at: usize, subject: IpNetwork) {
+        let running = &mut self.jails[at];
+        running.jail.forget(subject);
+        self.keep.step(now, &running.key, Step::Forget(subject.network()));
+        self.keep.offence(now, &running.key, subject);
+    }
+
+    /// What is known of an address, jail by jail.
+    fn explain(&self, now: Now, addr: &str, jail: Option<&str>) -> Reply {
+        let address = match parse_subject(addr) {
+            Ok(net) if is_host(net) => net.network(),
+            Ok(net) => return Reply::refused(2, format!("{net}: a subnet; one address can be explained"), None),
+            Err(why) => return Reply::refused(2, why, None),
+        };
+        let places: Vec<usize> = match jail.map(|name| self.at(name)) {
+            None => (0..self.jails.len()).collect(),
+            Some(Ok(at)) => vec![at],
+            Some(Err(reply)) => return reply,
+        };
+        let mut rows = Vec::new();
+        let mut held_by_one = false;
+        for at in places {
+            let running = &self.jails[at];
+            let jail = &running.jail;
+            let subject = jail.subject(address);
+            let held = jail.covering(address);
+            held_by_one |= !held.is_empty();
+            let held: Vec<Value> = held
+                .into_iter()
+                .map(|(subject, held)| self.banned_row(now, running, subject, held, &KernelView::default()))
+                .collect();
+            rows.push(json!({
+                "jail": running.spec.name, "counted_as": shown(subject), "failures": jail.counted(now, address),
+                "maxretry": running.spec.policy.maxretry, "findtime": running.spec.policy.findtime.to_string(),
+                "offences": jail.offended(now, address), "ignored": self.ignored_by(at, address), "banned": held,
+                "paused": self.pauses.told(now, &running.spec.name), "observe": running.spec.policy.observe,
+            }));
+        }
+        Reply::done(json!({ "addr": address.to_string(), "jails": rows })).exit(u8::from(!held_by_one))
+    }
+
     pub(super) fn status(&self, kernel: &KernelView) -> Value {
         let mut jails: Vec<Value> = self.jails.iter().map(|running| self.brief(running, kernel)).collect();
         jails.extend(self.specs.broken.iter().map(|(name, why)| broken_json(name, why)));
         jails.sort_by(|a, b| a["name"].as_str().cmp(&b["name"].as_str()));
-        json!({ "jails": jails, "nft": [self.nft(kernel)], "degraded": self.specs.degraded, "state": self.keep.failed() })
+        json!({ "jails": jails, "nft": self.nft(kernel), "degraded": self.specs.degraded, "state": self.keep.failed() })
     }
 
     pub(super) fn nft(&self, kernel: &KernelView) -> Value {
@@ -279,16 +416,20 @@ impl Core {
             Rebuild::Running { .. } => Value::from("rebuilding"),
             Rebuild::No => Value::Null,
         };
-        json!({
-            "table": self.specs.table, "family": self.specs.family.name(), "owner": false,
-            "generation": kernel.generation, "restored": self.rebuilt, "degraded": degraded,
-        })
+        let table = |family: Family| {
+            json!({
+                "table": self.specs.table, "family": family.name(), "owner": false,
+                "generation": kernel.generation, "restored": self.rebuilt, "degraded": degraded,
+            })
+        };
+        self.specs.families().map(table).collect()
     }
 
-    pub(super) fn state_of(running: &Running) -> &'static str {
+    pub(super) fn state_of(&self, running: &Running) -> &'static str {
         let followed = |source: &Source| matches!(source.state, SourceState::Live | SourceState::CatchingUp);
         match () {
             () if running.spec.broken.is_some() => "broken",
+            () if self.pauses.holds(&running.spec.name) => "paused",
             () if running.spec.patterns.is_empty() => "running",
             () if !running.sources.values().any(followed) => "waiting",
             () if running.spec.policy.observe => "observing",
@@ -304,7 +445,7 @@ impl Core {
         let (packets, bytes) = kernel.dropped.get(&spec.name).copied().unwrap_or_default();
         json!({
             "name": spec.name,
-            "state": Core::state_of(running),
+            "state": self.state_of(running),
             "backend": spec.backend,
             "sources": sources,
             "failures": { "current": running.jail.failing(), "total": running.jail.failures_total },
@@ -333,8 +474,10 @@ impl Core {
             "label": spec.label,
             "maxretry": policy.maxretry, "findtime": policy.findtime.to_string(), "bantime": lasting,
             "ports": spec.ports_text, "hooks": spec.hooks.iter().map(|(hook, _)| hook.name()).collect::<Vec<_>>(),
+            "families": spec.families.iter().map(|family| family.name()).collect::<Vec<_>>(),
             "sets": [&*spec.set_v4, &*spec.set_v6],
             "patterns": spec.patterns,
+            "paused": self.pauses.told(now, &spec.name),
             "evicted": running.jail.evicted(),
             "banned": listed,
             "banned_at_most": 10_000,
@@ -372,11 +515,17 @@ impl Core {
         let set = running.spec.set(subject);
         let counted = kernel.elements.get(&(set.to_string(), subject.network()));
         let reason = held.origin.reason();
+        let (origin, uid) = match &held.origin {
+            Origin::Manual { uid, .. } => ("manual", Some(*uid)),
+            Origin::Failures => ("log", None),
+            Origin::Adopted => ("kernel", None),
+            Origin::Aggregate(_) => ("aggregate", None),
+        };
         json!({
             "jail": running.spec.name, "addr": shown(subject),
             "since": rfc3339(held.since), "until": held.until.map(|until| rfc3339(now.wall_of(until))),
             "left_s": held.left(now).map(Span::secs), "failures": held.failures, "reason": reason,
-            "packets": counted.map(|c| c.0), "bytes": counted.map(|c| c.1),
+            "packets": counted.map(|c| c.0), "bytes": counted.map(|c| c.1), "origin": origin, "uid": uid,
         })
     }
 
@@ -417,6 +566,19 @@ impl Core {
         }
         Reply::done(Value::Array(rows)).exit(u8::from(free))
     }
+}
+
+/// Which bans are to be lifted, other than by address: those for which everything given holds.
+#[derive(Debug, Default)]
+pub(super) struct Chosen {
+    /// Every one.
+    pub all: bool,
+    /// Made since then.
+    pub since: Option<Time>,
+    /// Within this subnet.
+    pub net: Option<String>,
+    /// Of these.
+    pub named: Option<Vec<(Arc<str>, IpNetwork)>>,
 }
 
 /// A jail that has nothing but a name and a mistake, with the keys of every other.

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::{Action, Cause, Core, Effect, JailId, Level, NetSets, Rebuild, Reloaded, Running, Target, covers, shown, subnets};
+use super::{
+    Action, Cause, Core, Effect, JailId, Level, NetSets, Rebuild, Reloaded, Row, Running, Target, What, covers, shown, subnets,
+};
 use crate::control::Reply;
 use crate::engine::spec::Specs;
 use crate::jail::{Jail, Nets, Now, Origin};
@@ -49,7 +51,7 @@ impl Core {
             std::mem::take(&mut self.jails).into_iter().map(|r| (r.spec.name.clone(), r)).collect();
         let mut rekeyed = false;
         for spec in &specs.jails {
-            let ignored: Nets = spec.ignored(&self.names).collect();
+            let ignored = self.ignores.with(spec, &self.names);
             let running = match old.remove(&spec.name) {
                 Some(running) => {
                     let Running { id, spec: before, mut jail, sources, nets, .. } = running;
@@ -75,7 +77,19 @@ impl Core {
             if bans > 0 {
                 self.log(Level::Warn, format!("[{name}] is no longer configured: {bans} bans lifted"));
                 let subjects: Vec<IpNetwork> = running.jail.bans().map(|(subject, _)| subject).collect();
-                subjects.into_iter().for_each(|subject| self.keep.ban(now, &running.key, subject));
+                for subject in subjects {
+                    self.keep.ban(now, &running.key, subject);
+                    let (jail, reason) = (Some(running.key.clone()), Some("the jail is no longer configured".into()));
+                    let row = Row {
+                        what: What::Unban,
+                        jail,
+                        subject: Some(subject),
+                        origin: "config".into(),
+                        reason,
+                        ..Row::default()
+                    };
+                    self.record(now, row);
+                }
             }
         }
         self.by_id = self.jails.iter().enumerate().map(|(at, running)| (running.id, at)).collect();
@@ -109,6 +123,8 @@ impl Core {
         }
         for (at, subject, entry) in lifted {
             self.jails[at].jail.lift(subject);
+            let reason = Some(format!("ignored by {} now", shown(entry)).into());
+            self.record_about(now, at, subject, Row { what: What::Unban, origin: "ignore".into(), reason, ..Row::default() });
             let text = format!("[{}] Unban {}, ignored by {} now", self.jails[at].spec.name, shown(subject), shown(entry));
             self.change(now, at, subject, Target::Gone, Effect::Log(Level::Warn, text));
         }
@@ -135,15 +151,9 @@ impl Core {
 
     /// Own addresses or resolved names changed: who is ignored now, in the decision and in the kernel.
     pub(super) fn ignored_otherwise(&mut self, now: Now) {
-        for running in &mut self.jails {
-            running.ignored = running.spec.ignored(&self.names).collect();
-        }
+        self.ignored_anew();
         self.lift_ignored(now);
-        // The ignore sets are part of the table: the same way that rebuilds it changes only them.
-        if matches!(self.rebuild, Rebuild::No) && self.queued_reload.is_none() && self.reloading.is_none() {
-            self.queued_reload = Some((Cause::Machine, (*self.specs).clone()));
-        } else if matches!(self.rebuild, Rebuild::No) {
-            self.rebuild = Rebuild::Wanted { why: "whom we ignore changed".to_owned(), not_before: now.mono, failed: 0 };
-        }
+        // The ignore sets are part of the table: the same way that makes it ours changes only them.
+        (self.restate, self.moved) = (true, true);
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::{Adopted, Change, Core, Effect, Flight, Level, Machine, NetSets, Target, shown};
+use super::{Adopted, Change, Core, Effect, Flight, Level, Machine, NetSets, Row, Target, What, shown};
 use crate::engine::spec::Spec;
 use crate::jail::cover::{self, Cover, Piece, Stay};
 use crate::jail::{Difference, Held, Jail, NETS_AT_MOST, Nets, Now, Origin};
@@ -19,15 +19,13 @@ use crate::terms::{Lasting, Span, Time};
 /// A piece that ends within so long may have ended by the time the kernel gets to it.
 const DOUBTFUL: Span = Span::from_secs(60);
 
-/// What was cut out of wider bans.
+/// What lets an address or a subnet in.
 #[derive(Debug, Default)]
 pub(super) struct Freed {
-    /// Bans that are lifted.
+    /// Bans that are lifted whole.
     pub lifted: Vec<(IpNetwork, Held)>,
-    /// Bans that were cut, each with how many subnets stay of all that were.
+    /// Wider bans that it is cut out of.
     pub cut: Vec<(IpNetwork, Held)>,
-    /// What stays of those that were cut.
-    pub left: Vec<IpNetwork>,
 }
 
 /// Our own IPv6 links.
@@ -155,6 +153,15 @@ impl Core {
         if running.jail.hold(net, ban.held.clone()) {
             running.jail.bans_total += 1;
             self.log(Level::Info, many);
+            let until = ban.held.until.map(|until| now.wall_of(until));
+            let reason = ban.held.origin.reason().map(Into::into);
+            let since = Some(ban.held.since);
+            self.record_about(
+                now,
+                at,
+                net,
+                Row { what: What::Ban, since, until, origin: "aggregate".into(), reason, ..Row::default() },
+            );
             self.want(now, at, net, &ban.held, Effect::Log(Level::Warn, format!("[{name}] Ban {}", shown(net))));
         }
     }
@@ -165,22 +172,18 @@ impl Core {
             || self.machine.links.iter().any(|link| cover::holds(net, *link) || cover::holds(*link, net))
     }
 
-    /// Has nobody of `hole` banned in a jail: its own ban is lifted, or if there is none and `inner`, those within it; those around it
-    /// are cut. What the kernel has to be told is left to the caller.
-    pub(super) fn free(&mut self, at: usize, hole: IpNetwork, inner: bool) -> Freed {
-        let jail = &mut self.jails[at].jail;
-        let mut freed = Freed::default();
-        match jail.lift(hole) {
-            Some(held) => freed.lifted.push((hole, held)),
-            None if inner => {
-                for subject in jail.within(hole) {
-                    freed.lifted.extend(jail.lift(subject).map(|held| (subject, held)));
-                }
-            }
-            None => {}
-        }
-        (freed.cut, freed.left) = jail.cut(hole);
-        freed
+    /// What has to be lifted and cut so that nobody of `hole` is banned in a jail: its own ban, or if there is none and `inner`, those
+    /// within it; and those around it.
+    pub(super) fn freeing(&self, at: usize, hole: IpNetwork, inner: bool) -> Freed {
+        let jail = &self.jails[at].jail;
+        let lifted = match jail.held(hole) {
+            Some(_) => vec![hole],
+            None if inner => jail.within(hole),
+            None => Vec::new(),
+        };
+        let lifted = lifted.into_iter().filter_map(|net| Some((net, jail.held(net)?.clone()))).collect();
+        let around = jail.covering(hole.network()).into_iter().filter(|(net, _)| net.prefix() < hole.prefix());
+        Freed { lifted, cut: around.map(|(net, held)| (net, held.clone())).collect() }
     }
 
     /// What a set of subnets holds that an admin put there is a ban of his, as the subnets it is made of.
@@ -206,6 +209,17 @@ impl Core {
                 continue;
             }
             self.keep.ban(now, &running.key, subject);
+            if self.settled {
+                let (since, until) = (Some(held.since), until.map(|until| now.wall_of(until)));
+                let reason = Some("put into the set by another program".into());
+                self.record_about(
+                    now,
+                    at,
+                    subject,
+                    Row { what: What::Ban, since, until, origin: "kernel".into(), reason, ..Row::default() },
+                );
+            }
+            let running = &self.jails[at];
             if !running.jail.is_net(subject) {
                 // A single address, or what stands for one, belongs into the other set.
                 let (set, what) = (running.spec.set(subject), running.spec.element(subject));
@@ -248,6 +262,8 @@ impl Core {
                     self.keep.ban(now, &self.jails[at].key, net);
                     self.jails[at].jail.confirm(net);
                 }
+                let reason = Some("taken out of the set while the daemon was away".into());
+                self.record_about(now, at, hole, Row { what: What::Unban, origin: "kernel".into(), reason, ..Row::default() });
                 let text = format!(
                     "[{}] Unban {}: it was taken out of the set while the daemon was away",
                     self.jails[at].spec.name,

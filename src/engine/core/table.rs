@@ -7,12 +7,12 @@ use ipnetwork::IpNetwork;
 use serde_json::json;
 
 use super::{
-    Action, Adopted, Cause, Change, ClientId, Core, Done, Effect, Establish, Level, NetSets, Rebuild, Refusal, Target, covers,
-    subnets,
+    Action, Adopted, Cause, Change, ClientId, Core, Done, Effect, Establish, Level, NetSets, Rebuild, Refusal, Row, Target, What,
+    covers, subnets,
 };
 use crate::control::Reply;
-use crate::engine::spec::{Specs, addresses};
-use crate::jail::{Held, Nets, Now, Origin};
+use crate::engine::spec::{Spec, Specs, addresses};
+use crate::jail::{Held, Now, Origin};
 use crate::terms::{Lasting, Span};
 
 impl Core {
@@ -32,8 +32,15 @@ impl Core {
         let until = found.left.map(|left| now.mono + left);
         let held = Held { since: now.wall - elapsed, until, lasting, failures: 0, origin: Origin::Adopted, in_kernel: true };
         let subject = running.spec.policy.prefixed(found.what.first());
+        let since = held.since;
         if running.jail.hold(subject, held) {
             self.keep.ban(now, &running.key, subject);
+            if self.settled {
+                let until = until.map(|until| now.wall_of(until));
+                let reason = Some("put into the set by another program".into());
+                let row = Row { what: What::Ban, since: Some(since), until, origin: "kernel".into(), reason, ..Row::default() };
+                self.record_about(now, at, subject, row);
+            }
         } else {
             running.jail.confirm(subject);
         }
@@ -52,6 +59,7 @@ impl Core {
             self.flying = Some(flight);
             return self.damaged(now, why);
         }
+        let mut refusals = Vec::new();
         for (index, why) in &refused {
             self.log(Level::Error, why.clone());
             // What the kernel does not hold is not banned: the books follow the kernel.
@@ -62,8 +70,14 @@ impl Core {
                     let Some(subject) = running.spec.subject(&change.set, change.what) else { continue };
                     running.jail.lift(subject);
                     self.keep.ban(now, &running.key, subject);
+                    let row =
+                        Row { what: What::Refused, origin: "kernel".into(), reason: Some(why.as_str().into()), ..Row::default() };
+                    refusals.push((running.key.clone(), subject, row));
                 }
             }
+        }
+        for (jail, subject, row) in refusals {
+            self.record(now, Row { jail: Some(jail), subject: Some(subject), ..row });
         }
         for (index, change) in flight.changes.iter().enumerate() {
             if let (Target::Held { .. }, false) = (change.to, refused.contains_key(&index))
@@ -143,14 +157,10 @@ impl Core {
 
     pub(super) fn reestablished(&mut self, now: Now, cause: Cause, specs: Arc<Specs>, result: Result<Done, String>) {
         let reply = match result {
-            Ok(_) if cause == Cause::Nets => return,
-            Err(why) if cause == Cause::Nets => {
-                self.log(Level::Error, format!("{why}\n  help: the sets for subnets could not be made; trying again"));
-                self.rebuild = Rebuild::Wanted { why, not_before: now.mono + Span::from_secs(1), failed: 1 };
-                return;
-            }
-            Ok(_) if cause == Cause::Machine => {
-                self.log(Level::Info, "our addresses, or those of ignored names, changed: the ignore sets follow".to_owned());
+            Ok(_) if cause == Cause::Restated => {
+                if std::mem::take(&mut self.moved) {
+                    self.log(Level::Info, "our addresses, or those of ignored names, changed: the ignore sets follow".to_owned());
+                }
                 return;
             }
             Ok(done) => {
@@ -161,10 +171,10 @@ impl Core {
                 self.log(Level::Info, format!("configuration reloaded: {}", said.join("; ")));
                 Reply::done(json!({ "changed": said }))
             }
-            Err(why) if cause == Cause::Machine => {
+            Err(why) if cause == Cause::Restated => {
                 self.log(
                     Level::Error,
-                    format!("{why}\n  help: whom we ignore changed and the kernel's ignore sets do not know; trying again"),
+                    format!("{why}\n  help: what we ignore or pause changed and the kernel does not know; trying again"),
                 );
                 self.rebuild = Rebuild::Wanted { why, not_before: now.mono + Span::from_secs(1), failed: 1 };
                 return;
@@ -191,7 +201,7 @@ impl Core {
             for (set, change) in subnets::stretches(&running.jail, &running.spec, spec) {
                 held.entry(set).or_default().push(change);
             }
-            let ignored: Nets = spec.ignored(&self.names).collect();
+            let ignored = self.ignores.with(spec, &self.names);
             for (subject, ban) in running.jail.bans() {
                 let own = matches!(ban.origin, Origin::Failures | Origin::Aggregate(_));
                 if spec.policy.is_net(subject) || (own && covers(&ignored, subject).is_some()) {
@@ -202,23 +212,38 @@ impl Core {
                 held.entry(set.clone()).or_default().push(Change { set, what: spec.element(subject), to });
             }
         }
-        let own_ignored = specs.jails.iter().map(|spec| spec.own_ignored(&self.names)).collect();
+        let own_ignored = specs.jails.iter().map(|spec| self.own_ignored(spec)).collect();
         Establish {
             specs: specs.clone(),
             ignored: self.ignored_for(specs),
             own_ignored,
             nets,
+            paused: specs.jails.iter().map(|spec| self.pauses.holds(&spec.name)).collect(),
             held,
             exact: exact || rekeyed,
             adopt: self.specs.degraded.is_some() && self.specs.jails.is_empty(),
         }
     }
 
+    /// The content of a jail's own ignore set.
+    fn own_ignored(&self, spec: &Spec) -> Vec<IpNetwork> {
+        let mut all: Vec<IpNetwork> = spec.own_ignored(&self.names).into_iter().chain(self.ignores.of_only(&spec.name)).collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+
     /// The content of the kernel's ignore sets: ignoreip of the defaults, own addresses, gateways.
     pub(super) fn ignored_for(&self, specs: &Specs) -> Vec<IpNetwork> {
         let own = self.machine.addresses.iter().chain(&self.machine.gateways).map(|address| IpNetwork::from(*address));
-        let mut all: Vec<IpNetwork> =
-            specs.ignore.iter().copied().chain(addresses(&self.names, &specs.ignore_names)).chain(own).collect();
+        let mut all: Vec<IpNetwork> = specs
+            .ignore
+            .iter()
+            .copied()
+            .chain(addresses(&self.names, &specs.ignore_names))
+            .chain(self.ignores.of_all())
+            .chain(own)
+            .collect();
         all.sort();
         all.dedup();
         all

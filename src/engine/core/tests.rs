@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::config::run::{self, Config};
-use crate::control::Request;
+use crate::control::{Rank, Request};
 use crate::jail::Place;
 use crate::nft::Interval;
 use crate::terms::Family;
@@ -19,7 +19,14 @@ fn config(jails: &[&str]) -> Config {
     all.push(run::Jail::manual(&all));
     all.sort_by(|a, b| a.name.cmp(&b.name));
     let ignore = run::IgnoreList { nets: vec!["10.0.0.0/8".parse().expect("a net")], names: vec![] };
-    Config { daemon: run::Daemon::default(), nft: run::Nft::default(), ignore, jails: all, broken: vec![] }
+    Config {
+        daemon: run::Daemon::default(),
+        nft: run::Nft::default(),
+        evidence: run::Evidence::default(),
+        ignore,
+        jails: all,
+        broken: vec![],
+    }
 }
 
 /// A daemon without a daemon: events go in, and what comes out is told in one line each.
@@ -61,7 +68,18 @@ impl Bench {
     }
     fn ask(&mut self, secs: i64, request: Request) -> String {
         self.clients += 1;
-        self.event(secs, Event::Asked(Asked { client: ClientId(self.clients), uid: 0, request, kernel: None }))
+        self.event(
+            secs,
+            Event::Asked(Asked {
+                client: ClientId(self.clients),
+                uid: 0,
+                rank: Rank::Root,
+                program: None,
+                request,
+                kernel: None,
+                named: None,
+            }),
+        )
     }
     fn yes(&mut self, secs: i64) -> String {
         self.event(secs, Event::Committed(vec![]))
@@ -95,11 +113,14 @@ fn tell(action: &Action) -> String {
         Action::Reload(_) => "reload".to_owned(),
         Action::Watch(_) => "watch".to_owned(),
         Action::Save(_) => "save".to_owned(),
+        Action::Dig(dig) => format!("dig {} {:?}", dig.seq, dig.places.iter().map(|(_, offset)| *offset).collect::<Vec<_>>()),
+        Action::Search(_) => "search".to_owned(),
     }
 }
 
 fn unban(addrs: &[&str]) -> Request {
-    Request::Unban { jail: None, addrs: addrs.iter().map(|a| (*a).to_owned()).collect(), all: false, forget: false }
+    let addrs = addrs.iter().map(|a| (*a).to_owned()).collect();
+    Request::Unban { jail: None, addrs, all: false, since_s: None, net: None, user: None, dry_run: false, forget: false }
 }
 
 fn ban(addrs: &[&str], force: bool) -> Request {
@@ -364,7 +385,7 @@ fn one_address_is_let_in_out_of_a_banned_subnet() {
     let said = bench.yes(11);
     assert_eq!(
         said,
-        r#"reply 0 {"absent":[],"lifted":[{"addr":"198.51.100.2","jail":"sshd","left_s":600}],"notes":["the rest of 198.51.100.0/29 stays banned by sshd"]}"#
+        r#"reply 0 {"absent":[],"dry_run":false,"lifted":[{"addr":"198.51.100.2","jail":"sshd","left_s":600}],"notes":["the rest of 198.51.100.0/29 stays banned by sshd"]}"#
     );
     assert_eq!(banned(&bench, 11), "198.51.100.0/31 600; 198.51.100.3 600; 198.51.100.4/30 600");
     assert!(bench.ask(12, Request::Banned { addrs: vec!["198.51.100.2".into()] }).starts_with("reply 1"), "it is free");
@@ -515,4 +536,351 @@ fn what_the_kernel_refuses_of_a_subnet_has_the_table_made_anew() {
     let said = bench.event(1, made());
     assert!(said.ends_with("1 bans; commit "), "{said}");
     assert!(bench.yes(1).starts_with("reply 0"));
+}
+
+/// Keeps what it is told, as the daemon does, and says yes to every save.
+fn kept(bench: &mut Bench, secs: i64, restored: &crate::state::Restored) {
+    bench.core.restore(at(secs), restored);
+    bench.core.keep(at(secs), "boot".to_owned(), restored);
+}
+
+/// A failure is read, and nothing done about it yet.
+fn failing(bench: &mut Bench, secs: i64, jail: &str, who: &str) {
+    let failure = Failure { address: ip(who), time: at(secs).wall, attempts: 1, place: Place(0) };
+    let found = vec![Found { jail: bench.ids[jail], failure, ok: false }];
+    let batch = Batch { path: "/log".into(), found, live: true, ..Batch::default() };
+    bench.core.handle(at(secs), Event::Read(batch));
+}
+
+/// Settles and says yes to saves and commits until nothing more comes; gives the last save with rows, and what was said.
+fn saved(bench: &mut Bench, secs: i64) -> (Vec<Row>, Vec<String>) {
+    let (mut rows, mut said) = (Vec::new(), Vec::new());
+    for _ in 0..20 {
+        bench.core.settle(at(secs));
+        let actions = bench.core.take_actions();
+        if actions.is_empty() {
+            break;
+        }
+        for action in &actions {
+            match action {
+                Action::Save(keeping) => {
+                    rows.extend(keeping.history.iter().cloned());
+                    bench.core.handle(at(secs), Event::Saved(Ok(())));
+                }
+                Action::Commit(_) => {
+                    said.push(tell(action));
+                    bench.core.handle(at(secs), Event::Committed(vec![]));
+                }
+                Action::Establish(establish) => {
+                    let paused = establish.paused.iter().filter(|paused| **paused).count();
+                    said.push(format!("{} paused {paused} ignored {}", tell(action), establish.ignored.len()));
+                    bench.core.handle(at(secs), Event::Established(Ok(Done::default())));
+                }
+                _ => said.push(tell(action)),
+            }
+        }
+    }
+    (rows, said)
+}
+
+/// Asks, and settles until the answer is there; gives what was said, in order.
+fn asked(bench: &mut Bench, secs: i64, uid: u32, rank: Rank, request: Request) -> (Vec<Row>, String) {
+    bench.clients += 1;
+    let client = ClientId(bench.clients);
+    let asked = Asked { client, uid, rank, program: Some("banset".into()), request, kernel: None, named: None };
+    bench.core.handle(at(secs), Event::Asked(asked));
+    let (rows, said) = saved(bench, secs);
+    (rows, said.join("; "))
+}
+
+fn ignore(addr: &str, for_s: Option<u64>, jail: Option<&str>) -> Request {
+    Request::Ignore { addrs: vec![addr.to_owned()], for_s, jail: jail.map(str::to_owned), reason: Some("a\u{1b}b".to_owned()) }
+}
+
+#[test]
+fn what_happens_is_numbered_and_kept_with_who_asked_for_it() {
+    let mut bench = Bench::new(&["sshd"]);
+    kept(&mut bench, 0, &crate::state::Restored { seq: 41, ..Default::default() });
+    saved(&mut bench, 1);
+    failing(&mut bench, 1, "sshd", "198.51.100.7");
+    failing(&mut bench, 1, "sshd", "198.51.100.7");
+    let (rows, _) = saved(&mut bench, 2);
+    let [ban] = rows.as_slice() else { panic!("{rows:?}") };
+    assert_eq!((ban.seq, ban.what, ban.uid, &*ban.origin, ban.failures), (42, What::Ban, None, "log", 2));
+    assert_eq!(ban.decision.as_deref(), Some("2 failures of at most 1 within 10m: banned for 10m"));
+    assert_eq!(ban.until, Some(Time::from_secs(BOOT + 601)));
+    let (rows, said) = asked(&mut bench, 3, 1000, Rank::Operator, unban(&["198.51.100.7"]));
+    assert_eq!(
+        (rows[0].seq, rows[0].what, rows[0].uid, rows[0].program.as_deref()),
+        (43, What::Unban, Some(1000), Some("banset"))
+    );
+    assert!(said.ends_with(r#""notes":[]}"#) && said.contains("commit -sshd-v4"), "{said}");
+    // A refused element is told, too.
+    failing(&mut bench, 4, "sshd", "198.51.100.8");
+    failing(&mut bench, 4, "sshd", "198.51.100.8");
+    bench.core.settle(at(4));
+    let saving = bench.core.take_actions().iter().any(|action| matches!(action, Action::Save(_)));
+    assert!(!saving, "the save gathers still");
+    bench.core.handle(at(4), Event::Committed(vec![Refusal { index: 0, why: "ENFILE".into() }]));
+    let (rows, _) = saved(&mut bench, 5);
+    assert_eq!(rows.iter().map(|row| row.what).collect::<Vec<_>>(), [What::Ban, What::Refused]);
+}
+
+#[test]
+fn lines_that_a_kill_left_unread_are_read_back_at_the_next_start() {
+    let mut bench = Bench::new(&["sshd"]);
+    let mut specs = Specs::new(&config(&["sshd"]));
+    let (_, text) = crate::filter::shipped().iter().find(|(name, _)| *name == "sshd").expect("a shipped filter");
+    let definition = crate::filter::definition::parse("sshd", text).expect("sound");
+    let filter = Arc::new(crate::filter::Filter::compile(&definition, &BTreeMap::new(), &Default::default()).expect("sound"));
+    for spec in &mut specs.jails {
+        Arc::make_mut(spec).compiled = Some(crate::engine::spec::Compiled(filter.clone()));
+    }
+    bench.event(0, Event::Reloaded(Reloaded { client: None, specs: Ok(specs) }));
+    bench.event(0, Event::Established(Ok(Done::default())));
+    let unread = crate::state::history::Unread {
+        seq: 7,
+        jail: "sshd".into(),
+        subject: ip("198.51.100.7").into(),
+        places: vec![3 << 48 | 10, 4 << 48 | 99],
+    };
+    let position = crate::state::KeptPosition { place: 3, mark: "{}".into(), scanner: "{}".into() };
+    let restored =
+        crate::state::Restored { seq: 9, unread: vec![unread], positions: vec![("/log".into(), position)], ..Default::default() };
+    kept(&mut bench, 1, &restored);
+    let (_, said) = saved(&mut bench, 2);
+    assert_eq!(said, ["dig 7 [10]"], "a source that nobody knows any more is left out");
+    let place = |offset: u64| Place(3 << 48 | offset);
+    for (secs, offset) in [(3, 20), (3, 30)] {
+        let failure = Failure { address: ip("198.51.100.9"), time: at(secs).wall, attempts: 1, place: place(offset) };
+        let found = vec![Found { jail: bench.ids["sshd"], failure, ok: false }];
+        bench.core.handle(at(3), Event::Read(Batch { path: "/log".into(), found, live: true, ..Batch::default() }));
+    }
+    let (rows, said) = saved(&mut bench, 4);
+    assert!(said.iter().any(|said| said == "dig 10 [20, 30]"), "{said:?}");
+    assert_eq!(rows[0].places, [place(20).0, place(30).0]);
+}
+
+#[test]
+fn what_people_want_ignored_is_told_to_the_kernel_and_ends_by_itself() {
+    let mut bench = Bench::new(&["dovecot", "sshd"]);
+    kept(&mut bench, 0, &crate::state::Restored::default());
+    saved(&mut bench, 1);
+    for jail in ["dovecot", "sshd"] {
+        failing(&mut bench, 1, jail, "198.51.100.7");
+        failing(&mut bench, 1, jail, "198.51.100.7");
+        saved(&mut bench, 1);
+    }
+    saved(&mut bench, 2);
+    let (rows, said) = asked(&mut bench, 2, 0, Rank::Root, ignore("198.51.100.0/24", Some(60), Some("sshd")));
+    assert!(said.contains("[sshd] ignoring 198.51.100.0/24 for 1m, by uid 0"), "{said}");
+    assert!(said.contains("[sshd] Unban 198.51.100.7, ignored by 198.51.100.0/24 now") && !said.contains("[dovecot]"), "{said}");
+    assert!(said.find("establish") < said.find("commit -sshd-v4") && said.contains("reply 0"), "{said}");
+    assert_eq!(rows.iter().map(|row| row.what).collect::<Vec<_>>(), [What::Ignore, What::Unban]);
+    assert_eq!(rows[0].reason.as_deref(), Some("a\\x1bb"));
+    failing(&mut bench, 3, "sshd", "198.51.100.7");
+    assert_eq!(saved(&mut bench, 3).1, ["[sshd] Ignore 198.51.100.7 by ip 198.51.100.0/24"]);
+    assert!(asked(&mut bench, 4, 0, Rank::Root, ban(&["198.51.100.9"], false)).1.contains("reply 0"), "another jail's entry");
+    let (_, said) = asked(&mut bench, 5, 0, Rank::Root, ignore("198.51.100.9", None, None));
+    assert!(said.contains("[manual] Unban 198.51.100.9") && said.contains("ignored 4"), "bans by hand, too: {said}");
+    assert!(asked(&mut bench, 6, 0, Rank::Root, ban(&["198.51.100.9"], false)).1.contains("reply 1"));
+    // The first ends by itself, the second when somebody says so.
+    assert!(bench.core.next_wake(at(60)).is_some_and(|wake| wake <= Time::from_secs(62)));
+    bench.core.handle(at(62), Event::Wake);
+    let (_, said) = saved(&mut bench, 62);
+    let (rows, _) = saved(&mut bench, 63);
+    assert!(said.iter().any(|said| said == "[sshd] no longer ignoring 198.51.100.0/24: its time is over"), "{said:?}");
+    assert!(said.iter().any(|said| said.starts_with("establish")), "{said:?}");
+    assert_eq!((rows[0].what, &*rows[0].origin, rows[0].uid), (What::Unignore, "timer", None));
+    let gone = |addr: &str| Request::Unignore { addrs: vec![addr.to_owned()], jail: None };
+    let (_, said) = asked(&mut bench, 63, 0, Rank::Root, gone("198.51.100.9"));
+    assert!(said.contains("ignored 3") && said.contains("reply 0"), "{said}");
+    let (_, said) = asked(&mut bench, 64, 0, Rank::Root, gone("10.1.1.1"));
+    assert!(said.contains("reply 1") && said.contains("ignored by 10.0.0.0/8"), "{said}");
+}
+
+#[test]
+fn operators_may_ignore_few_and_not_for_long() {
+    let mut bench = Bench::new(&["sshd"]);
+    kept(&mut bench, 0, &crate::state::Restored::default());
+    let mut say = |request| asked(&mut bench, 1, 1000, Rank::Operator, request).1;
+    assert!(say(ignore("198.51.100.7", None, None)).contains("may ignore for a limited time only"));
+    assert!(say(ignore("198.51.100.7", Some(86_401), None)).contains("may ignore for a limited time only"));
+    assert!(say(ignore("0.0.0.0/0", Some(60), None)).contains("only root may ignore a subnet as large"));
+    assert!(say(ignore("198.51.100.7", Some(86_400), None)).contains("reply 0"));
+    assert!(say(Request::Unignore { addrs: vec!["198.51.100.7".into()], jail: None }).contains("reply 0"));
+    asked(&mut bench, 2, 0, Rank::Root, ignore("198.51.100.7", None, None));
+    let said = asked(&mut bench, 3, 1000, Rank::Operator, Request::Unignore { addrs: vec!["198.51.100.7".into()], jail: None }).1;
+    assert!(said.contains("only root may take that back"), "{said}");
+}
+
+#[test]
+fn a_pause_takes_the_rules_out_and_ends_by_itself_or_when_asked() {
+    let mut bench = Bench::new(&["dovecot", "sshd"]);
+    kept(&mut bench, 0, &crate::state::Restored::default());
+    saved(&mut bench, 1);
+    let pause = |jail: Option<&str>, for_s| Request::Pause { jail: jail.map(str::to_owned), for_s };
+    let resume = |jail: Option<&str>| Request::Resume { jail: jail.map(str::to_owned) };
+    let (rows, said) = asked(&mut bench, 2, 0, Rank::Root, pause(Some("sshd"), Some(100)));
+    assert!(said.contains("paused 1") && said.contains("reply 0"), "{said}");
+    assert_eq!((rows[0].what, rows[0].until), (What::Pause, Some(Time::from_secs(BOOT + 102))));
+    let state = |bench: &Bench, jail: &str| {
+        let status = bench.core.status(&KernelView::default());
+        let jails = status["jails"].as_array().expect("jails").iter();
+        jails.filter(|row| row["name"] == jail).map(|row| row["state"].as_str().unwrap_or("").to_owned()).collect::<String>()
+    };
+    assert_eq!((state(&bench, "sshd").as_str(), state(&bench, "dovecot").as_str()), ("paused", "waiting"));
+    // Judging and bans go on.
+    failing(&mut bench, 3, "sshd", "198.51.100.7");
+    failing(&mut bench, 3, "sshd", "198.51.100.7");
+    assert!(saved(&mut bench, 3).1.contains(&"commit +sshd-v4 198.51.100.7".to_owned()));
+    assert!(asked(&mut bench, 4, 0, Rank::Root, pause(None, None)).1.contains("paused 3"), "manual, too");
+    assert!(asked(&mut bench, 5, 0, Rank::Root, resume(Some("dovecot"))).1.contains("reply 1"));
+    bench.core.handle(at(102), Event::Wake);
+    let (_, said) = saved(&mut bench, 102);
+    let (rows, _) = saved(&mut bench, 103);
+    assert!(rows[0].what == What::Resume && said.iter().any(|said| said.contains("paused 3")), "all are paused still: {said:?}");
+    let (_, said) = asked(&mut bench, 103, 0, Rank::Root, resume(None));
+    assert!(said.contains("paused 0") && said.contains("reply 0"), "{said}");
+    // A kernel that refuses is told, and asked again.
+    bench.core.handle(
+        at(104),
+        Event::Asked(Asked {
+            client: ClientId(99),
+            uid: 0,
+            rank: Rank::Root,
+            program: None,
+            request: pause(None, None),
+            kernel: None,
+            named: None,
+        }),
+    );
+    bench.core.settle(at(104));
+    bench.core.handle(at(104), Event::Established(Err("EPERM".into())));
+    let (_, said) = saved(&mut bench, 104);
+    assert!(said.iter().any(|said| said.starts_with("reply 4") && said.contains("EPERM")), "{said:?}");
+    let (_, said) = saved(&mut bench, 106);
+    assert!(said.iter().any(|said| said.starts_with("establish") && said.contains("paused 3")), "{said:?}");
+    // A start stays paused.
+    let restored = crate::state::Restored {
+        paused: vec![
+            crate::state::KeptPause { jail: None, since: at(0).wall, until: Some(at(50).wall), uid: 0 },
+            crate::state::KeptPause { jail: Some("sshd".into()), since: at(0).wall, until: Some(at(500).wall), uid: 0 },
+        ],
+        ..Default::default()
+    };
+    let mut next = Bench::new(&["dovecot", "sshd"]);
+    kept(&mut next, 60, &restored);
+    assert_eq!(next.core.establish().paused, [false, false, true], "dovecot, manual, sshd: the first pause is over by now");
+}
+
+#[test]
+fn unban_chooses_by_time_subnet_and_account_and_only_says_so_if_asked_to() {
+    let mut bench = Bench::new(&["dovecot", "sshd"]);
+    kept(&mut bench, 0, &crate::state::Restored::default());
+    for (secs, jail, who) in [(10, "sshd", "198.51.100.7"), (20, "dovecot", "198.51.100.8"), (30, "sshd", "203.0.113.9")] {
+        failing(&mut bench, secs, jail, who);
+        failing(&mut bench, secs, jail, who);
+        saved(&mut bench, secs);
+    }
+    let chosen = |since_s: Option<i64>, net: Option<&str>, dry_run| Request::Unban {
+        jail: None,
+        addrs: vec![],
+        all: false,
+        since_s,
+        net: net.map(str::to_owned),
+        user: None,
+        dry_run,
+        forget: false,
+    };
+    let (rows, said) = asked(&mut bench, 40, 0, Rank::Root, chosen(Some(BOOT + 15), None, true));
+    assert!(said.contains("198.51.100.8") && said.contains("203.0.113.9") && !said.contains("198.51.100.7"), "{said}");
+    assert!(rows.is_empty() && !said.contains("commit") && bench.core.bans_held() == 3, "{said}");
+    let (_, said) = asked(&mut bench, 41, 0, Rank::Root, chosen(Some(BOOT + 15), Some("198.51.100.0/24"), false));
+    assert!(said.contains("commit -dovecot-v4 198.51.100.8") && bench.core.bans_held() == 2, "{said}");
+    assert!(asked(&mut bench, 42, 0, Rank::Root, chosen(None, Some("x"), false)).1.contains("reply 1"));
+    // By account: the history is asked first.
+    let by_account = Request::Unban {
+        jail: None,
+        addrs: vec![],
+        all: false,
+        since_s: None,
+        net: None,
+        user: Some("bob".into()),
+        dry_run: false,
+        forget: true,
+    };
+    let (_, said) = asked(&mut bench, 43, 0, Rank::Root, by_account.clone());
+    assert_eq!(said, "search");
+    let named = Some(vec![("sshd".into(), ip("198.51.100.7").into()), ("dovecot".into(), ip("203.0.113.9").into())]);
+    bench.core.handle(
+        at(44),
+        Event::Asked(Asked {
+            client: ClientId(7),
+            uid: 0,
+            rank: Rank::Root,
+            program: None,
+            request: by_account,
+            kernel: None,
+            named,
+        }),
+    );
+    let (_, said) = saved(&mut bench, 44);
+    assert!(said.iter().any(|said| said == "commit -sshd-v4 198.51.100.7"), "{said:?}");
+    assert_eq!(bench.core.bans_held(), 1);
+}
+
+#[test]
+fn offences_grow_bans_over_restarts_and_over_all_jails() {
+    let growing = |everywhere: bool| {
+        let mut grown = config(&["dovecot", "sshd"]);
+        for jail in &mut grown.jails {
+            if jail.name == "sshd" {
+                jail.increment = run::Increment {
+                    enabled: true,
+                    overalljails: everywhere,
+                    maxtime: Some(Span::from_secs(3000)),
+                    ..Default::default()
+                };
+            }
+        }
+        grown
+    };
+    let start = |everywhere: bool, restored: &crate::state::Restored, secs: i64| {
+        let mut bench = Bench::new(&["dovecot", "sshd"]);
+        bench.event(secs, Event::Reloaded(Reloaded { client: None, specs: Ok(Specs::new(&growing(everywhere))) }));
+        bench.event(secs, Event::Established(Ok(Done::default())));
+        kept(&mut bench, secs, restored);
+        saved(&mut bench, secs);
+        bench
+    };
+    // Bans in `jail` now; gives how long, and what is kept of its offences.
+    let banned = |bench: &mut Bench, secs: i64, jail: &str| {
+        bench.core.handle(at(secs), Event::Wake);
+        failing(bench, secs, jail, "198.51.100.7");
+        failing(bench, secs, jail, "198.51.100.7");
+        let (rows, _) = saved(bench, secs);
+        let row = rows.iter().find(|row| row.what == What::Ban).expect("banned");
+        row.until.expect("it ends").since(row.since.expect("it began")).secs()
+    };
+    let mut bench = start(false, &crate::state::Restored::default(), 0);
+    assert_eq!(banned(&mut bench, 10, "sshd"), 600);
+    assert_eq!(banned(&mut bench, 1000, "sshd"), 1200);
+    let offence = crate::state::KeptOffence { bans: 2, until: at(2200).wall };
+    let restored = crate::state::Restored {
+        offences: vec![
+            ("sshd".into(), ip("198.51.100.7").into(), offence),
+            ("dovecot".into(), ip("198.51.100.9").into(), offence),
+        ],
+        ..Default::default()
+    };
+    let mut bench = start(false, &restored, 3000);
+    assert_eq!(banned(&mut bench, 3001, "sshd"), 2400);
+    assert_eq!(banned(&mut bench, 9000, "sshd"), 3000, "maxtime");
+    assert_eq!(banned(&mut bench, 9001, "dovecot"), 600, "a jail without growth");
+    let mut bench = start(false, &restored, 2200 + 30 * 86_400 + 1);
+    assert_eq!(banned(&mut bench, 2200 + 30 * 86_400 + 2, "sshd"), 600, "beyond memory");
+    let mut bench = start(true, &crate::state::Restored::default(), 0);
+    assert_eq!(banned(&mut bench, 10, "dovecot"), 600);
+    assert_eq!(banned(&mut bench, 11, "sshd"), 1200, "offences in every jail count");
 }

@@ -1,0 +1,363 @@
+//! What people ask for: the history and its lines, pauses, ignores and unbans at run time, and who may do what.
+
+use std::path::Path;
+use std::process::Command;
+
+use banset_integration::{Answer, Daemon, Echo, Lab, Log, Stamp, binary, elements, have, in_netns, wait_until};
+use serde_json::Value;
+
+fn sshd(log: &Log, more: &str) -> String {
+    format!(
+        "[jail.sshd]\nenabled = true\nlogpath = {:?}\nmaxretry = 3\nfindtime = \"1h\"\nbantime = \"1h\"\n{more}\n",
+        log.path()
+    )
+}
+
+fn line(user: &str, from: &str) -> String {
+    format!("{} mx sshd[506]: Failed password for {user} from {from} port 37957 ssh2", Stamp::now().syslog())
+}
+
+fn fail(log: &mut Log, from: &str, times: usize) {
+    (0..times).for_each(|_| log.line(&line("root", from)));
+}
+
+#[track_caller]
+fn wait_banned(set: &str, address: &str) {
+    wait_until(&format!("{address} is in {set}"), || elements(set).iter().any(|element| element == address));
+}
+
+/// The rows of `banset history ARGS --json`.
+#[track_caller]
+fn history(daemon: &Daemon, args: &[&str]) -> Vec<Value> {
+    let answer = daemon.cli(&[&["history", "--json"], args].concat());
+    let value: Value = serde_json::from_str(&answer.out).unwrap_or_else(|e| panic!("{e}: {answer:?}"));
+    value["history"].as_array().cloned().unwrap_or_default()
+}
+
+/// Waits until the ban of an address has its lines.
+#[track_caller]
+fn evidence(daemon: &Daemon, address: &str) -> (Value, Vec<String>) {
+    let mut row = Value::Null;
+    wait_until(&format!("the lines behind {address} are read back"), || {
+        let rows = history(daemon, &[address]);
+        let ban = rows.into_iter().find(|row| row["what"] == "ban" && row["evidence_pending"] == false);
+        row = ban.unwrap_or_default();
+        !row.is_null()
+    });
+    let lines = row["evidence"].as_array().expect("an array").iter();
+    let lines = lines.map(|line| line["line"].as_str().expect("text").to_owned()).collect();
+    (row, lines)
+}
+
+fn gzip(file: &Path) {
+    let status = Command::new("gzip").arg(file).status().expect("gzip is installed");
+    assert!(status.success());
+}
+
+#[test]
+fn the_lines_behind_a_ban_are_read_back_wherever_they_were_rotated_to() {
+    in_netns("the_lines_behind_a_ban_are_read_back_wherever_they_were_rotated_to", || {
+        let lab = Lab::new();
+        let mut log = Log::create(lab.dir().join("maillog"));
+        let jail = format!(
+            "[jail.vpopmail]\nenabled = true\nlogpath = {:?}\nmaxretry = 3\nfindtime = \"1h\"\nbantime = \"1h\"\n",
+            log.path()
+        );
+        let mut daemon = Daemon::start(&lab, &jail);
+        daemon.wait_running();
+        let bad = |user: &str, from: &str| {
+            format!(
+                "{} mx vpopmail[3076]: vchkpw-smtp: password fail (pass: 'hunter2\u{1b}[31m') {user}:{from}",
+                Stamp::now().syslog()
+            )
+        };
+        let offset = || history(&daemon, &[]).len();
+        assert_eq!(offset(), 0);
+        // One failure in each of three files, with others between.
+        log.line(&bad("eve@example.org", "198.51.100.9"));
+        log.line(&bad("bob@example.org", "198.51.100.7"));
+        wait_until("the first line is judged", || daemon.jail("vpopmail")["failures"]["total"] == 2);
+        log.rotate();
+        log.line(&bad("bob@example.org", "198.51.100.7"));
+        wait_until("the second line is judged", || daemon.jail("vpopmail")["failures"]["total"] == 3);
+        log.rotate();
+        gzip(&Path::new(log.path()).with_extension("2"));
+        // What the daemon held open it lets go of; what it knows it knows from its state.
+        daemon.restart();
+        daemon.wait_running();
+        log.line("something else, so that no two failures stand at the same offset");
+        log.line(&bad("bobby@example.org", "198.51.100.7"));
+        wait_banned("vpopmail-v4", "198.51.100.7");
+        let (row, lines) = evidence(&daemon, "198.51.100.7");
+        assert_eq!(lines.len(), 3, "{row:#}");
+        assert!(lines.iter().all(|line| line.contains("(pass: '***')") && !line.contains("hunter2")), "{lines:?}");
+        let accounts: Vec<&str> =
+            row["evidence"].as_array().expect("lines").iter().filter_map(|l| l["account"].as_str()).collect();
+        assert_eq!(accounts, ["bob@example.org", "bob@example.org", "bobby@example.org"]);
+        assert_eq!((row["jail"].as_str(), row["origin"].as_str(), row["by"].is_null()), (Some("vpopmail"), Some("log"), true));
+        assert!(row["decision"].as_str().is_some_and(|said| said.starts_with("3 failures")), "{row:#}");
+        // By account, by subnet, by jail, by time.
+        assert_eq!(history(&daemon, &["--user", "bobby@example.org"]).len(), 1);
+        assert_eq!(history(&daemon, &["--user", "eve@example.org"]).len(), 0);
+        assert_eq!(history(&daemon, &["198.51.100.0/24"]).len(), 1);
+        assert_eq!(history(&daemon, &["203.0.113.0/24"]).len(), 0);
+        assert_eq!(history(&daemon, &["--jail", "vpopmail", "--since", "1h"]).len(), 1);
+        assert_eq!(history(&daemon, &["--jail", "manual"]).len(), 0);
+        // A kill at any moment costs nothing of it; an unban is told with its uid and program.
+        daemon.cli(&["unban", "198.51.100.7"]).ok();
+        daemon.kill();
+        daemon.start_again();
+        daemon.wait_running();
+        let rows = history(&daemon, &["198.51.100.7"]);
+        let said: Vec<&str> = rows.iter().filter_map(|row| row["what"].as_str()).collect();
+        assert_eq!(said, ["unban", "ban"], "newest first");
+        assert_eq!((rows[0]["by"]["uid"].as_u64(), rows[0]["by"]["program"].as_str()), (Some(0), Some("banset")));
+        assert_eq!(rows[1]["evidence"].as_array().map(Vec::len), Some(3));
+        let text = daemon.cli(&["history", "198.51.100.7", "--utc"]).ok();
+        assert!(text.contains("[vpopmail] unban 198.51.100.7, by uid 0 with banset"), "{text}");
+        assert!(text.contains("account bobby@example.org") && text.contains("+00:00") && !text.contains('\u{1b}'), "{text}");
+        // With a tool every admin has, and only for root.
+        let file = lab.dir().join("banset/state/banset.sqlite3");
+        let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file).expect("there").permissions());
+        assert_eq!(mode & 0o777, 0o600);
+    });
+}
+
+#[test]
+fn a_pause_lets_packets_in_goes_on_banning_and_survives_a_restart() {
+    in_netns("a_pause_lets_packets_in_goes_on_banning_and_survives_a_restart", || {
+        let lab = Lab::new();
+        let _doors = Echo::tcp(&[22]);
+        let mut log = Log::create(lab.dir().join("auth.log"));
+        let mut daemon = Daemon::start(&lab, &sshd(&log, "port = 22"));
+        daemon.wait_running();
+        fail(&mut log, "198.51.100.7", 3);
+        wait_banned("sshd-v4", "198.51.100.7");
+        assert!(!lab.connects("198.51.100.7", 22));
+        // One transaction, and answered when it is through.
+        daemon.cli(&["pause"]).ok();
+        assert!(lab.connects("198.51.100.7", 22), "paused: the banned come in");
+        assert_eq!(daemon.jail("sshd")["state"], "paused");
+        assert_eq!(elements("sshd-v4"), ["198.51.100.7"], "bans stay");
+        fail(&mut log, "198.51.100.8", 3);
+        wait_banned("sshd-v4", "198.51.100.8");
+        assert!(lab.connects("198.51.100.8", 22), "judging and bans go on, and bite nobody");
+        daemon.kill();
+        daemon.start_again();
+        wait_until("it answers", || daemon.cli(&["status"]).code == 0);
+        assert_eq!(daemon.jail("sshd")["state"], "paused", "kept over a kill");
+        assert!(lab.connects("198.51.100.7", 22));
+        daemon.cli(&["resume"]).ok();
+        assert!(!lab.connects("198.51.100.7", 22) && !lab.connects("198.51.100.8", 22));
+        assert_eq!(daemon.cli(&["resume"]).code, 1, "nothing is paused");
+        // It ends by itself.
+        daemon.cli(&["pause", "sshd", "--for", "2s"]).ok();
+        assert!(lab.connects("198.51.100.7", 22));
+        wait_until("the pause ends", || !lab.connects("198.51.100.7", 22));
+        daemon.wait_log("the pause is over");
+        let said: Vec<(String, String)> = history(&daemon, &[])
+            .iter()
+            .map(|row| (row["what"].as_str().unwrap_or("").to_owned(), row["origin"].as_str().unwrap_or("").to_owned()))
+            .filter(|(what, _)| what == "pause" || what == "resume")
+            .collect();
+        let pair = |what: &str, origin: &str| (what.to_owned(), origin.to_owned());
+        assert_eq!(said, [pair("resume", "timer"), pair("pause", "manual"), pair("resume", "manual"), pair("pause", "manual")]);
+    });
+}
+
+#[test]
+fn a_pause_needs_no_daemon_and_no_sound_configuration() {
+    in_netns("a_pause_needs_no_daemon_and_no_sound_configuration", || {
+        let lab = Lab::new();
+        let _doors = Echo::tcp(&[22]);
+        let mut log = Log::create(lab.dir().join("auth.log"));
+        let mut daemon = Daemon::start(&lab, &sshd(&log, "port = 22"));
+        daemon.wait_running();
+        fail(&mut log, "198.51.100.7", 3);
+        wait_banned("sshd-v4", "198.51.100.7");
+        let refused = daemon.cli(&["pause", "--offline"]);
+        assert!(refused.code == 1 && refused.err.contains("leave out --offline"), "{refused:?}");
+        assert!(!lab.connects("198.51.100.7", 22));
+        daemon.kill();
+        daemon.cli(&["pause", "--offline"]).ok();
+        assert!(lab.connects("198.51.100.7", 22));
+        assert_eq!(elements("sshd-v4"), ["198.51.100.7"], "bans stay");
+        daemon.start_again();
+        wait_until("it answers", || daemon.cli(&["status"]).code == 0);
+        assert_eq!(daemon.jail("sshd")["state"], "paused", "the next start stays paused");
+        assert!(lab.connects("198.51.100.7", 22));
+        daemon.cli(&["resume"]).ok();
+        assert!(!lab.connects("198.51.100.7", 22));
+        // With a broken configuration, and back again without a daemon.
+        daemon.stop();
+        daemon.configure("[jail.sshd\nenabled = maybe");
+        let said = daemon.cli(&["pause", "--offline", "--for", "1h"]);
+        assert!(said.code == 0 && said.err.contains("the configuration can not be read"), "{said:?}");
+        assert!(lab.connects("198.51.100.7", 22));
+        daemon.configure(&sshd(&log, "port = 22"));
+        daemon.cli(&["resume", "--offline"]).ok();
+        assert!(!lab.connects("198.51.100.7", 22), "the rules are back");
+        assert_eq!(daemon.cli(&["resume", "--offline"]).code, 1);
+        daemon.start_again();
+        daemon.wait_running();
+        daemon.wait_log("is as it was left: 1 bans go on");
+        assert_eq!(history(&daemon, &[]).iter().filter(|row| row["reason"] == "without a daemon").count(), 3);
+    });
+}
+
+#[test]
+fn who_is_ignored_at_run_time_passes_in_the_kernel_and_over_restarts() {
+    in_netns("who_is_ignored_at_run_time_passes_in_the_kernel_and_over_restarts", || {
+        let lab = Lab::new();
+        let _doors = Echo::tcp(&[22]);
+        let mut log = Log::create(lab.dir().join("auth.log"));
+        let mut daemon = Daemon::start(&lab, &sshd(&log, "port = 22"));
+        daemon.wait_running();
+        fail(&mut log, "198.51.100.7", 3);
+        fail(&mut log, "2001:db8:1000:1::7", 3);
+        wait_banned("sshd-v4", "198.51.100.7");
+        wait_banned("sshd-v6", "2001:db8:1000:1::");
+        let said = daemon.cli(&["ignore", "198.51.100.7", "--for", "1h", "--reason", "a customer\u{1b}[31m"]).ok();
+        assert!(said.contains("198.51.100.7 is ignored until") && said.contains("198.51.100.7 unbanned from sshd"), "{said}");
+        assert!(elements("sshd-v4").is_empty() && lab.connects("198.51.100.7", 22));
+        // One host inside a banned /64: the ban stands, he passes.
+        daemon.cli(&["ignore", "2001:db8:1000:1::5"]).ok();
+        assert!(lab.connects("2001:db8:1000:1::5", 22) && !lab.connects("2001:db8:1000:1::7", 22));
+        daemon.kill();
+        daemon.start_again();
+        daemon.wait_running();
+        assert!(elements("ignore-v4").iter().any(|element| element == "198.51.100.7"), "{:?}", elements("ignore-v4"));
+        fail(&mut log, "198.51.100.7", 5);
+        fail(&mut log, "198.51.100.200", 3);
+        wait_banned("sshd-v4", "198.51.100.200");
+        assert_eq!(elements("sshd-v4"), ["198.51.100.200"], "not judged");
+        let listed = daemon.cli(&["ignore", "--list"]).ok();
+        assert!(listed.contains("198.51.100.7 by all jails until") && listed.contains("a customer\\x1b[31m"), "{listed}");
+        assert_eq!(daemon.cli(&["ignore", "--list", "--json"]).json().as_array().map(Vec::len), Some(2));
+        daemon.cli(&["unignore", "198.51.100.7", "2001:db8:1000:1::5"]).ok();
+        assert_eq!(daemon.cli(&["unignore", "198.51.100.7"]).code, 1);
+        assert!(!lab.connects("2001:db8:1000:1::5", 22));
+        fail(&mut log, "198.51.100.7", 3);
+        wait_banned("sshd-v4", "198.51.100.7");
+        // A short one ends by itself, in the kernel too.
+        daemon.cli(&["ignore", "2001:db8:1000:1::5", "--for", "1s", "--jail", "sshd"]).ok();
+        wait_until("it ends", || !lab.connects("2001:db8:1000:1::5", 22));
+        daemon.wait_log("no longer ignoring 2001:db8:1000:1::5: its time is over");
+    });
+}
+
+/// `banset ARGS` as another user, who is in the group `operator` or in none.
+fn as_user(daemon: &Daemon, uid: u32, groups: &str, args: &[&str]) -> Answer {
+    let mut command = Command::new("setpriv");
+    command.args([format!("--reuid={uid}"), format!("--regid={groups}"), "--clear-groups".to_owned()]);
+    command.arg(binary()).args(args).arg("--socket").arg(daemon.socket()).current_dir("/");
+    Answer::of(&mut command)
+}
+
+#[test]
+fn operators_unban_ignore_for_a_while_and_see_history_and_no_more() {
+    const NAME: &str = "operators_unban_ignore_for_a_while_and_see_history_and_no_more";
+    in_netns(NAME, || {
+        if !have(NAME, "setpriv") {
+            return;
+        }
+        let lab = Lab::new();
+        let mut log = Log::create(lab.dir().join("auth.log"));
+        let jail = format!("operators = \"operator\"\nreaders = \"adm\"\n\n{}", sshd(&log, ""));
+        let daemon = Daemon::start(&lab, &jail);
+        daemon.wait_running();
+        for who in ["198.51.100.7", "198.51.100.8", "198.51.100.9"] {
+            fail(&mut log, who, 3);
+            wait_banned("sshd-v4", who);
+        }
+        let operator = |args: &[&str]| as_user(&daemon, 65534, "operator", args);
+        let reader = |args: &[&str]| as_user(&daemon, 65534, "adm", args);
+        let stranger = |args: &[&str]| as_user(&daemon, 65534, "nogroup", args);
+        // What each may, and may not.
+        for args in [&["status"][..], &["banned"], &["ignore", "--list"], &["explain", "--addr", "198.51.100.7"]] {
+            assert!(reader(args).code <= 1 && !reader(args).err.contains("may not do this"), "{args:?}: {:?}", reader(args));
+        }
+        for args in [&["history"][..], &["unban", "198.51.100.7"], &["ignore", "198.51.100.7", "--for", "1h"], &["pause"]] {
+            let refused = reader(args);
+            assert!(refused.code == 1 && refused.err.contains("uid 65534 may not do this"), "{args:?}: {refused:?}");
+        }
+        assert!(stranger(&["status"]).err.contains("may not do this"));
+        for args in [&["pause"][..], &["resume"], &["ban", "198.51.100.50"], &["reload"]] {
+            let refused = operator(args);
+            assert!(refused.code == 1 && refused.err.contains("only root"), "{args:?}: {refused:?}");
+        }
+        assert!(operator(&["ignore", "198.51.100.8"]).err.contains("for a limited time only"));
+        assert!(operator(&["ignore", "198.51.100.8", "--for", "2d"]).err.contains("for a limited time only"));
+        let dry = operator(&["unban", "--all", "--dry-run"]).ok();
+        assert_eq!(dry.matches("would be unbanned").count(), 3, "{dry}");
+        assert_eq!(elements("sshd-v4").len(), 3);
+        operator(&["unban", "198.51.100.7"]).ok();
+        operator(&["ignore", "198.51.100.8", "--for", "2h"]).ok();
+        assert_eq!(elements("sshd-v4"), ["198.51.100.9"]);
+        let rows: Value = operator(&["history", "--json"]).json();
+        let by: Vec<(&str, u64)> = rows["history"]
+            .as_array()
+            .expect("rows")
+            .iter()
+            .filter_map(|row| Some((row["what"].as_str()?, row["by"]["uid"].as_u64()?)))
+            .collect();
+        assert_eq!(by, [("unban", 65534), ("ignore", 65534), ("unban", 65534)]);
+    });
+}
+
+#[test]
+fn bans_are_chosen_by_account_subnet_and_time() {
+    in_netns("bans_are_chosen_by_account_subnet_and_time", || {
+        let lab = Lab::new();
+        let mut log = Log::create(lab.dir().join("auth.log"));
+        let daemon = Daemon::start(&lab, &format!("{}\n[evidence]\naccounts = \"hash\"\nlines = 2\n", sshd(&log, "")));
+        daemon.wait_running();
+        for (user, who) in [("bob", "198.51.100.7"), ("eve", "198.51.100.8"), ("bob", "203.0.113.9")] {
+            (0..3).for_each(|_| log.line(&line(user, who)));
+            wait_banned("sshd-v4", who);
+        }
+        for who in ["198.51.100.7", "198.51.100.8", "203.0.113.9"] {
+            let (row, lines) = evidence(&daemon, who);
+            assert_eq!(lines.len(), 2, "{row:#}");
+            assert!(lines.iter().all(|line| line.contains("password for *** from")), "{lines:?}");
+        }
+        assert_eq!(history(&daemon, &["--user", "bob"]).len(), 2);
+        let dry = daemon.cli(&["unban", "--user", "bob", "--net", "198.51.100.0/24", "--dry-run"]).ok();
+        assert_eq!(dry.lines().count(), 1, "{dry}");
+        daemon.cli(&["unban", "--user", "bob"]).ok();
+        assert_eq!(elements("sshd-v4"), ["198.51.100.8"]);
+        assert!(daemon.cli(&["unban", "--user", "nobody-of-that-name"]).ok().contains("nobody was banned"));
+        assert!(daemon.cli(&["unban", "--since", "yesterday"]).code == 2);
+        daemon.cli(&["unban", "--since", "1h", "--net", "198.51.100.0/24"]).ok();
+        assert!(elements("sshd-v4").is_empty());
+    });
+}
+
+#[test]
+fn bans_grow_over_a_kill() {
+    in_netns("bans_grow_over_a_kill", || {
+        let lab = Lab::new();
+        let mut log = Log::create(lab.dir().join("auth.log"));
+        let mut daemon = Daemon::start(&lab, &sshd(&log, "increment = { enabled = true, maxtime = \"3h\" }"));
+        daemon.wait_running();
+        for (offence, hours) in [1, 2, 3].into_iter().enumerate() {
+            fail(&mut log, "198.51.100.7", 3);
+            wait_banned("sshd-v4", "198.51.100.7");
+            let (_, given) = banset_integration::expires("sshd-v4", "198.51.100.7").expect("it ends");
+            assert_eq!(given, hours * 3600, "offence {offence}");
+            let said = daemon.cli(&["explain", "sshd", "--addr", "198.51.100.7"]).out;
+            assert!(said.contains(&format!("sshd remembers {} earlier bans of it", offence + 1)), "{said}");
+            daemon.cli(&["unban", "198.51.100.7"]).ok();
+            daemon.kill();
+            daemon.start_again();
+            daemon.wait_running();
+        }
+        daemon.cli(&["unban", "198.51.100.7", "--forget"]);
+        daemon.restart();
+        daemon.wait_running();
+        fail(&mut log, "198.51.100.7", 3);
+        wait_banned("sshd-v4", "198.51.100.7");
+        let (_, given) = banset_integration::expires("sshd-v4", "198.51.100.7").expect("it ends");
+        assert_eq!(given, 3600, "forgotten");
+    });
+}

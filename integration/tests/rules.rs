@@ -1,0 +1,140 @@
+//! Where a daemon's rules stand: the tables and hooks its jails name, and what becomes of them.
+
+use banset_integration::{Daemon, Lab, assert_same_text, in_netns, nft, nft_try, wait_until};
+use serde_json::Value;
+
+/// Jails whose logs never come: their bans are made by hand.
+fn jail(name: &str, keys: &str) -> String {
+    format!("[jail.{name}]\nenabled = true\nfilter = \"sshd\"\nlogpath = \"/run/no-such-log\"\n{keys}\n\n")
+}
+
+fn holds(family: &str, set: &str, element: &str) -> bool {
+    nft_try(&["get", "element", family, "banset", set, &format!("{{ {element} }}")]).is_ok()
+}
+
+fn tables(daemon: &Daemon) -> Vec<String> {
+    let status = daemon.cli(&["status", "--json"]).json();
+    let table = |nft: &Value| format!("{} {}", nft["family"].as_str().unwrap_or("?"), nft["table"].as_str().unwrap_or("?"));
+    status["nft"].as_array().expect("a list of tables").iter().map(table).collect()
+}
+
+fn reload(daemon: &Daemon, jails: &str) {
+    daemon.configure(jails);
+    daemon.cli(&["reload"]).ok();
+}
+
+#[test]
+fn a_ban_stands_in_every_table_of_its_jail() {
+    in_netns("a_ban_stands_in_every_table_of_its_jail", || {
+        let lab = Lab::new();
+        let inside = jail("sshd", "port = \"ssh\"");
+        let both = jail("smtp", "port = [\"smtp\", 465]\nchain_hook = [\"forward\"]\nfamily = [\"inet\", \"bridge\"]");
+        let only = jail(
+            "imap",
+            "port = \"imap\"\nchain_hook = \"forward\"\nfamily = \"bridge\"\nblocktype = \"reject\"\npriority = -190",
+        );
+        let all = format!("{inside}{both}{only}");
+        let mut daemon = Daemon::start(&lab, &all);
+        assert_eq!(tables(&daemon), ["inet banset", "bridge banset"]);
+        // The kernel has no reject in a bridge's forward: said once, and dropped there.
+        daemon.wait_log("this kernel can not reject at bridge forward: imap drop there");
+        let bridge = nft(&["-s", "list", "table", "bridge", "banset"]);
+        assert!(
+            bridge.contains("hook forward priority filter;") && bridge.contains("hook forward priority filter + 10;"),
+            "{bridge}"
+        );
+        assert!(bridge.contains("tcp dport 143") || bridge.contains("th dport 143 ip saddr @imap-v4"), "{bridge}");
+        assert!(!bridge.contains("sshd-v4") && !bridge.contains("reject"), "{bridge}");
+        assert!(!nft(&["-s", "list", "table", "inet", "banset"]).contains("imap-v4"));
+
+        daemon.cli(&["ban", "smtp", "198.51.100.7", "--for", "1h"]).ok();
+        daemon.cli(&["ban", "imap", "198.51.100.8", "--for", "1h"]).ok();
+        daemon.cli(&["ban", "198.51.100.9", "--for", "1h"]).ok();
+        for (family, set, element, there) in [
+            ("inet", "smtp-v4", "198.51.100.7", true),
+            ("bridge", "smtp-v4", "198.51.100.7", true),
+            ("inet", "imap-v4", "198.51.100.8", false),
+            ("bridge", "imap-v4", "198.51.100.8", true),
+            ("inet", "manual-v4", "198.51.100.9", true),
+            ("bridge", "manual-v4", "198.51.100.9", true),
+        ] {
+            assert_eq!(holds(family, set, element), there, "{element} in {family} {set}");
+        }
+        assert_eq!(daemon.jail("smtp")["kernel"]["v4"], 1);
+
+        // A restart changes nothing in either.
+        let listed = || nft(&["-s", "-a", "list", "ruleset"]);
+        let before = listed();
+        daemon.restart();
+        tables(&daemon);
+        assert_same_text("after a restart", &before, &listed());
+        daemon.kill();
+        daemon.start_again();
+        tables(&daemon);
+        assert_same_text("after kill -9", &before, &listed());
+        reload(&daemon, &all);
+        assert_same_text("after a reload", &before, &listed());
+
+        // A table that is gone is noticed at the next ban, and both are whole again.
+        nft(&["delete", "table", "bridge", "banset"]);
+        daemon.cli(&["ban", "smtp", "198.51.100.17", "--for", "1h"]).ok();
+        wait_until("both tables are whole again", || {
+            let everywhere = |element: &str| ["inet", "bridge"].iter().all(|family| holds(family, "smtp-v4", element));
+            everywhere("198.51.100.7") && everywhere("198.51.100.17") && holds("bridge", "imap-v4", "198.51.100.8")
+        });
+
+        // A jail that leaves a family is removed there; a table that no jail asks for is deleted.
+        reload(&daemon, &format!("{inside}{}{only}", both.replace("[\"inet\", \"bridge\"]", "\"inet\"")));
+        assert!(!nft(&["list", "table", "bridge", "banset"]).contains("smtp-v4"));
+        assert!(holds("inet", "smtp-v4", "198.51.100.7"));
+        reload(&daemon, &format!("{inside}{}", both.replace("[\"inet\", \"bridge\"]", "\"inet\"")));
+        assert_eq!(tables(&daemon), ["inet banset"]);
+        assert!(nft_try(&["list", "table", "bridge", "banset"]).is_err());
+        // And it comes back with the bans that are held.
+        reload(&daemon, &all);
+        assert!(holds("bridge", "smtp-v4", "198.51.100.7") && holds("bridge", "manual-v4", "198.51.100.9"));
+        daemon.cli(&["unban", "smtp", "198.51.100.7"]).ok();
+        assert!(!holds("bridge", "smtp-v4", "198.51.100.7") && !holds("inet", "smtp-v4", "198.51.100.7"));
+    });
+}
+
+#[test]
+fn many_jails_and_published_ports_survive_restart_and_save() {
+    in_netns("many_jails_and_published_ports_survive_restart_and_save", || {
+        let lab = Lab::new();
+        let port =
+            ["ssh", "smtp", "[\"smtp\", 465, 587]", "mail", "web", "993", "[80, 8080]", "domain", "ftp", "imap", "pop3", "all"];
+        let jails: String = port
+            .iter()
+            .enumerate()
+            .map(|(n, port)| {
+                let port = if port.starts_with('[') { (*port).to_owned() } else { format!("{port:?}") };
+                jail(&format!("jail{n}"), &format!("port = {port}\nchain_hook = [\"input\", \"forward\"]\ndnat = {}", n == 1))
+            })
+            .collect();
+        let mut daemon = Daemon::start(&lab, &jails);
+        // Whoever is answered knows that the table stands.
+        assert_eq!(tables(&daemon), ["inet banset"]);
+        let listed = nft(&["-s", "list", "table", "inet", "banset"]);
+        assert!(listed.contains("meta l4proto . th dport vmap @dispatch-forward"), "{listed}");
+        assert!(
+            listed.contains("ct status dnat jump forward-dnat") && listed.contains("ct original proto-dst @jail1-ports"),
+            "{listed}"
+        );
+        let before = nft(&["-s", "-a", "list", "ruleset"]);
+        daemon.restart();
+        tables(&daemon);
+        assert_same_text("after a restart", &before, &nft(&["-s", "-a", "list", "ruleset"]));
+        daemon.stop();
+        // What `banset ruleset` prints loads as it is, comments and all, and is what the daemon wants.
+        nft(&["delete", "table", "inet", "banset"]);
+        let explained = lab.dir().join("explained.nft");
+        std::fs::write(&explained, daemon.cli(&["ruleset"]).ok()).expect("a ruleset can be saved");
+        nft(&["-f", explained.to_str().expect("a path of ours is text")]);
+        let lines = |text: &str| text.lines().filter(|line| !line.contains("gc-interval")).map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(lines(&nft(&["-s", "list", "table", "inet", "banset"])), lines(&listed));
+        daemon.start_again();
+        daemon.cli(&["ban", "jail1", "198.51.100.7"]).ok();
+        assert!(holds("inet", "jail1-v4", "198.51.100.7"));
+    });
+}

@@ -1,0 +1,165 @@
+//! The core's half that remembers: what happened is noted as it happens, and asked for later.
+
+use std::sync::Arc;
+
+use ipnetwork::IpNetwork;
+
+use super::people::parse_subject;
+use super::{Action, Asked, ClientId, Core, Row, What};
+use crate::control::Reply;
+use crate::engine::historian::{Dig, Search, hashed};
+use crate::jail::{Ban, Now};
+use crate::state::Restored;
+use crate::state::history::Query;
+use crate::terms::{Lasting, Time, escape};
+
+/// Rows of an answer, unless more are asked for, and at most.
+const ROWS: usize = 1000;
+const ROWS_AT_MOST: usize = 100_000;
+
+/// On whose behalf something happens.
+#[derive(Clone, Debug)]
+pub(super) struct Behalf {
+    pub uid: u32,
+    pub program: Option<Box<str>>,
+}
+
+impl Core {
+    /// Notes what happened, on behalf of whoever asks at the moment; gives its number. It is kept together with the bans.
+    pub(super) fn record(&mut self, now: Now, row: Row) -> u64 {
+        self.seq += 1;
+        let behalf = self.behalf.as_ref();
+        let (uid, program) = (behalf.map(|by| by.uid), behalf.and_then(|by| by.program.clone()));
+        let row = Row { seq: self.seq, time: now.wall, uid: row.uid.or(uid), program: row.program.clone().or(program), ..row };
+        self.keep.row(now, row);
+        self.seq
+    }
+
+    /// Notes something about a subject in a jail.
+    pub(super) fn record_about(&mut self, now: Now, at: usize, subject: IpNetwork, row: Row) -> u64 {
+        let jail = Some(self.jails[at].key.clone());
+        self.record(now, Row { jail, subject: Some(subject), ..row })
+    }
+
+    /// A jail decided on a ban: notes it, and has its lines read back.
+    pub(super) fn decided(&mut self, now: Now, at: usize, ban: &Ban, what: What) {
+        let policy = &self.jails[at].spec.policy;
+        let lasting = match ban.held.lasting {
+            Lasting::Permanent => "until somebody lifts it".to_owned(),
+            Lasting::For(span) => format!("for {span}"),
+        };
+        let grown = if ban.held.lasting == policy.bantime { "" } else { ", grown from earlier bans" };
+        let decision = format!(
+            "{} failures of at most {} within {}: {} {lasting}{grown}",
+            ban.held.failures,
+            policy.maxretry.saturating_sub(1),
+            policy.findtime,
+            if what == What::Observed { "would be banned" } else { "banned" },
+        );
+        let keeps = self.keep.is_on() && self.specs.evidence.lines > 0;
+        let lines = self.specs.evidence.lines;
+        let places = match keeps {
+            true => ban.places[ban.places.len().saturating_sub(lines)..].iter().map(|place| place.0).collect(),
+            false => Vec::new(),
+        };
+        let row = Row {
+            what,
+            since: Some(ban.held.since),
+            until: ban.held.until.map(|until| now.wall_of(until)),
+            failures: ban.held.failures,
+            origin: "log".into(),
+            decision: Some(decision.into()),
+            places,
+            ..Row::default()
+        };
+        let places = row.places.clone();
+        let seq = self.record_about(now, at, ban.subject, row);
+        self.dig(at, seq, ban.subject, &places);
+    }
+
+    /// Has the lines at these places read back.
+    fn dig(&mut self, at: usize, seq: u64, subject: IpNetwork, places: &[u64]) {
+        let Some(compiled) = &self.jails[at].spec.compiled else { return };
+        let source = |place: &u64| Some((self.places.get(&((place >> 48) as u16))?.clone(), place & 0xffff_ffff_ffff));
+        let places: Vec<(Arc<str>, u64)> = places.iter().filter_map(source).collect();
+        if places.is_empty() {
+            return;
+        }
+        let dig = Dig { seq, subject, filter: compiled.0.clone(), places, evidence: self.specs.evidence, key: self.key };
+        self.actions.push(Action::Dig(Box::new(dig)));
+    }
+
+    /// Takes up the numbers where an earlier run stopped, and the lines that it did not come to read back.
+    pub(super) fn resume_history(&mut self, restored: &Restored) {
+        self.seq = restored.seq;
+        self.key = restored.key;
+        self.places.extend(restored.positions.iter().map(|(path, kept)| (kept.place, path.clone())));
+        for unread in &restored.unread {
+            if let Some(at) = self.jails.iter().position(|running| running.key == unread.jail) {
+                self.dig(at, unread.seq, unread.subject, &unread.places);
+            }
+        }
+    }
+
+    /// How an account stands in the lines that are kept: as it is, or hashed.
+    fn accounts(&self, user: &str) -> Vec<String> {
+        vec![escape(user.as_bytes(), 256), hashed(self.key, user.as_bytes())]
+    }
+
+    /// `banset history`
+    pub(super) fn history(
+        &mut self,
+        client: ClientId,
+        net: Option<&str>,
+        user: Option<&str>,
+        jail: Option<String>,
+        since_s: Option<i64>,
+        limit: Option<usize>,
+    ) {
+        let net = match net.map(parse_subject) {
+            None => None,
+            Some(Ok(net)) => Some(net),
+            Some(Err(why)) => return self.actions.push(Action::Reply(client, Reply::refused(2, why, None))),
+        };
+        let query = Query {
+            net,
+            accounts: user.map_or_else(Vec::new, |user| self.accounts(user)),
+            jail,
+            since: since_s.map(Time::from_secs),
+            after: None,
+            limit: limit.unwrap_or(ROWS).clamp(1, ROWS_AT_MOST),
+        };
+        self.search(Search::Rows { client, query, stream: false });
+    }
+
+    /// Whom bans name whose lines name this account is looked up before the request goes on.
+    pub(super) fn look_up(&mut self, asked: Asked, user: &str) {
+        let accounts = self.accounts(user);
+        self.search(Search::Named(Box::new(asked), accounts));
+    }
+
+    /// A question is asked once everything that happened before it is kept.
+    pub(super) fn search(&mut self, search: Search) {
+        if !self.keep.is_on() {
+            let client = match &search {
+                Search::Rows { client, .. } => *client,
+                Search::Named(asked, _) => asked.client,
+            };
+            let why = format!("there is no history: {}", self.keep.failed().unwrap_or("nothing is kept"));
+            return self.actions.push(Action::Reply(client, Reply::refused(1, why, None)));
+        }
+        match self.keep.soon() {
+            None => self.actions.push(Action::Search(Box::new(search))),
+            Some(save) => self.searches.push((save, search)),
+        }
+    }
+
+    /// A save is through: questions that waited for it are asked. After one that failed they are asked all the same.
+    pub(super) fn search_on(&mut self) {
+        let through = self.keep.through();
+        let (ready, waiting) = std::mem::take(&mut self.searches).into_iter().partition(|(save, _)| *save <= through);
+        self.searches = waiting;
+        let ready: Vec<(u64, Search)> = ready;
+        self.actions.extend(ready.into_iter().map(|(_, search)| Action::Search(Box::new(search))));
+    }
+}

@@ -11,9 +11,10 @@ use super::{
     covers, subnets,
 };
 use crate::control::Reply;
+use crate::engine::cut::Cut;
 use crate::engine::spec::{Spec, Specs, addresses};
-use crate::jail::{Held, Now, Origin};
-use crate::terms::{Lasting, Span};
+use crate::jail::{Held, Nets, Now, Origin, cover};
+use crate::terms::{Family, Hook, Lasting, Protocol, Protocols, Span};
 
 impl Core {
     /// An element found in one of our sets: a ban that goes on. Tells whether a jail of ours has that set.
@@ -79,6 +80,7 @@ impl Core {
         for (jail, subject, row) in refusals {
             self.record(now, Row { jail: Some(jail), subject: Some(subject), ..row });
         }
+        let mut banned = Vec::new();
         for (index, change) in flight.changes.iter().enumerate() {
             if let (Target::Held { .. }, false) = (change.to, refused.contains_key(&index))
                 && let Some(running) = self.jails.iter_mut().find(|j| j.spec.holds(&change.set))
@@ -86,7 +88,12 @@ impl Core {
                 let Some(subject) = running.spec.subject(&change.set, change.what) else { continue };
                 running.jail.confirm(subject);
                 self.keep.ban(now, &running.key, subject);
+                banned.extend(self.by_id.get(&running.id).map(|at| (*at, subject)));
             }
+        }
+        let cuts = if banned.is_empty() { Vec::new() } else { self.cuts(&banned) };
+        if !cuts.is_empty() {
+            self.actions.push(Action::Cut(cuts));
         }
         for (index, effect) in flight.effects {
             match (effect, refused.get(&index)) {
@@ -95,6 +102,30 @@ impl Core {
                 (Effect::Tell(client), why) => self.told(now, client, why.cloned()),
             }
         }
+    }
+
+    /// What these bans mean for connections that are open, where their jails guard our own sockets.
+    fn cuts(&self, banned: &[(usize, IpNetwork)]) -> Vec<Cut> {
+        let all: Nets = self.ignored_for(&self.specs).into_iter().collect();
+        let cut = |(at, subject): &(usize, IpNetwork)| {
+            let running = &self.jails[*at];
+            let spec = &running.spec;
+            let ours = spec.hooks_in(Family::Inet)?.iter().any(|(hook, _)| *hook == Hook::Input);
+            let tcp = match &spec.protocols {
+                Protocols::All => true,
+                Protocols::List(list) => list.contains(&Protocol::Tcp),
+            };
+            let ignored = [&all, &running.ignored].iter().any(|nets| covers(nets, *subject).is_some());
+            if !ours || !tcp || ignored || running.jail.held(*subject).is_none() || self.pauses.holds(&spec.name) {
+                return None;
+            }
+            let spared = match subject.prefix() == if subject.is_ipv4() { 32 } else { 128 } {
+                true => Vec::new(),
+                false => all.iter().chain(running.ignored.iter()).filter(|net| cover::holds(*subject, *net)).collect(),
+            };
+            Some(Cut { subject: *subject, ports: spec.ports.clone(), spared })
+        };
+        banned.iter().filter_map(cut).collect()
     }
 
     /// One of a client's changes is through.

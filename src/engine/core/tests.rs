@@ -59,7 +59,10 @@ impl Bench {
     fn event(&mut self, secs: i64, event: Event) -> String {
         self.core.handle(at(secs), event);
         self.core.settle(at(secs));
-        self.core.take_actions().iter().map(tell).collect::<Vec<_>>().join("; ")
+        // Cuts go with every ban, and are another test's matter.
+        let actions = self.core.take_actions();
+        let told = actions.iter().filter(|action| !matches!(action, Action::Cut(_)));
+        told.map(tell).collect::<Vec<_>>().join("; ")
     }
     fn fail(&mut self, secs: i64, jail: &str, who: &str) -> String {
         let failure = Failure { address: ip(who), time: at(secs).wall, attempts: 1, place: Place(0) };
@@ -112,6 +115,7 @@ fn tell(action: &Action) -> String {
         Action::Log(_, text) => text.lines().next().unwrap_or("").to_owned(),
         Action::Reload(_) => "reload".to_owned(),
         Action::Watch(_) => "watch".to_owned(),
+        Action::Cut(_) => "cut".to_owned(),
         Action::Save(_) => "save".to_owned(),
         Action::Dig(dig) => format!("dig {} {:?}", dig.seq, dig.places.iter().map(|(_, offset)| *offset).collect::<Vec<_>>()),
         Action::Search(_) => "search".to_owned(),
@@ -288,6 +292,28 @@ fn elements_found_at_the_start_are_bans_that_go_on() {
     assert_eq!((row[0]["addr"].as_str(), row[0]["until"].is_null()), (Some("2001:db8::/64"), true));
     assert_eq!(bench.event(100, Event::Wake), "[sshd] Unban 198.51.100.7");
     assert_eq!(bench.core.specs().family, Family::Inet);
+}
+
+#[test]
+fn open_connections_of_the_banned_are_cut_but_not_of_those_who_are_ignored() {
+    let mut bench = Bench::new(&["sshd"]);
+    let cuts = |bench: &mut Bench| {
+        bench.core.handle(at(1), Event::Committed(vec![]));
+        bench.core.settle(at(1));
+        let actions = bench.core.take_actions();
+        let cuts = actions.iter().filter_map(|action| if let Action::Cut(cuts) = action { Some(cuts.clone()) } else { None });
+        cuts.flatten().collect::<Vec<_>>()
+    };
+    bench.ask(1, ban_for("198.51.100.7", 60));
+    let one = cuts(&mut bench);
+    assert_eq!((one.len(), one[0].subject, one[0].spared.len()), (1, net("198.51.100.7/32"), 0));
+    bench.ask(1, ban(&["10.1.2.3"], true));
+    assert_eq!(cuts(&mut bench), [], "by force, and ignored by the kernel all the same");
+    bench.ask(1, ban_for("192.0.2.0/24", 60));
+    bench.event(1, made());
+    let net = cuts(&mut bench);
+    let spared: Vec<String> = net[0].spared.iter().map(ToString::to_string).collect();
+    assert_eq!(spared, ["192.0.2.1/32", "192.0.2.254/32"], "we ourselves, and our gateway");
 }
 
 fn ban_for(addr: &str, secs: u64) -> Request {
@@ -576,6 +602,7 @@ fn saved(bench: &mut Bench, secs: i64) -> (Vec<Row>, Vec<String>) {
                     said.push(format!("{} paused {paused} ignored {}", tell(action), establish.ignored.len()));
                     bench.core.handle(at(secs), Event::Established(Ok(Done::default())));
                 }
+                Action::Cut(_) => {}
                 _ => said.push(tell(action)),
             }
         }

@@ -2,8 +2,10 @@
 
 CARGO ?= cargo
 # What the tests need besides Rust and gcc, as Debian calls it: the kernel's own tools, the libraries of the oracles in
-# integration/, a tracer, the programs that write and rotate logs, and fail2ban, whose filters and samples are read.
-PACKAGES = nftables iproute2 libmnl-dev libclang-dev pkg-config strace util-linux daemontools logrotate rsyslog fail2ban
+# integration/, a tracer, the programs that write and rotate logs, what makes journal files, and fail2ban, whose filters and samples are
+# read (its systemd backend needs python3-systemd).
+PACKAGES = nftables iproute2 libmnl-dev libclang-dev pkg-config strace util-linux daemontools logrotate rsyslog fail2ban \
+	systemd-journal-remote python3-systemd
 # fail2ban is there to be read and must not run, now or after a reboot: its unit is masked, and nothing is started meanwhile.
 READ_ONLY = unit=/etc/systemd/system/fail2ban.service policy=/usr/sbin/policy-rc.d; \
 	test -e $$unit || test -L $$unit || { $$as mkdir -p /etc/systemd/system; $$as ln -s /dev/null $$unit; }; \
@@ -11,7 +13,7 @@ READ_ONLY = unit=/etc/systemd/system/fail2ban.service policy=/usr/sbin/policy-rc
 # Kernel tests mostly wait for the kernel's clock: more of them than cores at a time.
 THREADS ?= 6
 
-.PHONY: demo test packages bench soak lint install
+.PHONY: demo test packages bench soak fuzz lint vagrant-check install
 
 # The whole way from a log line to a dropped packet, in a throwaway network; no root where user namespaces are allowed.
 demo:
@@ -45,6 +47,16 @@ soak:
 	$(CARGO) build --release --workspace
 	$(CARGO) test --release --package banset-integration -- --ignored --nocapture
 
+# A quarter of an hour for each target, beginning with what the shipped filters' samples give. cargo-fuzz wants a nightly compiler, or
+# to be told that this one will do.
+FUZZ_SECONDS ?= 900
+fuzz:
+	@export RUSTC_BOOTSTRAP=1; for target in line date ini config; do \
+	    cargo fuzz build --sanitizer none $$target || exit 1; \
+	    bin=$$(ls -t fuzz/target/*/release/$$target | head -n 1); \
+	    BANSET_SEEDS=fuzz/corpus/$$target $$bin; \
+	    cargo fuzz run --sanitizer none $$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=16384 -print_final_stats=1 || exit 1; done
+
 # Every jail we ship is enabled once, so `banset check` reads them all and runs the samples of their filters.
 lint:
 	$(CARGO) fmt --all -- --check
@@ -52,6 +64,11 @@ lint:
 	@mkdir -p target/lint
 	@for jail in jails/*.toml; do printf '[jail.%s]\nenabled = true\n\n' "$$(basename "$$jail" .toml)"; done > target/lint/banset.toml
 	$(CARGO) run --quiet -- check -c target/lint/banset.toml
+
+# Whether Vagrant understands the machines in vagrant/. Vagrant is too large to be installed for this; the scripts that set the machines up
+# are run by the tests.
+vagrant-check:
+	@if command -v vagrant >/dev/null; then cd vagrant && vagrant validate; else echo "SKIPPED vagrant-check: vagrant is not installed"; fi
 
 DESTDIR ?=
 PREFIX ?= /usr/local

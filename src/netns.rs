@@ -30,6 +30,12 @@ use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProto
 /// VETH_INFO_PEER (linux/veth.h): the attribute that describes a veth link's other end.
 const VETH_INFO_PEER: u16 = 1;
 
+/// IFLA_BR_MCAST_SNOOPING (linux/if_link.h): whether a bridge learns which port wants which multicast group.
+const IFLA_BR_MCAST_SNOOPING: u16 = 23;
+
+/// IF_OPER_UP (linux/if.h): a link that passes packets.
+const IF_OPER_UP: u8 = 6;
+
 /// The number of the next veth link's far end.
 static FAR_END: AtomicI32 = AtomicI32::new(1000);
 
@@ -126,6 +132,19 @@ impl Netns {
         };
         std::thread::scope(|scope| scope.spawn(enter).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
+
+    /// Runs `body` in this namespace on the calling thread, which returns to its own afterwards: a process started by `body` stays
+    /// here, and may outlive it.
+    ///
+    /// # Panics
+    /// As `body` does, and if the kernel refuses to enter or to return.
+    pub fn visit<T>(&self, body: impl FnOnce() -> T) -> T {
+        let own = Netns::current().expect("a thread has a network namespace");
+        nix::sched::setns(&self.held, CloneFlags::CLONE_NEWNET).expect("cannot enter a network namespace of our own");
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+        nix::sched::setns(&own.held, CloneFlags::CLONE_NEWNET).expect("cannot return to a network namespace of our own");
+        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
 }
 
 /// The links, addresses and routes of one network namespace, changed over a NETLINK_ROUTE socket.
@@ -155,9 +174,12 @@ impl Route {
         self.new_link(name, "veth", Some(built(RtattrBuilder::default().rta_type(IflaInfo::Data).rta_payload(far).build())?))
     }
 
-    /// A bridge without ports. `ip link add NAME type bridge`
+    /// A bridge without ports, which passes multicast to every port at once: neighbour discovery works from its first second.
+    /// `ip link add NAME type bridge mcast_snooping 0`
     pub fn bridge(&mut self, name: &str) -> io::Result<()> {
-        self.new_link(name, "bridge", None)
+        let mut data = RtBuffer::<u16, Buffer>::new();
+        data.push(built(RtattrBuilder::default().rta_type(IFLA_BR_MCAST_SNOOPING).rta_payload(0_u8).build())?);
+        self.new_link(name, "bridge", Some(built(RtattrBuilder::default().rta_type(IflaInfo::Data).rta_payload(data).build())?))
     }
 
     /// Makes `port` a port of the bridge `bridge`. `ip link set PORT master BRIDGE`
@@ -176,19 +198,48 @@ impl Route {
         self.request(Rtm::Newlink, NlmF::empty(), built(link.build())?, || format!("set {name} up"))
     }
 
+    /// `ip link set NAME down`
+    pub fn down(&mut self, name: &str) -> io::Result<()> {
+        let link = IfinfomsgBuilder::default().ifi_family(RtAddrFamily::Unspecified).ifi_index(index(name)? as i32).down();
+        self.request(Rtm::Newlink, NlmF::empty(), built(link.build())?, || format!("set {name} down"))
+    }
+
     /// Waits until the link `name`, which was set up, has its carrier and passes packets. A second is plenty.
     pub fn running(&mut self, name: &str) -> io::Result<()> {
         let start = Instant::now();
-        let runs = |link: &nix::ifaddrs::InterfaceAddress| {
-            link.interface_name == name && link.flags.contains(nix::net::if_::InterfaceFlags::IFF_RUNNING)
-        };
-        while !nix::ifaddrs::getifaddrs()?.any(|link| runs(&link)) {
+        while self.operstate(name)? != IF_OPER_UP {
             if start.elapsed() > Duration::from_secs(5) {
                 return Err(io::Error::new(io::ErrorKind::TimedOut, format!("link {name} does not come up")));
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        Ok(())
+        // It is told so before its queue takes packets and a bridge above it hears (linkwatch_do_dev), but all of that is done under
+        // one lock, which this request waits for.
+        self.up(name)
+    }
+
+    /// The state of a link (RFC 2863) by its number. IFF_RUNNING is set for "unknown" too, which a link is until the kernel's own
+    /// worker has looked at it.
+    fn operstate(&mut self, name: &str) -> io::Result<u8> {
+        let link = IfinfomsgBuilder::default().ifi_family(RtAddrFamily::Unspecified).ifi_index(index(name)? as i32);
+        self.sequence += 1;
+        let message = NlmsghdrBuilder::default()
+            .nl_type(Rtm::Getlink)
+            .nl_flags(NlmF::REQUEST)
+            .nl_seq(self.sequence)
+            .nl_payload(NlPayload::Payload(built(link.build())?));
+        self.socket.send(&built(message.build())?).map_err(io::Error::other)?;
+        loop {
+            let (answers, _) = self.socket.recv::<Rtm, Ifinfomsg>().map_err(io::Error::other)?;
+            for answer in answers {
+                let answer = answer.map_err(io::Error::other)?;
+                if *answer.nl_seq() == self.sequence {
+                    let link = answer.get_payload().ok_or_else(|| io::Error::other(format!("no answer about link {name}")))?;
+                    let state = link.rtattrs().iter().find(|attribute| *attribute.rta_type() == Ifla::Operstate);
+                    return Ok(state.and_then(|state| state.rta_payload().as_ref().first().copied()).unwrap_or_default());
+                }
+            }
+        }
     }
 
     /// `ip link del NAME`

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -11,6 +11,7 @@ use nix::fcntl::OFlag;
 use nix::mount::MsFlags;
 use nix::sched::CloneFlags;
 use nix::sys::signal::Signal;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use nix::sys::stat::Mode;
 
 /// `setsockopt` with an integer, for options that nix does not know.
@@ -72,6 +73,38 @@ pub fn unshare_before_exec(command: &mut Command) {
 pub fn die_with_parent(command: &mut Command) {
     // SAFETY: one prctl(2), which is async-signal-safe.
     unsafe { command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?)) };
+}
+
+/// Gives up every capability, for this process and whatever it starts: with `no_new_privs` set, not even root's next exec brings
+/// one back (capabilities(7), "Capabilities and execution of programs by root").
+pub(crate) fn renounce() -> Result<(), Errno> {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: libc::c_int,
+    }
+    /// `_LINUX_CAPABILITY_VERSION_3` of linux/capability.h: two records of effective, permitted and inheritable.
+    const VERSION: u32 = 0x2008_0522;
+    nix::sys::prctl::set_no_new_privs()?;
+    let (header, none) = (Header { version: VERSION, pid: 0 }, [[0_u32; 3]; 2]);
+    // SAFETY: capset(2) reads the header and, for this version, two records of three u32 each; both live through the call.
+    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) };
+    Errno::result(result).map(drop)
+}
+
+/// Receives a datagram of at most `into.len()` bytes with the descriptors sent along (`SCM_RIGHTS`), which are closed on exec.
+pub(crate) fn receive(socket: BorrowedFd<'_>, into: &mut [u8]) -> Result<(usize, Vec<OwnedFd>), Errno> {
+    let mut room = nix::cmsg_space!([std::os::fd::RawFd; 4]);
+    let mut parts = [io::IoSliceMut::new(into)];
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut room), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let mut descriptors = Vec::new();
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(raw) = control {
+            // SAFETY: the kernel has just made these descriptors for us, and nobody else knows their numbers.
+            descriptors.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    Ok((message.bytes, descriptors))
 }
 
 /// Writes `text` into a file below /proc with one write(2), as the maps of a user namespace demand.

@@ -3,6 +3,8 @@
 //! Values here are already right: a [`Ports`] holds no empty list, a [`Span`] no negative number. Reading them from
 //! text is the configuration's work (`crate::config`), writing them into messages that of `crate::nft`.
 
+pub mod journal;
+
 use std::fmt;
 use std::net::IpAddr;
 

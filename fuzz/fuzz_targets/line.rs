@@ -1,11 +1,16 @@
 //! The line path: any bytes, through every shipped filter and a few in fail2ban's notation, in service and while catching up.
+//!
+//! The first byte says which of the two; what a scanner remembers is set back before each run.
 
 #![no_main]
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
+mod seeds;
 
-use banset::filter::{Definition, Filter, Options, Scanner, When, definition, fail2ban, shipped};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use banset::filter::{Definition, Filter, Options, Scanner, State, When, definition, fail2ban, shipped};
 use banset::terms::Time;
 use libfuzzer_sys::fuzz_target;
 
@@ -24,31 +29,61 @@ failregex = ^ \[(?P<c>\d+)\] failed<SKIPLINES> \[(?P=c)\] end <HOST>$
 maxlines = 5
 datepattern = ^(?:%%Y-)?%%m-%%d[ T]%%H:%%M:%%S(?:\.%%f)?
 ";
+const FOREIGN: [&str; 4] = [
+    "Jan 14 21:59:59 mx d[7]: bad bob of the x\nJan 14 21:59:59 mx d[7]: peer 192.0.2.1\n",
+    "Jan 14 21:59:59 mx d[7]: x is x of 192.0.2.1\nJan 14 21:59:59 mx d[8]: worse is worse of 192.0.2.1\n",
+    "Jan 14 21:59:59 d[7]: peer 2001:db8::1\nJan 14 21:59:59 d[7]: in 2001:db8::1 as rob\n",
+    "2026-01-14 21:59:59 [7] failed\n01-14T21:59:59.5 other\n01-14 21:59:59 [7] end 192.0.2.1\n",
+];
 
-fn filters() -> &'static Vec<Arc<Filter>> {
-    static FILTERS: OnceLock<Vec<Arc<Filter>>> = OnceLock::new();
-    FILTERS.get_or_init(|| {
-        let ours = shipped().iter().map(|(name, text)| definition::parse(name, text).expect("a shipped filter"));
-        let imported = [OWN, LINES].into_iter().map(|text| {
-            let read = fail2ban::read("/x.conf", &BTreeMap::new(), &|path| Ok((path == "/x.conf").then(|| text.to_owned())));
-            Definition { name: "x".into(), fail2ban: Some(Arc::new(read.expect("a filter"))), ..Definition::default() }
-        });
-        let compile = |d: Definition| Arc::new(Filter::compile(&d, &BTreeMap::new(), &Options::default()).expect("it compiles"));
-        ours.chain(imported).map(compile).collect()
-    })
+fn filters() -> Vec<Arc<Filter>> {
+    let ours = shipped().iter().map(|(name, text)| definition::parse(name, text).expect("a shipped filter"));
+    let imported = [("own", OWN), ("lines", LINES)].into_iter().map(|(name, text)| {
+        let read = fail2ban::read("/x.conf", &BTreeMap::new(), &|path| Ok((path == "/x.conf").then(|| text.to_owned())));
+        Definition { name: name.into(), fail2ban: Some(Arc::new(read.expect("a filter"))), ..Definition::default() }
+    });
+    // Each filter in its widest mode.
+    let compile = |d: Definition| {
+        let params = match ["aggressive", "ddos", "extra"].into_iter().find(|mode| d.modes.contains_key(*mode)) {
+            Some(mode) => BTreeMap::from([("mode".to_owned(), vec![mode.to_owned()])]),
+            None => BTreeMap::new(),
+        };
+        Arc::new(Filter::compile(&d, &params, &Options::default()).expect("it compiles"))
+    };
+    ours.chain(imported).map(compile).collect()
 }
 
-fuzz_target!(|data: &[u8]| {
+/// Both kinds of reading of every sample, and of each with the one before it.
+fn samples() -> impl Iterator<Item = Vec<u8>> {
+    let ours = shipped().iter().flat_map(|(name, text)| definition::parse(name, text).expect("a shipped filter").samples);
+    let lines: Vec<String> = ours.map(|sample| sample.line + "\n").chain(FOREIGN.map(str::to_owned)).collect();
+    let pairs: Vec<String> = lines.windows(2).step_by(3).map(|pair| pair.concat()).collect();
+    lines.into_iter().chain(pairs).enumerate().map(|(i, line)| [&[b'0' + (i & 1) as u8][..], line.as_bytes()].concat())
+}
+
+thread_local! {
+    static SCANNER: RefCell<(Scanner, State)> = {
+        let scanner = Scanner::new(filters());
+        let fresh = scanner.state();
+        RefCell::new((scanner, fresh))
+    };
+}
+
+fuzz_target!(init: seeds::write("line", samples()), |data: &[u8]| {
     let Some((first, chunk)) = data.split_first() else { return };
-    let mut scanner = Scanner::new(filters().clone());
-    let mut found = Vec::new();
-    let when = When { now: Time::from_secs(1_768_478_400), live: first & 1 == 1 };
-    scanner.scan(chunk, when, &mut found);
-    let state = scanner.state();
-    scanner.restore(state);
-    scanner.scan(chunk, when, &mut found);
-    for found in found {
-        assert!((found.offset + found.len) as usize <= chunk.len());
-        assert!(found.time <= when.now);
-    }
+    SCANNER.with_borrow_mut(|(scanner, fresh)| {
+        scanner.restore(fresh.clone());
+        let mut found = Vec::new();
+        let when = When { now: Time::from_secs(1_768_478_400), live: first & 1 == 1 };
+        scanner.scan(chunk, when, &mut found);
+        let state = scanner.state();
+        scanner.restore(state.clone());
+        assert_eq!(scanner.state(), state);
+        scanner.scan(chunk, when, &mut found);
+        for found in found {
+            assert!((found.offset + found.len) as usize <= chunk.len());
+            assert!(found.time <= when.now);
+            assert!(found.secrets.iter().all(|secret| secret.start <= secret.end && secret.end <= found.len));
+        }
+    });
 });

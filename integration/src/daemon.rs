@@ -10,7 +10,6 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::lab::Lab;
 use crate::{wait_for, wait_until};
 
 /// The built `banset`: `$CARGO_BIN`, or the one beside the test's own file in cargo's target directory.
@@ -66,27 +65,30 @@ impl Answer {
     }
 }
 
-/// A running daemon, with its configuration, socket, state and log in the lab's directory. Dropping it kills it.
+/// A running daemon, with its configuration, socket, state and log in the lab's directory.
+/// Dropping it kills it.
 pub struct Daemon {
     dir: PathBuf,
     child: Option<Child>,
 }
 
 impl Daemon {
-    /// Writes `jails` below a `[daemon]` table into the configuration, starts the daemon, and waits until it answers.
+    /// Writes `jails` below a `[daemon]` table into the configuration, starts the daemon in the calling thread's network namespace,
+    /// and waits until it answers. `at` is a [`Lab`](crate::Lab), a [`Site`](crate::Site), or a directory of its own for each of
+    /// several daemons. It dies with the thread that started it.
     ///
     /// # Panics
     /// If it ends, or has not opened its socket after a minute; with its log.
     #[track_caller]
-    pub fn start(lab: &Lab, jails: &str) -> Daemon {
-        let mut daemon = Daemon::prepared(lab, jails);
+    pub fn start(at: &impl AsRef<Path>, jails: &str) -> Daemon {
+        let mut daemon = Daemon::prepared(at, jails);
         daemon.start_again();
         daemon
     }
 
     /// As [`Daemon::start`], but does not start it yet.
-    pub fn prepared(lab: &Lab, jails: &str) -> Daemon {
-        let daemon = Daemon { dir: lab.dir().join("banset"), child: None };
+    pub fn prepared(at: &impl AsRef<Path>, jails: &str) -> Daemon {
+        let daemon = Daemon { dir: at.as_ref().join("banset"), child: None };
         std::fs::create_dir_all(&daemon.dir).expect("a directory for the daemon");
         daemon.configure(jails);
         daemon
@@ -129,7 +131,13 @@ impl Daemon {
     /// Starts it (again), and waits until it answers on its socket.
     #[track_caller]
     pub fn start_again(&mut self) {
-        let mut command = self.command();
+        let command = self.command();
+        self.start_as(command);
+    }
+
+    /// Starts it by this command, made of [`Daemon::command`], and waits until it answers on its socket.
+    #[track_caller]
+    pub fn start_as(&mut self, mut command: Command) {
         let log = File::options().create(true).append(true).open(self.log_path()).expect("a file for the daemon's log");
         let both = log.try_clone().expect("a descriptor can be doubled");
         command.stdin(Stdio::null()).stdout(both).stderr(log);

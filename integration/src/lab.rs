@@ -18,13 +18,14 @@ use ipnetwork::IpNetwork;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use crate::peer::echo;
 use crate::wait_until;
 
 /// How long a connection may take before it counts as dropped. On one machine an answer takes well under a millisecond.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// What belongs to the attackers and the innocent.
-const ATTACKERS: [&str; 3] = ["198.51.100.0/24", "203.0.113.0/24", "2001:db8:1000::/36"];
+pub(crate) const ATTACKERS: [&str; 3] = ["198.51.100.0/24", "203.0.113.0/24", "2001:db8:1000::/36"];
 
 /// A server and its attackers, and a directory for logs, configuration and state.
 pub struct Lab {
@@ -113,6 +114,12 @@ impl Lab {
     }
 }
 
+impl AsRef<Path> for Lab {
+    fn as_ref(&self) -> &Path {
+        &self.dir
+    }
+}
+
 impl Default for Lab {
     fn default() -> Self {
         Lab::new()
@@ -126,7 +133,7 @@ fn ends(from: &str, port: u16) -> (IpAddr, SocketAddr) {
     (from, SocketAddr::new(parsed(if from.is_ipv4() { Lab::SERVER4 } else { Lab::SERVER6 }), port))
 }
 
-fn parsed<T: std::str::FromStr>(text: &str) -> T
+pub(crate) fn parsed<T: std::str::FromStr>(text: &str) -> T
 where
     T::Err: std::fmt::Debug,
 {
@@ -149,15 +156,8 @@ impl Echo {
             std::thread::spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
                     match listener.accept() {
-                        Ok((mut stream, _)) => {
-                            std::thread::spawn(move || {
-                                let mut bytes = [0; 512];
-                                while let Ok(n @ 1..) = stream.read(&mut bytes) {
-                                    if stream.write_all(&bytes[..n]).is_err() {
-                                        break;
-                                    }
-                                }
-                            });
+                        Ok((stream, _)) => {
+                            std::thread::spawn(move || echo(stream));
                         }
                         Err(_) => std::thread::sleep(Duration::from_millis(2)),
                     }

@@ -16,15 +16,30 @@
 //! and runs in parallel with all others, without root where the machine allows user namespaces. Where it does not, the test
 //! prints SKIPPED; with `BANSET_REQUIRE=1` (CI) it fails instead.
 
+mod clients;
 mod daemon;
+mod frame;
+mod journal;
 mod lab;
 mod logs;
+mod peer;
+mod probe;
+mod services;
+mod site;
 
+pub use clients::{Attempt, Client};
 pub use daemon::{Answer, Daemon, Tracing, binary};
+pub use frame::{Wire, udp_frame};
+pub use journal::{Entries, Journald, have_journal};
 pub use lab::{Echo, Lab, Monitor, elements, expires, nft, nft_json, nft_try};
 pub use logs::{Log, Stamp};
+pub use peer::{Doors, Flow, Proto, Seen, knock};
+pub use probe::Probe;
+pub use services::{Server, in_server};
+pub use site::{Site, Wiring};
 
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -33,7 +48,7 @@ const INSIDE: &str = "BANSET_TEST_INSIDE";
 
 /// Runs the body of the test called `name` (its path inside the crate: `module::name` within a module) in network and mount
 /// namespaces of its own (and a user namespace, unless started by root), where it is root, `/run` is empty and loopback is
-/// up. The test binary starts itself again for exactly this test.
+/// up. The test binary starts itself again for exactly this test. Lines it prints that begin with `| ` are a table, and shown.
 ///
 /// # Panics
 /// If the body fails, with everything it printed; if no test has that name; and, with `BANSET_REQUIRE=1`, where the
@@ -53,16 +68,26 @@ pub fn in_netns(name: &str, body: impl FnOnce()) {
             let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
             assert!(output.status.success(), "in its namespace, {name}: {}\n{out}{err}", output.status);
             assert!(out.contains("1 passed"), "no test is called {name}: in_netns runs nothing\n{out}");
-            // A test that skipped itself inside says so outside, too.
-            out.lines().chain(err.lines()).filter(|line| line.starts_with("SKIPPED")).for_each(|line| eprintln!("{line}"));
+            // A test that skipped itself inside says so outside, too; and a table is for people to read. The harness ends no line
+            // before the first of them.
+            let out = out.replace(&format!("test {name} ... "), "");
+            let shown = |line: &&str| line.starts_with("SKIPPED") || line.starts_with("| ");
+            say(&out.lines().chain(err.lines()).filter(shown).collect::<Vec<_>>().join("\n"));
         }
     }
 }
 
 /// Says loudly that a test could not run here, and why; fails where CI demands that it runs (`BANSET_REQUIRE=1`).
 pub fn skip(name: &str, why: &str) {
-    eprintln!("SKIPPED {name}: {why}");
+    say(&format!("SKIPPED {name}: {why}"));
     assert!(std::env::var_os("BANSET_REQUIRE").is_none(), "{name} must run here (BANSET_REQUIRE is set), but: {why}");
+}
+
+/// Prints lines that are seen although the test passes: the harness keeps what `println!` says to itself.
+fn say(lines: &str) {
+    if !lines.is_empty() {
+        let _ = std::io::stderr().write_all(format!("\n{lines}\n").as_bytes());
+    }
 }
 
 /// Whether `program` is installed; else the test called `name` is [skipped](skip).

@@ -1,9 +1,12 @@
 //! The test kit itself: what it reports must be so, else no other test means anything.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use banset::netns::{Netns, Route, connect_from, sysctl};
-use banset_integration::{Echo, Lab, Monitor, elements, expires, in_netns, nft, wait_until};
+use banset_integration::{
+    Daemon, Doors, Echo, Lab, Monitor, Proto, Seen, Site, Wiring, elements, expires, in_netns, knock, nft, wait_until,
+};
 
 #[test]
 fn attackers_reach_the_server_and_a_drop_shows() {
@@ -57,6 +60,91 @@ fn a_bridge_passes_frames_between_namespaces() {
         nft(&["add table bridge t; add chain bridge t c { type filter hook forward priority -200; }"]);
         nft(&["add rule bridge t c ip saddr 10.9.0.2 drop"]);
         assert!(!connects(), "the bridge's own filter sees the frame");
+    });
+}
+
+#[test]
+fn every_protocol_passes_every_wiring_until_it_is_dropped_or_refused() {
+    in_netns("every_protocol_passes_every_wiring_until_it_is_dropped_or_refused", || {
+        for (name, wiring) in [("gateway", Wiring::Gateway), ("routed", Wiring::Routed), ("bridged", Wiring::Bridged)] {
+            let site = Site::new(name, wiring);
+            let doors = site.mail().run(|| Doors::open(&site.addresses(), &[25]));
+            let (site, doors) = (&site, &doors);
+            let seen = |from: &str, port| {
+                let from: IpAddr = from.parse().expect("an address");
+                let to = SocketAddr::new(site.addresses()[usize::from(from.is_ipv6())], port);
+                let see = |proto| (proto, site.attackers().run(|| knock(proto, from, to, Duration::from_secs(1))));
+                std::thread::scope(|scope| {
+                    let known = Proto::ALL.into_iter().filter(|proto| !doors.lacking().contains(proto));
+                    let threads: Vec<_> = known.map(|proto| scope.spawn(move || see(proto))).collect();
+                    threads.into_iter().map(|thread| thread.join().expect("a knock does not panic")).collect::<Vec<_>>()
+                })
+            };
+            let all = |seen: &[(Proto, Seen)], what| seen.iter().all(|(_, seen)| *seen == what);
+            let ends = [("198.51.100.7", "ip"), ("2001:db8:1000:1::7", "ip6")];
+            for (from, _) in ends {
+                let open = seen(from, 25);
+                assert!(all(&open, Seen::Answer), "{name}, {from}: {open:?}");
+                let (_, datagram) =
+                    seen(from, 26).into_iter().find(|(proto, _)| *proto == Proto::Udp).expect("UDP is everywhere");
+                assert_eq!(datagram, Seen::Refused, "{name}, {from}: nobody is behind that door");
+            }
+            site.mail().run(|| {
+                nft(&["add table inet t; add chain inet t c { type filter hook input priority 0; }"]);
+                for (from, header) in ends {
+                    nft(&[&format!("add rule inet t c {header} saddr {from} drop")]);
+                }
+            });
+            for (from, _) in ends {
+                let shut = seen(from, 25);
+                assert!(all(&shut, Seen::Nothing), "{name}, {from}: {shut:?}");
+                let visits = Proto::ALL.map(|proto| doors.visits(proto, from.parse().expect("an address"), 25));
+                assert!(visits.iter().all(|visits| *visits <= 1), "{name}, {from}: {visits:?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_link_is_cut_and_restored() {
+    in_netns("a_link_is_cut_and_restored", || {
+        for (name, wiring) in [("routed", Wiring::Routed), ("bridged", Wiring::Bridged)] {
+            let site = Site::new(name, wiring);
+            let _doors = site.mail().run(|| Doors::open(&site.addresses(), &[25]));
+            let reached = |from: &str| {
+                let from: IpAddr = from.parse().expect("an address");
+                let to = SocketAddr::new(site.addresses()[usize::from(from.is_ipv6())], 25);
+                site.attackers().run(|| knock(Proto::Tcp, from, to, Duration::from_secs(2))) == Seen::Answer
+            };
+            let everybody = ["198.51.100.7", "2001:db8:1000:1::7"];
+            assert!(everybody.into_iter().all(reached), "{name}: plugged in");
+            site.cut();
+            assert!(!everybody.into_iter().any(reached), "{name}: unplugged");
+            site.restore();
+            wait_until("the gateway is there again", || everybody.into_iter().all(reached));
+        }
+    });
+}
+
+#[test]
+fn a_site_has_room_for_a_daemon_on_each_machine() {
+    in_netns("a_site_has_room_for_a_daemon_on_each_machine", || {
+        let site = Site::new("two", Wiring::Bridged);
+        let [mail, firewall] = [site.mail(), site.firewall()].map(|netns| {
+            let name = if std::ptr::eq(netns, site.mail()) { "mail" } else { "firewall" };
+            netns.visit(|| Daemon::start(&site.dir().join(name), ""))
+        });
+        mail.cli(&["ban", "198.51.100.7"]).ok();
+        firewall.cli(&["ban", "198.51.100.8"]).ok();
+        assert_eq!(site.mail().run(|| elements("manual-v4")), ["198.51.100.7"]);
+        assert_eq!(site.firewall().run(|| elements("manual-v4")), ["198.51.100.8"]);
+        assert!(elements("manual-v4").is_empty(), "a visit ends where it began");
+        // The gateway can reach the box that looks after it.
+        let _door = site.firewall().run(|| Echo::tcp(&[22]));
+        for (from, to) in site.addresses().into_iter().zip(Site::BRIDGE) {
+            let to = SocketAddr::new(to.parse().expect("an address"), 22);
+            assert_eq!(site.mail().run(|| knock(Proto::Tcp, from, to, Duration::from_secs(5))), Seen::Answer, "{to}");
+        }
     });
 }
 

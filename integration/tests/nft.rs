@@ -235,6 +235,11 @@ fn goldens() -> Vec<Golden> {
         bridged,
         vec![],
     );
+    let mut bridged = many();
+    bridged.family = Family::Bridge;
+    bridged.jails.iter_mut().for_each(|jail| jail.hooks = vec![(Hook::Forward, -200)]);
+    bridged.jails[0].nets = true;
+    golden("many-jails-bridge", "More than ten jails before a bridge, one of which bans subnets too.", bridged, vec![]);
     let mut bans = plan(&["127.0.0.0/8"], vec![JailPlan { nets: true, ..jail("sshd", ports(&[22]), tcp()) }]);
     (bans.set_size, bans.element_counters, bans.gc_interval) = (Some(65536), true, Some(Span::from_secs(10)));
     let day = Span::from_secs(86_400);
@@ -1233,6 +1238,50 @@ fn many_jails_are_asked_by_port() {
         let wire = Wire::new("127.0.0.8", "127.0.0.1", 58);
         wire.passes();
         assert_eq!(wire.sender.send(b"x").map_err(|error| error.kind()), Err(std::io::ErrorKind::ConnectionRefused));
+    });
+}
+
+#[test]
+fn a_published_port_is_known_by_both_its_numbers() {
+    in_netns("a_published_port_is_known_by_both_its_numbers", || {
+        loopback();
+        let (mut socket, mut kernel) = sockets();
+        // Who sends to 2525 is answered by 25: over loopback, translated as it leaves.
+        load(
+            "table ip published { chain output { type nat hook output priority -100; udp dport { 2525, 2626 } dnat to 127.0.0.1:25; }; }",
+        );
+        let listener = std::net::UdpSocket::bind("127.0.0.1:25").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let mut passes = |from: &str, port: u16| {
+            let sender = std::net::UdpSocket::bind((from, 0)).unwrap();
+            sender.connect(("127.0.0.1", port)).unwrap();
+            let _ = sender.send(b"x");
+            listener.recv(&mut [0; 8]).is_ok()
+        };
+        assert!(passes("127.0.0.2", 2525), "translation works here");
+        for others in [0, 12] {
+            let mut wanted = plan(&["127.0.0.3"], vec![jail("smtp", Ports::List(vec![(2500, 2550)]), four())]);
+            wanted.jails.extend((0..others).map(|n| jail(&format!("other{n}"), ports(&[1000 + n]), four())));
+            for (dnat, bites) in [(false, false), (true, true)] {
+                wanted.jails[0].dnat = dnat;
+                let ruleset = Ruleset::of(&wanted).unwrap();
+                let banned = [Element::permanent(ip("127.0.0.2")), Element::permanent(ip("127.0.0.3"))];
+                establish(&mut socket, &mut kernel, &ruleset);
+                let mut bans = Transaction::about(&ruleset);
+                bans.add(ruleset.set("smtp-v4").unwrap(), banned);
+                socket.commit(&bans).unwrap();
+                for (from, port, through, what) in [
+                    ("127.0.0.2", 2525, !bites, "a banned source at the port its client knows"),
+                    ("127.0.0.2", 2626, true, "at a published port of nobody"),
+                    ("127.0.0.2", 25, true, "at the port inside, which the jail does not guard"),
+                    ("127.0.0.3", 2525, true, "ignored"),
+                    ("127.0.0.4", 2525, true, "an innocent"),
+                ] {
+                    assert_eq!(passes(from, port), through, "{what}, {others} other jails, dnat {dnat}\n{}", listing());
+                }
+            }
+            assert!(read(&mut kernel).unwrap().blocked()["smtp"].packets > 0);
+        }
     });
 }
 

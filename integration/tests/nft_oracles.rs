@@ -43,7 +43,9 @@ fn small() -> Ruleset {
         comment: None,
         owner: false,
         sets: vec![set("a-v4", Key::V4), set("a-v6", Key::V6)],
-        chains: vec![Chain { name: "input".into(), hook: Hook::Input, priority: -10, rules: input }],
+        ports: Vec::new(),
+        maps: Vec::new(),
+        chains: vec![Chain { name: "input".into(), base: Some((Hook::Input, -10)), rules: input }],
     }
 }
 

@@ -1,9 +1,9 @@
 //! What people ask for: the history and its lines, pauses, ignores and unbans at run time, and who may do what.
 
-use std::path::Path;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 
-use banset_integration::{Answer, Daemon, Echo, Lab, Log, Stamp, binary, elements, have, in_netns, wait_until};
+use banset_integration::{Answer, Daemon, Echo, Lab, Log, Stamp, binary, elements, have, in_netns, nft, wait_until};
 use serde_json::Value;
 
 fn sshd(log: &Log, more: &str) -> String {
@@ -359,5 +359,137 @@ fn bans_grow_over_a_kill() {
         wait_banned("sshd-v4", "198.51.100.7");
         let (_, given) = banset_integration::expires("sshd-v4", "198.51.100.7").expect("it ends");
         assert_eq!(given, 3600, "forgotten");
+    });
+}
+
+/// A second daemon with a table of its own: the machine that enforces.
+struct Enforcer {
+    dir: PathBuf,
+    child: Child,
+}
+
+impl Enforcer {
+    fn start(lab: &Lab, jails: &str) -> Enforcer {
+        let dir = lab.dir().join("enforcer");
+        std::fs::create_dir_all(&dir).expect("a directory");
+        let (socket, state) = (dir.join("sock"), dir.join("state"));
+        let text = format!("[daemon]\nsocket = {socket:?}\nstate_dir = {state:?}\n[nft]\ntable = \"enforce\"\n{jails}");
+        std::fs::write(dir.join("banset.toml"), text).expect("a file");
+        let child = Enforcer::spawn(&dir);
+        let enforcer = Enforcer { dir, child };
+        enforcer.wait();
+        enforcer
+    }
+
+    fn spawn(dir: &Path) -> Child {
+        let log = std::fs::File::options().create(true).append(true).open(dir.join("log")).expect("a file");
+        let mut command = Command::new(binary());
+        command.arg("daemon").arg("-c").arg(dir.join("banset.toml")).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command.env("TZ", "UTC").spawn().expect("it starts")
+    }
+
+    fn wait(&self) {
+        wait_until("the enforcer answers", || Answer::of(&mut self.command(&["status"])).code == 0);
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(binary());
+        command.args(args).arg("-c").arg(self.dir.join("banset.toml"));
+        command
+    }
+
+    fn holds(&self, set: &str, address: &str) -> bool {
+        nft(&["list", "set", "inet", "enforce", set]).contains(address)
+    }
+}
+
+impl Drop for Enforcer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("---- the enforcer's log\n{}----", std::fs::read_to_string(self.dir.join("log")).unwrap_or_default());
+        }
+    }
+}
+
+/// `banset events --follow | banset apply -`, as a pipe between two machines.
+struct Pipe(Child, Child);
+
+impl Pipe {
+    fn open(lab: &Lab, daemon: &Daemon, enforcer: &Enforcer) -> Pipe {
+        let last = Answer::of(&mut enforcer.command(&["apply", "--last", "--origin", "mx2"])).ok();
+        let mut events = Command::new(binary());
+        events.args(["events", "--follow", "--since", last.trim()]).arg("--socket").arg(daemon.socket());
+        let mut events = events.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("it starts");
+        let out = events.stdout.take().expect("piped");
+        let err = std::fs::File::options().create(true).append(true).open(lab.dir().join("apply.err")).expect("a file");
+        let apply = enforcer.command(&["apply", "-", "--origin", "mx2"]).stdin(out).stderr(err).spawn().expect("it starts");
+        Pipe(events, apply)
+    }
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        for child in [&mut self.0, &mut self.1] {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+#[test]
+fn what_is_decided_here_is_enforced_there_over_a_broken_pipe_and_without_echo() {
+    in_netns("what_is_decided_here_is_enforced_there_over_a_broken_pipe_and_without_echo", || {
+        let lab = Lab::new();
+        let mut log = Log::create(lab.dir().join("auth.log"));
+        let mut daemon = Daemon::start(&lab, &sshd(&log, ""));
+        daemon.wait_running();
+        fail(&mut log, "198.51.100.7", 3);
+        wait_banned("sshd-v4", "198.51.100.7");
+        let mut enforcer = Enforcer::start(&lab, "[defaults]\nignoreip = [\"198.51.100.66\"]\n");
+        let pipe = Pipe::open(&lab, &daemon, &enforcer);
+        wait_until("the old ban is there", || enforcer.holds("manual-v4", "198.51.100.7"));
+        for who in ["198.51.100.66", "198.51.100.8", "2001:db8:7::1"] {
+            fail(&mut log, who, 3);
+        }
+        wait_until("the new ones are there", || {
+            enforcer.holds("manual-v4", "198.51.100.8") && enforcer.holds("manual-v6", "2001:db8:7::")
+        });
+        assert!(!enforcer.holds("manual-v4", "198.51.100.66"), "whom it ignores stays ignored");
+        let said = std::fs::read_to_string(lab.dir().join("apply.err")).expect("a file");
+        assert!(said.contains("not applied: 198.51.100.66: ignored by ip 198.51.100.66"), "{said}");
+        daemon.cli(&["unban", "198.51.100.8"]).ok();
+        wait_until("its unban follows", || !enforcer.holds("manual-v4", "198.51.100.8"));
+        // What the enforcer decides itself another's unban does not lift.
+        Answer::of(&mut enforcer.command(&["ban", "198.51.100.9"])).ok();
+        daemon.cli(&["ban", "198.51.100.9"]).ok();
+        daemon.cli(&["unban", "198.51.100.9"]).ok();
+        // The pipe breaks, and both daemons go; what happens meanwhile is there afterwards, once.
+        drop(pipe);
+        fail(&mut log, "198.51.100.10", 3);
+        wait_banned("sshd-v4", "198.51.100.10");
+        daemon.cli(&["unban", "198.51.100.7"]).ok();
+        enforcer.child.kill().expect("killed");
+        let _ = enforcer.child.wait();
+        enforcer.child = Enforcer::spawn(&enforcer.dir);
+        enforcer.wait();
+        let _pipe = Pipe::open(&lab, &daemon, &enforcer);
+        wait_until("what was missed is there", || {
+            enforcer.holds("manual-v4", "198.51.100.10") && !enforcer.holds("manual-v4", "198.51.100.7")
+        });
+        assert!(enforcer.holds("manual-v4", "198.51.100.9"), "its own ban stands");
+        daemon.restart();
+        daemon.wait_running();
+        fail(&mut log, "198.51.100.11", 3);
+        wait_until("the stream survives a restart of who decides", || enforcer.holds("manual-v4", "198.51.100.11"));
+        // No echo: the enforcer's own stream tells only its own decision.
+        let echoed = Answer::of(&mut enforcer.command(&["events", "--since", "0"])).ok();
+        assert!(echoed.lines().count() == 1 && echoed.contains("198.51.100.9"), "{echoed}");
+        let snapshot = Answer::of(&mut enforcer.command(&["events"])).ok();
+        assert!(snapshot.lines().count() == 1 && snapshot.contains("198.51.100.9"), "{snapshot}");
+        // Its history names who decided.
+        let rows = Answer::of(&mut enforcer.command(&["history", "198.51.100.10", "--json"])).json();
+        assert_eq!(rows["history"][0]["origin"], "@mx2", "{rows:#}");
     });
 }

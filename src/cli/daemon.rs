@@ -9,13 +9,18 @@ use super::{Global, NEGATIVE, load, log};
 use crate::config::{self, Loaded, Sources};
 use crate::control::server::{self, Access};
 use crate::doctor;
-use crate::engine::core::{Core, Level};
+use crate::engine::core::{Core, Level, Suspects};
 use crate::engine::kernel::Writer;
 use crate::engine::run::{self, Ready};
-use crate::engine::{Specs, clock, lock, machine};
+use crate::engine::spawner::Spawner;
+use crate::engine::{Specs, clock, journal, lock, machine};
+use crate::nft::Monitor;
 use crate::nft::ruleset::jail_of;
 use crate::state::{self, KernelIdentity, Restored, Store};
 use crate::terms::{Family, plain};
+
+/// Restored bans that are told one by one.
+const RESTORED_ONE_BY_ONE: usize = 100;
 
 /// The last accepted configuration, in the state directory.
 const ACCEPTED: &str = "accepted.json";
@@ -23,6 +28,17 @@ const ACCEPTED: &str = "accepted.json";
 /// Runs in the foreground until SIGTERM or SIGINT.
 pub fn daemon(global: &Global) -> u8 {
     match start(global).and_then(run::run) {
+        Ok(()) => 0,
+        Err(why) => {
+            eprintln!("banset: {why}");
+            NEGATIVE
+        }
+    }
+}
+
+/// Starts `journalctl` for the daemon until that ends.
+pub fn spawner() -> u8 {
+    match crate::engine::spawner::serve() {
         Ok(()) => 0,
         Err(why) => {
             eprintln!("banset: {why}");
@@ -41,6 +57,8 @@ fn start(global: &Global) -> Result<Ready, String> {
     // A reload may bring a family into use that was not: both tables of that name are this daemon's.
     let lock = Family::ALL.map(|family| lock::take(family, &specs.table)).into_iter().collect::<Result<Vec<_>, _>>()?;
     let mut writer = Writer::open()?;
+    // Before anything is read: what others do from here on is heard.
+    let monitor = listening(&specs, &writer);
     let socket = global.socket.clone().unwrap_or_else(|| specs.daemon.socket.clone());
     let listener = server::listen(&socket)?;
 
@@ -52,7 +70,15 @@ fn start(global: &Global) -> Result<Ready, String> {
         establish(&mut core, &mut writer, state.as_ref().map(|(_, restored)| restored))?;
     }
 
-    // 4. From here on nothing refuses.
+    // 4. Journals are read through a process of its own, which starts before there are threads and without our capabilities.
+    let spawner = Spawner::default();
+    if journal::possible(core.specs())
+        && let Err(e) = spawner.ready()
+    {
+        error!("cannot start the spawner: {}\n  help: journals can not be read until it can", plain(&e));
+    }
+
+    // 5. From here on nothing refuses.
     let access = Arc::new(Mutex::new(Access::default()));
     let applied = applying(access.clone(), logging.clone());
     let load = reloading(global.clone());
@@ -61,7 +87,7 @@ fn start(global: &Global) -> Result<Ready, String> {
         let _ = &lock;
         logging.reopen();
     });
-    Ok(Ready { core, writer, listener, socket, state, access, applied, load, reopen })
+    Ok(Ready { core, writer, monitor, listener, socket, state, spawner, access, applied, load, reopen })
 }
 
 /// The specs to run, and what is to be said about them once there is a log.
@@ -137,6 +163,20 @@ fn remembered(core: &mut Core) -> Option<(Store, Restored)> {
     }
 }
 
+/// Hears what others do to the table. Without it the daemon goes on: what is damaged then is found when the next ban is sent.
+fn listening(specs: &Specs, writer: &Writer) -> Option<Monitor> {
+    match Monitor::open(specs.family, &specs.table, writer.port()) {
+        Ok(mut monitor) => {
+            Family::ALL.into_iter().filter(|family| *family != specs.family).for_each(|family| monitor.also(family));
+            Some(monitor)
+        }
+        Err(e) => {
+            error!("{e}\n  help: what others change in the table is found out only when the next ban is sent");
+            None
+        }
+    }
+}
+
 /// Makes kernel and books one, then the table equal to what is wanted.
 ///
 /// If the table is the one an earlier run left, in the same boot, what differs is what an admin did meanwhile. Otherwise the
@@ -148,40 +188,62 @@ fn establish(core: &mut Core, writer: &mut Writer, restored: Option<&Restored>) 
     let identity = KernelIdentity { boot: state::boot_id(), table: handle };
     let last = restored.and_then(|restored| restored.kernel.as_ref());
     let now = clock::now();
-    let mut exact = false;
+    if specs.nft.owner && !writer.features().owner {
+        warn!(
+            "[nft] owner: this kernel can not refuse others' changes and keep the table over a restart (Linux 6.9 can); they are undone instead"
+        );
+    }
+    core.seen_up_to(writer.generation());
+    let mut wanted = core.establish();
+    let mut restored_bans = Vec::new();
     match last {
         Some(last) if *last == identity => {
-            let found = writer.adoptable(&specs)?;
+            let found = writer.adoptable(&specs, &wanted.held)?;
             let (added, lifted) = core.compare(now, &found);
             if added + lifted > 0 {
                 info!("table {table} was changed while the daemon was away: {added} bans added, {lifted} lifted");
             }
+            wanted = core.establish();
         }
         Some(_) => {
             info!("table {table} is not the one that was left: {} bans are put back", core.bans_held());
             core.refill();
-            exact = true;
+            wanted = core.establish();
+            wanted.exact = Suspects::All;
+            restored_bans = core.restorable();
         }
         None => {
             let mut strangers = std::collections::BTreeMap::<String, usize>::new();
-            for element in writer.adoptable(&specs)? {
+            for element in writer.adoptable(&specs, &wanted.held)? {
                 if !core.adopt(now, &element) {
                     *strangers.entry(jail_of(&element.set).unwrap_or(&element.set).to_owned()).or_default() += 1;
                 }
             }
             strangers.iter().for_each(|(jail, bans)| warn!("[{jail}] is no longer configured: {bans} bans lifted"));
+            wanted = core.establish();
         }
     }
-    let mut wanted = core.establish();
-    wanted.exact |= exact;
-    let changed = writer.establish(&wanted)?;
-    core.settled_in(clock::now(), writer.handle(&specs)?);
-    match (changed, core.bans_held()) {
+    let done = writer.establish(&wanted)?;
+    core.settled_in(clock::now(), done.table);
+    core.established_at(&done);
+    if wanted.exact == Suspects::All || done.fresh {
+        core.all_confirmed(clock::now(), done.generation);
+    }
+    tell_restored(&restored_bans);
+    match (done.changed, core.bans_held()) {
         (false, held) => info!("table {table} is as it was left: {held} bans go on"),
         (true, 0) => info!("table {table} is set up"),
         (true, held) => info!("table {table} is brought up to date: {held} bans go on"),
     }
     Ok(())
+}
+
+/// Bans that were put back, one by one up to a hundred, then in sum.
+fn tell_restored(bans: &[(String, String)]) {
+    bans.iter().take(RESTORED_ONE_BY_ONE).for_each(|(jail, subject)| warn!("[{jail}] Restore Ban {subject}"));
+    if let Some(more) = bans.len().checked_sub(RESTORED_ONE_BY_ONE).filter(|more| *more > 0) {
+        warn!("{more} more bans were restored");
+    }
 }
 
 /// Keeps an accepted configuration for a day when the files are broken.

@@ -146,7 +146,9 @@ fn configuration(global: &Global, visit: &mut Visit) -> Option<Specs> {
 fn sources(specs: &Specs, visit: &mut Visit) {
     let mut read = 0;
     for spec in specs.jails.iter().filter(|spec| spec.broken.is_none()) {
-        for pattern in &spec.patterns {
+        // What lies in files that are not there may come from the journal instead: the daemon chooses, and `status` says what.
+        let or_journal = spec.journal.is_some() && crate::engine::spawner::installed();
+        for pattern in spec.patterns.iter().filter(|_| !or_journal) {
             let shown = escape(pattern.as_bytes(), 4096);
             let paths: Vec<_> = glob::glob(pattern).map(|paths| paths.flatten().collect()).unwrap_or_default();
             if paths.is_empty() {

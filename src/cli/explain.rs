@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::check::out;
 use super::show::socket;
 use super::{Global, NEGATIVE, USAGE, load};
+use crate::config::run::Backend;
 use crate::config::{Config, Jail};
 use crate::control::{Request, client};
 use crate::engine::machine;
@@ -104,10 +105,12 @@ fn tell(config: &Config, jail: &Jail, line: &str, args: &Args) -> Result<Told, S
     let Some(used) = &jail.filter else { return Err(format!("jail {} has no filter", jail.name)) };
     let zone = jail.logtimezone.clone().unwrap_or_else(TimeZone::system);
     let options = Options { logtimezone: zone.clone(), ..Options::default() };
-    let filter = Filter::compile(&used.definition, &used.params, &options);
+    let journal = args.journal || jail.backend == Backend::Journal;
+    let definition = used.on_journal.as_ref().filter(|_| journal).unwrap_or(&used.definition);
+    let filter = Filter::compile(definition, &used.params, &options);
     let filter = Arc::new(filter.map_err(|mistakes| format!("filter {}: {}", used.name, mistakes[0].what))?);
     let now = args.now.map_or_else(Time::now, Time::from_secs);
-    let given = args.journal.then_some(now);
+    let given = journal.then_some(now);
     let mut trial = Trial::new(Arc::clone(&filter));
     let steps = trial.steps(line.as_bytes(), given, now);
     let tried = trial.line(line.as_bytes(), given, now, true);
@@ -115,6 +118,11 @@ fn tell(config: &Config, jail: &Jail, line: &str, args: &Args) -> Result<Told, S
     let mut text = String::new();
     let mut json = json!({ "jail": jail.name, "filter": used.name, "text": steps.text });
     _ = writeln!(text, "jail {}, filter {}, {} failregex", jail.name, used.name, patterns.len());
+
+    if journal && let Some(entries) = &jail.entries {
+        _ = writeln!(text, "entries:   {}: {entries}", jail.journal);
+        json["entries"] = json!(entries.to_string());
+    }
 
     // 1. The date.
     let stamp = |time: Time| {

@@ -70,19 +70,24 @@ pub fn specs(config: &config::Config, old: Option<&Specs>) -> Result<Specs, Stri
     for spec in &mut specs.jails {
         let Some(used) = &spec.filter else { continue };
         let same = known.iter().find(|other| other.filter.as_ref() == Some(used) && other.logtimezone == spec.logtimezone);
+        let compile = |definition: &Definition| {
+            let zone = spec.logtimezone.clone().unwrap_or_else(jiff::tz::TimeZone::system);
+            let options = filter::Options { logtimezone: zone, ..filter::Options::default() };
+            let filter = Filter::compile(definition, &used.params, &options);
+            let why = |mistakes: Vec<Mistake>| mistakes.first().map_or_else(String::new, |m| format!("{}: {}", m.key, m.what));
+            filter.map(|filter| Compiled(Arc::new(filter))).map_err(|mistakes| format!("filter {}: {}", used.name, why(mistakes)))
+        };
         let compiled = match same.and_then(|other| other.compiled.clone()) {
             Some(compiled) => compiled,
-            None => {
-                let zone = spec.logtimezone.clone().unwrap_or_else(jiff::tz::TimeZone::system);
-                let options = filter::Options { logtimezone: zone, ..filter::Options::default() };
-                let filter = Filter::compile(&used.definition, &used.params, &options);
-                let why =
-                    |mistakes: Vec<Mistake>| mistakes.first().map_or_else(String::new, |m| format!("{}: {}", m.key, m.what));
-                Compiled(Arc::new(filter.map_err(|mistakes| format!("filter {}: {}", used.name, why(mistakes)))?))
-            }
+            None => compile(&used.definition)?,
         };
-        Arc::make_mut(spec).compiled = Some(compiled);
-        known.push(spec.clone());
+        let on_journal = match (same.and_then(|other| other.on_journal.clone()), &used.on_journal) {
+            (None, Some(definition)) => Some(compile(definition)?),
+            (known, _) => known,
+        };
+        let spec = Arc::make_mut(spec);
+        (spec.compiled, spec.on_journal) = (Some(compiled), on_journal);
+        known.push(Arc::new(spec.clone()));
     }
     Ok(specs)
 }

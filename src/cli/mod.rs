@@ -12,6 +12,7 @@ pub mod log;
 pub mod offline;
 pub mod regex;
 pub mod show;
+pub mod stream;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -200,6 +201,10 @@ enum Command {
         #[command(flatten)]
         shown: Shown,
     },
+    /// Print bans and unbans as JSON lines, for another machine to apply
+    Events(stream::Events),
+    /// Do what another machine's events say
+    Apply(stream::Apply),
     /// Try a filter on a log file or a quoted line
     Regex(Box<regex::Args>),
     /// Say what each step makes of a line, or why an address is not banned
@@ -211,6 +216,9 @@ enum Command {
     },
     /// Play the whole way in a throwaway network namespace
     Demo(demo::Args),
+    /// Start journalctl for the daemon, which starts this itself
+    #[command(hide = true)]
+    Spawner,
 }
 
 #[derive(Debug, Subcommand)]
@@ -234,10 +242,13 @@ pub fn run() -> ExitCode {
         Command::Explain(args) => explain::explain(&global, &args),
         Command::Regex(args) => regex::regex(&global, &args),
         Command::Demo(args) => return demo::run(&args),
+        Command::Spawner => daemon::spawner(),
         Command::Doctor { shown } => doctor::doctor(&global, shown),
         Command::Status { jail, shown } => show::status(&global, jail, shown),
         Command::Stats { shown } => show::stats(&global, shown),
         Command::Banned { addr, shown } => show::banned(&global, addr, shown),
+        Command::Events(args) => stream::events(&global, &args),
+        Command::Apply(args) => stream::apply(&global, &args),
         Command::History(args) => history::history(&global, *args),
         Command::Ban { what, span, permanent, reason, force, shown } => {
             change::ban(&global, what, change::Ban { span, permanent, reason, force }, shown)

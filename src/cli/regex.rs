@@ -19,7 +19,9 @@ use super::{Global, NEGATIVE, USAGE, load};
 use crate::filter::fail2ban::{self, Failure, Resolved, Value, resolve};
 use crate::filter::trial::{Said, Trial};
 use crate::filter::{self, Definition, Filter, Options, UseDns, definition};
+use crate::terms::journal::{Journal, Match};
 use crate::terms::{Time, escape, head};
+use crate::watch::journal::{Export, Terms};
 
 /// Lines of each kind that are printed unasked.
 const SHOWN: usize = 20;
@@ -31,7 +33,7 @@ const LARGEST: u64 = 8 << 20;
 /// The arguments of `banset regex`.
 #[derive(Debug, Arguments)]
 pub struct Args {
-    /// A log file, `-`, one quoted line, or `journal`
+    /// A log file, `-`, one quoted line, or `journal` (`journal:/DIRECTORY`, `journal@NAMESPACE`)
     log: String,
     /// A shipped filter, a TOML or fail2ban .conf file (fail2ban's [mode=…] too), or a quoted failregex
     filter: String,
@@ -49,6 +51,9 @@ pub struct Args {
     /// Lines are messages of the journal: they bear no date
     #[arg(long)]
     journal: bool,
+    /// Entries of the journal to try, instead of those the filter is for
+    #[arg(short = 'm', long, value_name = "MATCH")]
+    journalmatch: Vec<String>,
     /// A parameter of the filter, such as mode=aggressive
     #[arg(long = "opt", value_name = "KEY=VALUE")]
     opts: Vec<String>,
@@ -114,7 +119,7 @@ fn run(global: &Global, args: &Args) -> Result<String, Refused> {
         Some(_) => return Err(Refused::usage("--now: takes seconds since 1970")),
         None => Time::now(),
     };
-    let journal = args.journal || args.log == "journal";
+    let journal = args.journal || named(&args.log).is_some_and(|_| !Path::new(&args.log).is_file());
     let mut params = BTreeMap::new();
     for opt in &args.opts {
         let Some((key, value)) = opt.split_once('=') else {
@@ -137,7 +142,10 @@ fn run(global: &Global, args: &Args) -> Result<String, Refused> {
     let filter = Arc::new(compiled.map_err(|mistakes| Refused(NEGATIVE, chosen.cite(&mistakes)))?);
     let mut tally = Tally::new(&filter, args);
     let mut trial = Trial::new(Arc::clone(&filter));
-    let source = Source::of(&args.log)?;
+    let wanted = if args.journalmatch.is_empty() { &chosen.definition.journalmatch } else { &args.journalmatch };
+    let wanted =
+        Match::parse(wanted).map_err(|fault| Refused::usage(format!("journalmatch: {}\n  help: {}", fault.what, fault.help)))?;
+    let source = Source::of(&args.log, &wanted)?;
     let started = std::time::Instant::now();
     source.each(|number, line, given| {
         let given = given.or(journal.then_some(now));
@@ -187,6 +195,15 @@ pub(super) fn place(resolved: &Resolved, key: &str, index: usize) -> Option<(Str
 
 /// Reads a file for the filter room; `None` if there is none.
 pub(super) fn reading(path: &str) -> Result<Option<String>, String> {
+    if path.ends_with('/') {
+        return match std::fs::read_dir(path) {
+            Ok(entries) => {
+                Ok(Some(entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect::<Vec<_>>().join("\n")))
+            }
+            Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => Ok(None),
+            Err(error) => Err(error.to_string()),
+        };
+    }
     let file = match std::fs::File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -305,18 +322,18 @@ fn zone(text: &str) -> Result<TimeZone, Refused> {
 enum Source {
     File(PathBuf),
     Input,
-    Journal,
+    Journal(Journal, Match),
     Lines(Vec<String>),
 }
 
 impl Source {
-    fn of(log: &str) -> Result<Source, Refused> {
+    fn of(log: &str, wanted: &Match) -> Result<Source, Refused> {
         let path = Path::new(log);
         let rooted = ["/", "./", "../", "~/"].iter().any(|head| log.starts_with(head));
         match log {
             "-" => Ok(Source::Input),
             _ if path.is_file() => Ok(Source::File(path.to_owned())),
-            "journal" => Ok(Source::Journal),
+            _ if let Some(journal) = named(log) => Ok(Source::Journal(journal, wanted.clone())),
             _ if path.is_dir() => Err(Refused::usage(format!("{}: is a directory", shown(log)))),
             // A pipe, as `<(…)` gives one.
             _ if path.exists() => Ok(Source::File(path.to_owned())),
@@ -331,7 +348,7 @@ impl Source {
         match self {
             Source::File(path) => format!("Use         log file : {}\nUse         encoding : UTF-8", path.display()),
             Source::Input => "Use         log file : standard input\nUse         encoding : UTF-8".to_owned(),
-            Source::Journal => "Use          journal : all entries".to_owned(),
+            Source::Journal(which, wanted) => format!("Use {:>16} : {wanted}", which.to_string()),
             Source::Lines(lines) if lines.len() == 1 => format!("Use      single line : {}", brief(&lines[0])),
             Source::Lines(lines) => format!("Use      multi line : {} line(s)", lines.len()),
         }
@@ -374,13 +391,23 @@ impl Source {
                 lines.iter().enumerate().for_each(|(i, text)| told(i as u64 + 1, text.as_bytes()));
                 Ok(())
             }
-            Source::Journal => return journal(&mut line),
+            Source::Journal(which, wanted) => return journal(which, wanted, &mut line),
         };
         let of = match self {
             Source::File(path) => path.display().to_string(),
             _ => "standard input".to_owned(),
         };
         result.map_err(|error| Refused(NEGATIVE, format!("cannot read {of}: {error}")))
+    }
+}
+
+/// The journal that an argument names.
+fn named(log: &str) -> Option<Journal> {
+    match (log.strip_prefix("journal:"), log.strip_prefix("journal@")) {
+        _ if log == "journal" => Some(Journal::Own),
+        (Some(path), _) if path.starts_with('/') => Some(Journal::Path(path.to_owned())),
+        (_, Some(name)) if !name.is_empty() && !name.contains(' ') => Some(Journal::Namespace(name.to_owned())),
+        _ => None,
     }
 }
 
@@ -406,43 +433,29 @@ fn skip_line(reader: &mut dyn BufRead) -> std::io::Result<()> {
 /// Takes a line: its number, its bytes, and its time where the journal gave one.
 type Taking<'a> = dyn FnMut(u64, &[u8], Option<Time>) + 'a;
 
-/// The entries of the journal, each as fail2ban words it: `HOST IDENT[PID]: MESSAGE`.
-fn journal(line: &mut Taking<'_>) -> Result<(), Refused> {
+/// The entries of a journal that `wanted` means, each as fail2ban words it: `HOST IDENT[PID]: MESSAGE`.
+fn journal(which: &Journal, wanted: &Match, line: &mut Taking<'_>) -> Result<(), Refused> {
     let mut command = Command::new("journalctl");
-    command.args(["--quiet", "--no-pager", "--all", "--output=json"]).stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut child = command.spawn().map_err(|error| Refused(NEGATIVE, format!("cannot start journalctl: {error}")))?;
-    let Some(output) = child.stdout.take() else { return Ok(()) };
-    let mut reader = std::io::BufReader::new(output);
-    let (mut number, mut bytes) = (0, Vec::new());
-    while reader.read_until(b'\n', &mut bytes).unwrap_or(0) > 0 {
-        number += 1;
-        if let Ok(entry) = serde_json::from_slice::<Json>(&bytes) {
-            let field = |name: &str| match &entry[name] {
-                Json::String(text) => Some(text.clone()),
-                // What is not UTF-8 comes as a list of bytes.
-                Json::Array(list) => {
-                    let bytes: Vec<u8> = list.iter().filter_map(|b| u8::try_from(b.as_u64()?).ok()).collect();
-                    Some(String::from_utf8_lossy(&bytes).into_owned())
-                }
-                _ => None,
-            };
-            let micros = field("_SOURCE_REALTIME_TIMESTAMP").or_else(|| field("__REALTIME_TIMESTAMP"));
-            let time = micros.and_then(|text| text.parse().ok()).map(Time);
-            let mut text = field("_HOSTNAME").unwrap_or_default();
-            if let Some(ident) = field("SYSLOG_IDENTIFIER").or_else(|| field("_COMM")) {
-                _ = write!(text, " {ident}");
-                if let Some(pid) = field("SYSLOG_PID").or_else(|| field("_PID")) {
-                    _ = write!(text, "[{pid}]");
-                }
-                text.push(':');
-            }
-            _ = write!(text, " {}", field("MESSAGE").unwrap_or_default().replace('\n', "\\n"));
-            line(number, text.as_bytes(), Some(time.unwrap_or_else(Time::now)));
-        }
-        bytes.clear();
+    command.args(["--quiet", "--no-pager", "--output=export"]).args(which.arguments()).args(wanted.arguments());
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
+    let mut child = child.map_err(|error| Refused(NEGATIVE, format!("cannot start journalctl: {error}")))?;
+    let Some(mut output) = child.stdout.take() else { return Ok(()) };
+    let (mut number, mut text) = (0, Vec::new());
+    let mut export = Export::new(Terms::default());
+    let mut bytes = vec![0; 1 << 16];
+    while let Ok(read @ 1..) = output.read(&mut bytes) {
+        export.feed(&bytes[..read], |_, entry| {
+            number += 1;
+            text.clear();
+            entry.line(&mut text);
+            line(number, &text, Some(entry.time()));
+        });
     }
-    let _ = child.wait();
-    Ok(())
+    match child.wait() {
+        Ok(status) if status.success() || number > 0 => Ok(()),
+        Ok(status) => Err(Refused(NEGATIVE, format!("journalctl ended with {status}"))),
+        Err(error) => Err(Refused(NEGATIVE, format!("journalctl: {error}"))),
+    }
 }
 
 /// What came of all lines.
@@ -476,6 +489,14 @@ impl Lines {
         self.count += 1;
         if all || self.kept.len() < SHOWN {
             self.kept.push(line.to_owned());
+        }
+    }
+
+    /// A line is of another kind after all.
+    fn take(&mut self, line: &str) {
+        self.count = self.count.saturating_sub(1);
+        if let Some(at) = self.kept.iter().position(|kept| kept == line) {
+            self.kept.remove(at);
         }
     }
 }
@@ -517,6 +538,10 @@ impl<'a> Tally<'a> {
             self.near.add(&text, self.args.near_misses);
         }
         let args = self.args;
+        for line in tried.joined.iter().map(|line| escape(line.as_bytes(), line.len())) {
+            self.missed.take(&line);
+            self.matched.add(&line, args.print_all_matched);
+        }
         match tried.said {
             Said::Failure(failure) => {
                 self.matched.add(&text, args.print_all_matched);

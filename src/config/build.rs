@@ -17,6 +17,7 @@ use super::run::{
 use super::source::{Source, quoted};
 use super::values::{self, FilterName, Meaning};
 use crate::filter::{Definition, Mistake};
+use crate::terms::journal::{Journal, Match};
 use crate::terms::{Aggregate, Blocktype, Family, Hook, Ports, Protocols};
 
 /// Everything needed while building.
@@ -139,10 +140,15 @@ impl Builder<'_> {
         if !enabled {
             return None;
         }
+        self.entries(&mut jail, values, (file, at.clone()));
         // What is missing is said only of a jail whose values are right: otherwise it may be what is wrong.
         if !self.findings.jails.contains_key(name) {
-            if jail.logpath.is_empty() {
-                let help = "write logpath = \"/var/log/…\"".to_owned();
+            if jail.logpath.is_empty() && jail.entries.is_none() {
+                let help = match jail.backend {
+                    Backend::File => "write logpath = \"/var/log/…\"",
+                    _ => "write logpath = \"/var/log/…\", or journalmatch for entries of the journal",
+                };
+                let help = help.to_owned();
                 self.jail_mistake(name, file, at.clone(), format!("jail {name}: no source: this jail can never ban"), help);
             }
             if !values.contains_key("port") && jail.protocols != Protocols::All {
@@ -178,6 +184,41 @@ impl Builder<'_> {
         }
         self.check_tables(&jail, values);
         Some(Draft { jail, file, at })
+    }
+
+    /// Which entries of a journal a jail judges, if it may read one.
+    fn entries(&mut self, jail: &mut Jail, values: &Values<'_>, place: (usize, Range<usize>)) {
+        if jail.backend == Backend::File || self.findings.jails.contains_key(&jail.name) {
+            return;
+        }
+        let own = values.get("journalmatch").and_then(|held| held.last());
+        let texts = match own.map(|held| &held.field.meaning) {
+            Some(Meaning::Texts(texts)) => texts.clone(),
+            _ => jail.filter.as_ref().map(|filter| filter.definition.journalmatch.clone()).unwrap_or_default(),
+        };
+        let name = jail.name.clone();
+        match Match::parse(&texts) {
+            Ok(found) if !found.alternatives.is_empty() => jail.entries = Some(found),
+            Ok(every) if jail.backend == Backend::Journal => {
+                jail.entries = Some(every);
+                let (file, at) = values
+                    .get("backend")
+                    .and_then(|held| held.last())
+                    .map_or(place, |held| (held.layer.file, held.field.at.clone()));
+                let what = format!("jail {name}: no journalmatch: every entry of the journal is judged, whoever wrote it");
+                let help = "write journalmatch = \"_SYSTEMD_UNIT=…\" for entries of one service";
+                self.findings.warning(file, Some(at), what, Some(help.to_owned()));
+            }
+            Ok(_) => {}
+            // The jail's own was cited where it stands.
+            Err(fault) => {
+                let what = format!("filter: journalmatch: {}", fault.what);
+                self.jail_mistake(&name, place.0, place.1, what, fault.help);
+            }
+        }
+        if jail.logpath.is_empty() && jail.entries.is_some() {
+            jail.backend = Backend::Journal;
+        }
     }
 
     /// Says where a jail's rules can not do what they are written for.
@@ -280,7 +321,7 @@ impl Builder<'_> {
                 self.jail_filter_mistake(jail, values, layer, filter, &mistake, (file, used.at.clone()));
             }
         }
-        Some(FilterUse { name: used.name, params, definition: Arc::new(definition) })
+        Some(FilterUse { name: used.name, params, definition: Arc::new(definition), on_journal: None })
     }
 
     /// A filter of fail2ban, named by its path.
@@ -329,7 +370,17 @@ impl Builder<'_> {
                 self.findings.mistake(&Concern::Jail(jail.to_owned()), file, Some(at), what, help);
             }
         }
-        Some(FilterUse { name: used.name, params: BTreeMap::new(), definition: Arc::new(definition) })
+        // fail2ban's files have other patterns for lines of the journal, chosen by a parameter that its backend sets.
+        let on_file = matches!(values.get("backend").and_then(|held| held.last()).map(|held| &held.field.meaning),
+            Some(Meaning::Text(word)) if word == "file");
+        let on_journal = if on_file || params.contains_key("logtype") {
+            None
+        } else {
+            params.insert("logtype".to_owned(), "journal".to_owned());
+            self.judge.fail2ban(&used.name, &params).ok().map(|found| self.with_additions(&found.definition, values))
+        };
+        let on_journal = on_journal.filter(|other| *other != definition).map(Arc::new);
+        Some(FilterUse { name: used.name, params: BTreeMap::new(), definition: Arc::new(definition), on_journal })
     }
 
     fn check_mode(
@@ -545,9 +596,20 @@ const UNASKED_BRIDGE: &str = "with br_netfilter on, several kernels never ask a 
 /// Puts a value where it belongs. Keys that need more than themselves are left to [`Builder::draft`].
 fn set(jail: &mut Jail, held: &Held<'_>) {
     match (held.field.key.name, &held.field.meaning) {
-        ("backend", Meaning::Text(word)) => jail.backend = if word == "file" { Backend::File } else { Backend::Auto },
+        ("backend", Meaning::Text(word)) => {
+            jail.backend = match word.as_str() {
+                "file" => Backend::File,
+                "journal" => Backend::Journal,
+                _ => Backend::Auto,
+            };
+        }
         ("logpath", Meaning::Texts(paths)) => jail.logpath.clone_from(paths),
-        ("journalmatch", Meaning::Texts(matches)) => jail.journalmatch.clone_from(matches),
+        ("journal_path", Meaning::Text(text)) => {
+            jail.journal = match text.strip_prefix('@') {
+                Some(name) => Journal::Namespace(name.to_owned()),
+                None => Journal::Path(text.clone()),
+            };
+        }
         ("port", Meaning::Ports(ports)) => jail.ports = ports.clone(),
         ("protocol", Meaning::Protocols(protocols)) => jail.protocols = protocols.clone(),
         ("chain_hook", Meaning::Hooks(hooks)) => jail.hooks.clone_from(hooks),

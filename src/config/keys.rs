@@ -79,6 +79,10 @@ pub enum Kind {
     Globs,
     /// Texts, each whole: a string is one of them.
     Texts,
+    /// A journal: an absolute path, or `@` and the name of a namespace.
+    Journal,
+    /// Entries of a journal: texts, each an alternative.
+    Matches,
     /// Words: a string is split at blanks and commas.
     Words,
     /// Addresses, subnets, host names.
@@ -181,10 +185,34 @@ pub const KEYS: &[Key] = &[
     key(Jail, "mode", Now, Name, "", "\"aggressive\"", "the filter's mode"),
     key(Jail, "logpath", Now, Globs, "", "[\"/var/log/auth.log\"]", "files to follow; wildcards find new files as they appear")
         .was(&["logfile"]),
-    key(Jail, "backend", Now, Word(&["auto", "file"]), "\"auto\"", "\"file\"", "where lines come from"),
+    key(
+        Jail,
+        "backend",
+        Now,
+        Word(&["auto", "file", "journal"]),
+        "\"auto\"",
+        "\"journal\"",
+        "where lines come from; auto: files while one of them is written to, else the journal",
+    ),
     key(Jail, "logencoding", Planned, Name, "", "\"utf-8\"", "the encoding of the log"),
-    key(Jail, "journalmatch", Planned, Texts, "", "\"_SYSTEMD_UNIT=ssh.service\"", "journal entries to judge"),
-    key(Jail, "journal_path", Planned, Path, "", "\"/var/log/journal\"", "a journal other than this machine's"),
+    key(
+        Jail,
+        "journalmatch",
+        Now,
+        Matches,
+        "",
+        "\"_SYSTEMD_UNIT=ssh.service + _COMM=sshd\"",
+        "journal entries to judge, instead of those the filter is for; + parts alternatives",
+    ),
+    key(
+        Jail,
+        "journal_path",
+        Now,
+        Journal,
+        "",
+        "\"/var/log/journal/remote\"",
+        "a journal other than this machine's: a directory, or \"@NAME\" for a namespace of journald",
+    ),
     key(Jail, "failregex_add", Now, Texts, "", "['''^bad login from <HOST>$''']", "patterns on top of the filter's failregex"),
     key(Jail, "ignoreregex_add", Now, Texts, "", "['''from monitoring''']", "patterns on top of the filter's ignoreregex"),
     key(Jail, "maxlines", Now, Number(1, 100), "", "1", "lines a pattern may span, instead of what the filter says"),
@@ -318,11 +346,11 @@ pub const KEYS: &[Key] = &[
     key(
         Nft,
         "owner",
-        Planned,
+        Now,
         Bool,
         "false",
         "true",
-        "the kernel refuses foreign changes; a saved ruleset with our table no longer loads",
+        "the kernel refuses every change of our tables by others, flush ruleset included (Linux 6.9); the price: a saved ruleset that contains them fails to load, as a whole",
     ),
     key(
         Nft,
@@ -399,7 +427,7 @@ pub const KEYS: &[Key] = &[
     ),
     key(InFilter, "datepattern", Now, Texts, "", "", "how stamps look"),
     key(InFilter, "maxlines", Now, Number(1, 100), "1", "1", "lines a pattern may span"),
-    key(InFilter, "journalmatch", Now, Texts, "", "\"_COMM=exampled\"", "journal entries this filter is for"),
+    key(InFilter, "journalmatch", Now, Matches, "", "\"_COMM=exampled\"", "journal entries this filter is for"),
     key(InFilter, "variable", Now, Variables, "", "", "texts that patterns pull in as <NAME>"),
     key(InFilter, "param", Now, Named(Param), "", "", "what a jail may set"),
     key(InFilter, "once", Now, Table(Once), "", "", "a try that is reported several times counts once"),

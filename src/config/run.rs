@@ -10,6 +10,7 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 
 use crate::filter::Definition;
+use crate::terms::journal::{Journal, Match};
 use crate::terms::{Aggregate, Blocktype, Family, Hook, Lasting, Ports, Protocol, Protocols, Span};
 
 /// Everything the daemon runs on.
@@ -214,8 +215,10 @@ pub struct Jail {
     pub backend: Backend,
     /// Files, as globs in the shell's notation, absolute.
     pub logpath: Vec<String>,
-    /// Journal entries to judge, in fail2ban's notation. Always empty in this version.
-    pub journalmatch: Vec<String>,
+    /// The journal it reads, if it reads one.
+    pub journal: Journal,
+    /// The entries of it that it judges: its own `journalmatch`, else its filter's. `None` if it reads no journal.
+    pub entries: Option<Match>,
     /// The ports a ban closes.
     pub ports: Ports,
     /// The protocols a ban closes.
@@ -270,15 +273,19 @@ pub struct FilterUse {
     /// The filter with the jail's `failregex_add` and `ignoreregex_add` at the end of its lists, and the jail's `datepattern`
     /// and `maxlines` instead of its own where set: what is to be compiled.
     pub definition: Arc<Definition>,
+    /// The same for lines of the journal, where the jail may read it and they are judged by other patterns.
+    pub on_journal: Option<Arc<Definition>>,
 }
 
 /// Where lines come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
-    /// Files today; the journal, too, once a version can.
+    /// Files as long as one of them is alive, else the journal.
     Auto,
     /// Files.
     File,
+    /// The journal.
+    Journal,
 }
 
 /// How failures are counted.
@@ -391,7 +398,8 @@ impl Jail {
             filter: None,
             backend: Backend::Auto,
             logpath: Vec::new(),
-            journalmatch: Vec::new(),
+            journal: Journal::Own,
+            entries: None,
             ports: Ports::All,
             protocols: Protocols::List(vec![Protocol::Tcp, Protocol::Udp, Protocol::Udplite, Protocol::Sctp]),
             hooks: vec![Hook::Input],

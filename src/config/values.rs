@@ -14,6 +14,7 @@ use super::run::{IgnoreList, Tristate};
 use super::services;
 use super::source::{Source, quoted};
 use super::written::{Node, Raw, Table};
+use crate::terms::journal::Match;
 use crate::terms::{Aggregate, Family, Hook, Lasting, Ports, Protocol, Protocols, Span};
 
 /// The most mistakes told of one value.
@@ -269,6 +270,20 @@ pub fn mean(key: &Key, node: &Node, source: &Source) -> Result<Meaning, Vec<Wron
             .map(Meaning::Texts),
             _ => not("text or a list of texts"),
         },
+        Kind::Matches => matches(node),
+        Kind::Journal => match &node.value {
+            Raw::Text(text) | Raw::Word(text) => match text.strip_prefix('@') {
+                Some(name) if name_fault(name).is_none() => Ok(Meaning::Text(text.clone())),
+                Some(_) => {
+                    wrong(node, format!("{} names no namespace", quoted(text)), "write \"@NAME\", as in LogNamespace=NAME")
+                }
+                None => match path_fault(text) {
+                    None => Ok(Meaning::Text(text.clone())),
+                    Some((what, help)) => wrong(node, what, help),
+                },
+            },
+            _ => not("a path"),
+        },
         Kind::Words => match pieces(node) {
             Some(pieces) => Ok(Meaning::Texts(pieces.iter().map(|piece| piece.text.to_owned()).collect())),
             None => not("words"),
@@ -292,9 +307,7 @@ pub fn mean(key: &Key, node: &Node, source: &Source) -> Result<Meaning, Vec<Wron
 /// Words of fail2ban that deserve more than a list of ours.
 fn known_word(key: &str, word: &str) -> Option<(String, String)> {
     let (what, help) = match (key, word) {
-        ("backend", "systemd" | "journal" | "journald") => {
-            (format!("{}: known, but this version does not carry it out yet", quoted(word)), "write \"auto\", and logpath")
-        }
+        ("backend", "systemd" | "journald") => (format!("{} is fail2ban's word", quoted(word)), "write \"journal\""),
         ("backend", "pyinotify" | "polling" | "gamin") => (
             format!("{} is fail2ban's word", quoted(word)),
             "write \"auto\": files are followed by inotify, and polled where that fails",
@@ -784,8 +797,8 @@ fn globs(node: &Node, source: &Source) -> Result<Vec<String>, Vec<Wrong>> {
         if matches!(piece.text, "SYSLOG" | "systemd" | "journal") {
             return Err(vec![piece.wrong(
                 source,
-                "a journal as source: known, but this version does not carry it out yet",
-                HELP,
+                format!("{} is fail2ban's word, and no path", quoted(piece.text)),
+                "write backend = \"journal\" and leave logpath out",
             )]);
         }
         match path_fault(piece.text) {
@@ -793,6 +806,30 @@ fn globs(node: &Node, source: &Source) -> Result<Vec<String>, Vec<Wrong>> {
             Some((what, help)) => Err(vec![piece.wrong(source, what, help)]),
         }
     }))
+}
+
+/// Entries of a journal. Lines of one text are alternatives, as in fail2ban.
+fn matches(node: &Node) -> Result<Meaning, Vec<Wrong>> {
+    const HELP: &str = "write \"_SYSTEMD_UNIT=ssh.service + _COMM=sshd\", or a list of such texts";
+    let parsed = |node: &Node, text: &str| {
+        let lines: Vec<String> = text.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect();
+        let lines = if lines.is_empty() { vec![String::new()] } else { lines };
+        match Match::parse(&lines) {
+            Ok(_) => Ok(lines),
+            Err(fault) => wrong(node, fault.what, fault.help),
+        }
+    };
+    match &node.value {
+        Raw::Text(text) | Raw::Word(text) => parsed(node, text).map(Meaning::Texts),
+        Raw::List(items) => {
+            let all = collect(items.iter().map(|item| match &item.value {
+                Raw::Text(text) => parsed(item, text),
+                other => wrong(item, format!("takes text, not {}", other.noun()), HELP),
+            }))?;
+            Ok(Meaning::Texts(all.concat()))
+        }
+        other => wrong(node, format!("takes text or a list of texts, not {}", other.noun()), HELP),
+    }
 }
 
 const IGNORE_HELP: &str = "write an address, a subnet such as \"10.0.0.0/8\", or a host name";

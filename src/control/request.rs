@@ -155,10 +155,65 @@ pub enum Request {
         #[serde(default)]
         limit: Option<usize>,
     },
+    /// What was banned and unbanned here after a number, for another machine.
+    Events {
+        /// The number; without one, what is banned now.
+        #[serde(default)]
+        since: Option<u64>,
+        /// If there is nothing yet, the answer may wait for so many seconds.
+        #[serde(default)]
+        wait_s: u64,
+    },
+    /// Do what another machine decided.
+    Apply {
+        /// Its name.
+        origin: String,
+        /// Into this jail, whatever it was there.
+        #[serde(default)]
+        jail: Option<String>,
+        /// Its events, in order.
+        events: Vec<Given>,
+    },
+    /// How far each machine's events were applied.
+    Applied,
     /// The accepted configuration.
     Config,
     /// Read the configuration again.
     Reload,
+}
+
+/// An event of another machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Given {
+    /// Its number there.
+    pub seq: u64,
+    /// What happened.
+    pub what: GivenWhat,
+    /// In which jail.
+    pub jail: String,
+    /// To whom.
+    pub addr: String,
+    /// Since when, in seconds of the Unix epoch.
+    pub since_s: i64,
+    /// Until when; `None`: permanent.
+    #[serde(default)]
+    pub until_s: Option<i64>,
+    /// Failures behind it.
+    #[serde(default)]
+    pub failures: u32,
+    /// Why.
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+/// What an event of another machine asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GivenWhat {
+    /// A ban.
+    Ban,
+    /// Its end before its time.
+    Unban,
 }
 
 /// What a client must be to ask something.
@@ -182,10 +237,18 @@ impl Request {
                 Rank::Reader
             }
             // How long and how much an operator may have ignored is decided where that is known.
-            Request::Unban { .. } | Request::History { .. } | Request::Ignore { .. } | Request::Unignore { .. } => Rank::Operator,
-            Request::Ban { .. } | Request::Config | Request::Reload | Request::Pause { .. } | Request::Resume { .. } => {
-                Rank::Root
-            }
+            Request::Unban { .. }
+            | Request::History { .. }
+            | Request::Events { .. }
+            | Request::Ignore { .. }
+            | Request::Unignore { .. } => Rank::Operator,
+            Request::Ban { .. }
+            | Request::Config
+            | Request::Reload
+            | Request::Pause { .. }
+            | Request::Resume { .. }
+            | Request::Apply { .. }
+            | Request::Applied => Rank::Root,
         }
     }
 }

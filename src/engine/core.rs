@@ -21,12 +21,15 @@ use crate::state::history::{Row, What};
 use crate::terms::{Span, Time, escape};
 
 pub mod events;
+mod foreign;
 mod history;
 mod ignores;
 mod kept;
 mod pause;
 mod people;
+mod room;
 mod settings;
+mod stream;
 mod subnets;
 mod table;
 #[cfg(test)]
@@ -94,6 +97,8 @@ struct Running {
     ignored: Nets,
     sources: BTreeMap<Arc<str>, Source>,
     nets: NetSets,
+    /// Between file and journal.
+    choice: Option<Choice>,
 }
 
 /// Whether a jail has its sets of subnets, which come to be with the first.
@@ -104,6 +109,17 @@ enum NetSets {
     /// The kernel is asked to make them.
     Asked,
     Yes,
+}
+
+impl Running {
+    /// `file` or `journal`: what was chosen, or what the configuration alone decides.
+    fn backend(&self) -> &'static str {
+        match &self.choice {
+            Some(choice) if self.spec.journal.is_some() => choice.backend,
+            _ if self.spec.backend == "journal" => "journal",
+            _ => "file",
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -131,6 +147,8 @@ pub struct Core {
     queued_reload: Option<(Cause, Specs)>,
     rebuild: Rebuild,
     rebuilt: u64,
+    hands: foreign::Hands,
+    rooms: HashMap<Arc<str>, room::Room>,
     pace: Pace,
     keep: Keep,
     boot: String,
@@ -144,6 +162,10 @@ pub struct Core {
     places: HashMap<u16, Arc<str>>,
     /// On whose behalf things happen at the moment; `None`: on our own.
     behalf: Option<history::Behalf>,
+    /// Who waits for the next event.
+    followers: Vec<stream::Follower>,
+    /// How far each other machine's events were applied.
+    applied: BTreeMap<Box<str>, u64>,
     /// Whom people want ignored.
     ignores: ignores::Wishes,
     /// What is paused.
@@ -185,6 +207,8 @@ impl Core {
             queued_reload: None,
             rebuild: Rebuild::No,
             rebuilt: 0,
+            hands: foreign::Hands::default(),
+            rooms: HashMap::new(),
             pace: Pace::default(),
             keep: Keep::default(),
             boot: String::new(),
@@ -193,6 +217,8 @@ impl Core {
             key: [0; 2],
             places: HashMap::new(),
             behalf: None,
+            followers: Vec::new(),
+            applied: BTreeMap::new(),
             ignores: ignores::Wishes::default(),
             pauses: pause::Pauses::default(),
             restate: false,
@@ -224,7 +250,7 @@ impl Core {
     /// What the start wants of the kernel.
     pub fn establish(&mut self) -> Establish {
         self.ask_for_nets();
-        self.establish_for(&self.specs, false)
+        self.establish_for(&self.specs, Suspects::None)
     }
 
     /// Every ban held.
@@ -237,8 +263,11 @@ impl Core {
         match event {
             Event::Read(batch) => self.read(now, &batch),
             Event::Source(report) => self.source(now, report),
-            Event::Committed(refusals) => self.committed(now, refusals),
+            Event::Committed(committed) => self.committed(now, committed),
+            Event::Foreign(heard) => self.foreign(heard),
+            Event::Chosen(jail, choice) => self.chosen(jail, choice),
             Event::Saved(result) => self.saved(now, result),
+            Event::Synced(failed) => self.synced(failed),
             Event::Damaged(why) => self.damaged(now, why),
             Event::Established(result) => {
                 let why = result.as_ref().err().cloned();
@@ -273,11 +302,13 @@ impl Core {
         if self.flying.is_some() || matches!(self.rebuild, Rebuild::Running { .. }) || self.reloading.is_some() {
             return;
         }
+        self.heed(now);
         if let Rebuild::Wanted { not_before, failed, .. } = self.rebuild {
             // What waits for the table waits on: it is part of what the rebuild puts in, and is committed after it.
             if not_before <= now.mono {
                 self.ask_for_nets();
-                let establish = self.establish_for(&self.specs, true);
+                let suspects = self.take_suspects();
+                let establish = self.establish_for(&self.specs, suspects);
                 self.restated();
                 self.rebuild = Rebuild::Running { failed };
                 self.actions.push(Action::Establish(establish));
@@ -287,7 +318,7 @@ impl Core {
         if let Some((cause, specs)) = self.queued_reload.take() {
             let specs = Arc::new(self.number(specs));
             self.ask_for_nets();
-            let establish = self.establish_for(&specs, false);
+            let establish = self.establish_for(&specs, Suspects::None);
             self.restated();
             self.reloading = Some((cause, specs));
             self.actions.push(Action::Establish(establish));
@@ -295,7 +326,7 @@ impl Core {
         }
         if self.ask_for_nets() || self.restate {
             let specs = self.specs.clone();
-            let establish = self.establish_for(&specs, false);
+            let establish = self.establish_for(&specs, Suspects::None);
             self.restated();
             self.reloading = Some((Cause::Restated, specs));
             self.actions.push(Action::Establish(establish));
@@ -321,7 +352,7 @@ impl Core {
         };
         let ends = self.jails.iter().filter_map(|running| running.jail.next_end()).min();
         let tidy = self.jails.iter().any(|running| running.jail.failing() > 0).then_some(self.tidy_at);
-        let wishes = [self.ignores.next_end(), self.pauses.next_end()].into_iter().flatten().min();
+        let wishes = [self.ignores.next_end(), self.pauses.next_end(), self.next_follower()].into_iter().flatten().min();
         [paced, rebuild, ends, tidy, wishes, self.keep.due()].into_iter().flatten().min()
     }
 
@@ -333,6 +364,7 @@ impl Core {
     /// Whether nothing waits for the kernel or to be kept.
     pub fn is_quiet(&self) -> bool {
         self.keep.is_quiet()
+            && self.heeded()
             && self.pending.changes.is_empty()
             && self.flying.is_none()
             && self.reloading.is_none()
@@ -382,6 +414,11 @@ impl Core {
                     source.state = if batch.live { SourceState::Live } else { SourceState::CatchingUp };
                 }
             }
+            for share in &batch.shares {
+                if let Some(source) = running.sources.get_mut(&share.source) {
+                    source.lines += share.lines;
+                }
+            }
         }
     }
 
@@ -422,6 +459,8 @@ impl Core {
                 if self.jails[at].jail.offences(ban.subject).is_some() {
                     self.keep.offence(now, &self.jails[at].key, ban.subject);
                 }
+                // First: what goes makes room within the same transaction for what comes.
+                self.make_room(now, at, ban.subject);
                 self.want(now, at, ban.subject, &ban.held, Effect::Log(Level::Warn, text));
                 self.aggregate(now, at, ban.subject);
             }
@@ -484,11 +523,22 @@ impl Core {
         }
         self.end_ignores(now);
         self.end_pauses(now);
+        self.follow_on(now);
         if self.tidy_at <= now.mono {
             self.tidy_at = now.mono + TIDY;
             for running in &mut self.jails {
                 running.jail.tidy(now).into_iter().for_each(|subject| self.keep.offence(now, &running.key, subject));
             }
+        }
+    }
+
+    fn chosen(&mut self, jail: JailId, choice: Choice) {
+        let Some(running) = self.by_id.get(&jail).and_then(|at| self.jails.get_mut(*at)) else { return };
+        let news = running.choice.as_ref().is_none_or(|last| last.backend != choice.backend);
+        let text = format!("[{}] reads the {}: {}", running.spec.name, choice.backend, choice.why);
+        running.choice = Some(choice);
+        if news && running.spec.backend == "auto" {
+            self.log(Level::Info, text);
         }
     }
 

@@ -298,7 +298,7 @@ fn event_json(row: &Row) -> Value {
 /// Rows as a stream: only what this machine decided itself, so that two that listen to each other do not echo.
 fn streamed(query: &Query, told: &[Told], more: bool) -> Value {
     let next = told.last().map_or(query.after.unwrap_or(0), |(row, _)| row.seq);
-    let own = told.iter().map(|(row, _)| row).filter(|row| matches!(row.what, What::Ban | What::Unban | What::Refused));
+    let own = told.iter().map(|(row, _)| row).filter(|row| matches!(row.what, What::Ban | What::Unban));
     let events: Vec<Value> = own.filter(|row| !row.origin.starts_with('@')).map(event_json).collect();
     json!({ "events": events, "next": next, "more": more })
 }

@@ -44,6 +44,8 @@ pub trait Books {
     fn ignored(&self) -> Vec<KeptIgnore>;
     /// What is paused.
     fn paused(&self) -> Vec<KeptPause>;
+    /// How far other machines' events were applied.
+    fn applied(&self) -> Vec<(Box<str>, u64)>;
     /// How long history is kept.
     fn keep(&self) -> Span;
 }
@@ -73,6 +75,8 @@ pub struct Keeping {
     pub ignored: Option<Vec<KeptIgnore>>,
     /// What is paused, if that changed.
     pub paused: Option<Vec<KeptPause>>,
+    /// How far other machines' events were applied, if that changed.
+    pub applied: Option<Vec<(Box<str>, u64)>>,
     /// Now, and how long history is kept.
     pub keep: Option<Purge>,
     /// Must be on the disk before the answer.
@@ -106,6 +110,7 @@ pub struct Keep {
     offences: BTreeSet<(Arc<str>, IpNetwork)>,
     ignored: bool,
     paused: bool,
+    applied: bool,
     /// How many saves were begun, and how many came through.
     begun: u64,
     through: u64,
@@ -122,6 +127,8 @@ pub struct Keep {
     carried: Vec<(ClientId, Reply)>,
     /// Why nothing is kept, if so.
     failed: Option<String>,
+    /// Why what was saved is not on the disk, if so.
+    pub unsynced: Option<String>,
 }
 
 impl Keep {
@@ -138,7 +145,7 @@ impl Keep {
 
     /// Why nothing is kept at the moment, if so.
     pub fn failed(&self) -> Option<&str> {
-        self.failed.as_deref()
+        self.failed.as_deref().or(self.unsynced.as_deref())
     }
 
     fn touch(&mut self, now: Now) {
@@ -211,19 +218,25 @@ impl Keep {
         self.touch(now);
     }
 
+    /// Another machine's events were applied.
+    pub fn applied(&mut self, now: Now) {
+        self.applied = true;
+        self.touch(now);
+    }
+
     /// Whether anything is kept at all.
     pub fn is_on(&self) -> bool {
         self.on
     }
 
-    /// The save after which everything noted up to now is kept; `None`: it is already, or nothing can be kept. What waits goes
-    /// at once.
-    pub fn soon(&mut self) -> Option<u64> {
+    /// The save after which everything noted up to now is kept; `None`: it is already, or nothing can be kept. If
+    /// somebody is in a hurry, what waits goes at once.
+    pub fn soon(&mut self, hurry: bool) -> Option<u64> {
         if !self.on || self.failed.is_some() {
             return None;
         }
         if self.dirty.is_some() {
-            self.at_once = true;
+            self.at_once |= hurry;
             return Some(self.begun + 1);
         }
         self.under_way.then_some(self.begun)
@@ -320,6 +333,7 @@ impl Keep {
             offences: offences.collect(),
             ignored: std::mem::take(&mut self.ignored).then(|| books.ignored()),
             paused: std::mem::take(&mut self.paused).then(|| books.paused()),
+            applied: std::mem::take(&mut self.applied).then(|| books.applied()),
             keep: Some((now.wall, books.keep())),
             sync: self.urgent,
         };
@@ -340,7 +354,7 @@ impl Keep {
             sent.into_iter().for_each(|(path, resume)| _ = self.positions.entry(path).or_insert(resume));
             self.rows.splice(..0, rows.iter().cloned());
             self.lines.splice(..0, lines.iter().cloned());
-            (self.ignored, self.paused) = (true, true);
+            (self.ignored, self.paused, self.applied) = (true, true, true);
         }
         let change = match (result, self.failed.take()) {
             (Ok(()), None) => None,
@@ -397,7 +411,15 @@ pub fn held(now: Now, kept: &KeptBan) -> Option<Held> {
         (None, None) => Origin::Failures,
         (None, Some(reason)) => Origin::Aggregate(reason.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0)),
     };
-    Some(Held { since: kept.since, until, lasting: kept.lasting, failures: kept.failures, origin, in_kernel: kept.in_kernel })
+    Some(Held {
+        since: kept.since,
+        until,
+        lasting: kept.lasting,
+        failures: kept.failures,
+        origin,
+        in_kernel: kept.in_kernel,
+        generation: 0,
+    })
 }
 
 #[cfg(test)]
@@ -430,6 +452,9 @@ mod tests {
         fn paused(&self) -> Vec<KeptPause> {
             Vec::new()
         }
+        fn applied(&self) -> Vec<(Box<str>, u64)> {
+            Vec::new()
+        }
         fn keep(&self) -> Span {
             Span::from_secs(1)
         }
@@ -445,16 +470,16 @@ mod tests {
         keep.start([]);
         let row = |seq| Row { seq, ..Row::default() };
         keep.row(at(0), row(1));
-        assert_eq!(keep.soon(), Some(1));
+        assert_eq!(keep.soon(true), Some(1));
         assert_eq!(next(&mut keep, at(0)).map(|save| save.history.len()), Some(1));
-        assert_eq!(keep.soon(), Some(1), "under way");
+        assert_eq!(keep.soon(true), Some(1), "under way");
         keep.row(at(0), row(2));
-        assert_eq!(keep.soon(), Some(2));
+        assert_eq!(keep.soon(true), Some(2));
         keep.saved(at(0), Err("disk full".into()));
         let save = next(&mut keep, at(6)).expect("tried again");
         assert_eq!(save.history.iter().map(|row| row.seq).collect::<Vec<_>>(), [1, 2]);
         keep.saved(at(6), Ok(()));
-        assert_eq!((keep.soon(), keep.through()), (None, 2));
+        assert_eq!((keep.soon(true), keep.through()), (None, 2));
         (0..30_000).for_each(|seq| keep.row(at(7), row(seq)));
         assert_eq!((keep.rows.len(), keep.lost_rows, keep.rows.last().map(|row| row.seq)), (20_000, 10_000, Some(29_999)));
     }

@@ -5,7 +5,6 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::Sender;
-use tracing::warn;
 
 use super::core::{Event, Resume};
 use super::keep::Keeping;
@@ -17,6 +16,7 @@ const SYNC: Duration = Duration::from_secs(5);
 /// Saves until the engine goes away.
 pub fn run(mut store: Store, saves: &Receiver<Keeping>, done: &Sender<Event>) {
     let mut unsynced: Option<Instant> = None;
+    let mut told = false;
     loop {
         let next = match unsynced {
             None => saves.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -33,23 +33,37 @@ pub fn run(mut store: Store, saves: &Receiver<Keeping>, done: &Sender<Event>) {
             }
             Err(RecvTimeoutError::Timeout) => {
                 unsynced = None;
-                if let Err(e) = store.sync() {
-                    warn!("the state is not on the disk yet: {e}");
+                if !flush(&mut store, &mut told, done) {
+                    return;
                 }
             }
             Err(RecvTimeoutError::Disconnected) => return,
         }
         if unsynced.is_some_and(|since| since.elapsed() >= SYNC) {
             unsynced = None;
-            let _ = store.sync();
+            if !flush(&mut store, &mut told, done) {
+                return;
+            }
         }
     }
+}
+
+/// Brings to the disk what was saved; tells when that begins to fail and when it works again. `false`: the engine went away.
+fn flush(store: &mut Store, told: &mut bool, done: &Sender<Event>) -> bool {
+    let failed = store.sync().err().map(|e| format!("the state is saved, but not on the disk yet: {e}"));
+    if std::mem::replace(told, failed.is_some()) == failed.is_some() {
+        return true;
+    }
+    done.blocking_send(Event::Synced(failed)).is_ok()
 }
 
 fn save(keeping: Keeping) -> Save {
     let text = |resume: &Arc<Resume>| KeptPosition {
         place: resume.place,
-        mark: serde_json::to_string(&resume.position).unwrap_or_default(),
+        mark: match &resume.journal {
+            Some(journal) => serde_json::to_string(journal).unwrap_or_default(),
+            None => serde_json::to_string(&resume.position).unwrap_or_default(),
+        },
         scanner: serde_json::to_string(&resume.scanner).unwrap_or_default(),
     };
     Save {
@@ -64,14 +78,20 @@ fn save(keeping: Keeping) -> Save {
         offences: keeping.offences,
         ignored: keeping.ignored,
         paused: keeping.paused,
+        applied: keeping.applied,
         keep: keeping.keep,
         sync: keeping.sync,
     }
 }
 
-/// A kept position as the reader takes it up; `None` if it is of another version's making: the log is read back then.
-pub fn resume(kept: &KeptPosition) -> Option<Resume> {
+/// A kept position as the reader takes it up; `None` if it is of another version's making: the log is read back then. Files have
+/// absolute paths, journals names.
+pub fn resume(path: &str, kept: &KeptPosition) -> Option<Resume> {
+    if !path.starts_with('/') {
+        let journal = Some(Box::new(serde_json::from_str(&kept.mark).ok()?));
+        return Some(Resume { place: kept.place, journal, ..Resume::default() });
+    }
     let position = serde_json::from_str(&kept.mark).ok()?;
     let scanner = serde_json::from_str(&kept.scanner).unwrap_or_default();
-    Some(Resume { place: kept.place, position, scanner })
+    Some(Resume { place: kept.place, position, scanner, journal: None })
 }

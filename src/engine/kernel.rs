@@ -2,20 +2,22 @@
 //! transactions. While one commits, the core gathers the next: a kernel that is busy makes batches larger, never the queue.
 
 use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 use tokio::sync::mpsc::Sender;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::clock;
-use super::core::{Adopted, Change, Done, Establish, Event, Refusal, Target};
+use super::core::{Adopted, Change, Committed, Done, Establish, Event, Refusal, Suspects, Target};
 use super::spec::{Spec, Specs};
 use crate::config::run::Tristate;
 use crate::jail::Now;
 use crate::nft::element::{Element, Key, Timeout};
 use crate::nft::ruleset::{Content, JailPlan, Plan, Ruleset, Set, ban_set_name};
 use crate::nft::socket::{Kind, Refused, Socket};
-use crate::nft::transaction::{Establishment, Fill, Transaction};
+use crate::nft::transaction::{self, Establishment, Fill, Transaction};
 use crate::nft::{self, Interval, KernelTable};
 use crate::terms::{Blocktype, Family, Hook, Lasting, Span};
 
@@ -27,6 +29,15 @@ const CPUS_FOR_COUNTERS: usize = 8;
 
 /// Sets of several tables are compared with each other up to this size.
 const LEVELLED: usize = 100_000;
+
+/// A larger set is not listed at the start, but asked for what it shall hold: a dump is quadratic, a million elements take 30 s.
+const LISTED_AT_MOST: u32 = 200_000;
+
+/// Elements end alike if they do within this span: the kernel's clock and ours are read at different moments.
+const ALIKE: Span = Span::from_secs(2);
+
+/// How often others may commit while the tables are read and written, before they are written without looking.
+const STALE_AT_MOST: usize = 5;
 
 /// How often the kernel frees expired elements: a second, its default, costs 5 % of a core at a million elements.
 const GC_INTERVAL: Span = Span::from_secs(10);
@@ -48,6 +59,8 @@ pub struct Writer {
     rulesets: Vec<Ruleset>,
     /// What the kernel can do at each hook in use: hang chains there, reject there.
     allowed: HashMap<(Family, Hook), (bool, bool)>,
+    /// Transactions carried out.
+    transactions: u32,
 }
 
 /// The plan of a family's table, from specs and what the ignore sets hold.
@@ -113,7 +126,27 @@ impl Writer {
         let socket = Socket::open().map_err(|e| e.to_string())?;
         let reader = nft::Kernel::open().map_err(|e| e.to_string())?;
         debug!("nf_tables: {}", socket.features());
-        Ok(Writer { socket, reader, rulesets: Vec::new(), allowed: HashMap::new() })
+        Ok(Writer { socket, reader, rulesets: Vec::new(), allowed: HashMap::new(), transactions: 0 })
+    }
+
+    /// The address of its socket, by which the kernel says that a change was ours.
+    pub fn port(&self) -> u32 {
+        self.socket.port()
+    }
+
+    /// Writes as if the kernel could do just this much.
+    pub fn pretend(&mut self, features: nft::Features) {
+        self.socket.pretend(features);
+    }
+
+    /// What the kernel can do.
+    pub fn features(&self) -> nft::Features {
+        self.socket.features()
+    }
+
+    /// The generation of the ruleset; 0 if it can not be read.
+    pub fn generation(&mut self) -> u32 {
+        self.reader.generation().unwrap_or(0)
     }
 
     /// The tables as they are now, of every family that can have one.
@@ -136,13 +169,24 @@ impl Writer {
         Ok(self.tables(specs)?.iter().filter(|table| ours(table)).map(place).fold(0, |all, one| all | one))
     }
 
-    /// What the ban sets of our tables hold now: what any of them holds, for the longest it has there.
-    pub fn adoptable(&mut self, specs: &Specs) -> Result<Vec<Adopted>, String> {
+    /// What the ban sets of our tables hold now: what any of them holds, for the longest it has there; of a set that is too large to be
+    /// listed only what is among `held`.
+    pub fn adoptable(&mut self, specs: &Specs, held: &HashMap<Arc<str>, Vec<Change>>) -> Result<Vec<Adopted>, String> {
         let mut found: Vec<Adopted> = Vec::new();
         let mut known: HashMap<(String, Interval), usize> = HashMap::new();
         for table in self.tables(specs)? {
-            for set in table.sets.iter().filter_map(|set| set.set.as_ref()).filter(|set| set.content == Content::Bans) {
-                let elements = self.reader.elements(table.family, &table.name, set).map_err(|e| e.to_string())?;
+            for kernel_set in &table.sets {
+                let Some(set) = kernel_set.set.as_ref().filter(|set| set.content == Content::Bans) else { continue };
+                let asked = held.get(set.name.as_str()).filter(|_| !set.interval);
+                let elements = match (kernel_set.count, asked) {
+                    (Some(count), Some(held)) if count > LISTED_AT_MOST => {
+                        let keys: Vec<IpAddr> = held.iter().map(|change| change.what.first()).collect();
+                        info!("set {} holds {count} elements: asked for {} by key instead of listing it", set.name, keys.len());
+                        self.reader.find(table.family, &table.name, set, &keys)
+                    }
+                    _ => self.reader.elements(table.family, &table.name, set),
+                }
+                .map_err(|e| e.to_string())?;
                 for element in &elements {
                     let (timeout, left) = element.timeout.map_or((None, None), |t| (Some(t.timeout), Some(t.expiration)));
                     let one = Adopted { set: set.name.clone(), what: element.interval, timeout, left };
@@ -163,13 +207,25 @@ impl Writer {
         Ok(found)
     }
 
-    /// Makes the tables so; says whether anything had to be sent. Those of all families change in one transaction; one that is ours and
-    /// that no jail asks for any more is deleted in it.
-    pub fn establish(&mut self, wanted: &Establish) -> Result<bool, String> {
+    /// Makes the tables so. What others commit while they are read and written makes it look again.
+    pub fn establish(&mut self, wanted: &Establish) -> Result<Done, String> {
+        for _ in 0..STALE_AT_MOST {
+            if let Some(done) = self.establish_at_once(wanted, true)? {
+                return Ok(done);
+            }
+        }
+        self.establish_at_once(wanted, false)?.ok_or_else(|| "the ruleset changes faster than it can be read".to_owned())
+    }
+
+    /// Makes the tables so: those of all families change in one transaction; one that is ours and that no jail asks for any more is
+    /// deleted in it. With `alone`, only if nobody commits meanwhile: else nothing is done, and `None` returned.
+    fn establish_at_once(&mut self, wanted: &Establish, alone: bool) -> Result<Option<Done>, String> {
         let specs = &wanted.specs;
+        let mut generation = self.generation();
         let mut first = Transaction::new(specs.family, &specs.table);
         let (mut rest, mut rulesets) = (Vec::new(), Vec::new());
         let several = specs.families().count() > 1;
+        let owned = specs.nft.owner && self.socket.features().owner;
         for family in Family::ALL {
             let found = self.reader.table(family, &specs.table).map_err(|e| e.to_string())?;
             let newer = |version| version > nft::ruleset::VERSION;
@@ -180,19 +236,31 @@ impl Writer {
                 }
                 continue;
             }
-            let ruleset = Ruleset::of(&self.plan(wanted, family)?).map_err(|e| e.to_string())?;
+            let mut ruleset = Ruleset::of(&self.plan(wanted, family)?).map_err(|e| e.to_string())?;
+            ruleset.owner = owned;
             let (part, later) = self.part(wanted, &ruleset, found, several)?;
             first.append(part);
             rest.extend(later.into_iter().map(|(set, elements)| (family, set, elements)));
             rulesets.push(ruleset);
         }
-        self.socket.commit(&first).map_err(|refused| refused.to_string())?;
+        if alone && generation != 0 && !first.is_empty() {
+            first.only_at(generation);
+            // The kernel's count leaves 0 out.
+            generation = generation.checked_add(1).unwrap_or(1);
+        }
+        match self.socket.commit(&first) {
+            Err(refused) if refused.kind == Kind::Stale => return Ok(None),
+            other => other.map_err(|refused| refused.to_string())?,
+        }
         for (family, set, elements) in &rest {
             let loaded = self.socket.load(*family, &specs.table, set, elements.iter().copied());
             loaded.map_err(|(_, refused)| refused.to_string())?;
         }
         self.rulesets = rulesets;
-        Ok(!first.is_empty())
+        let made = |statement: &&transaction::Change| matches!(statement, transaction::Change::AddTable { comment: Some(_), .. });
+        let fresh = first.statements().iter().filter(made).count() == self.rulesets.len();
+        let table = self.handle(specs)?;
+        Ok(Some(Done { adopted: Vec::new(), table, generation, fresh, changed: !first.is_empty(), owned }))
     }
 
     /// The plan of a family's table as far as this kernel can carry it out. What it can not is said once.
@@ -243,15 +311,37 @@ impl Writer {
         several: bool,
     ) -> Result<(Transaction, Fill), String> {
         let (family, table) = (ruleset.family, ruleset.table.as_str());
+        let mut suspects = Vec::new();
+        if let Some(kept) = &mut found {
+            let renewed: HashSet<&str> =
+                transaction::renewed_sets(ruleset, Some(kept)).iter().map(|set| set.name.as_str()).collect();
+            for found in &mut kept.sets {
+                let Some(set) = ruleset.set(&found.name).filter(|set| set.content == Content::Bans) else { continue };
+                if !wanted.exact.holds(&set.name) || renewed.contains(set.name.as_str()) {
+                    continue;
+                }
+                let meant = wanted.held.get(set.name.as_str()).map_or(0, Vec::len);
+                // A dump is quadratic in the size: a large set is made anew sooner than it is read. So is one of intervals, which may be
+                // cut otherwise than is meant.
+                match !set.interval
+                    && found.count.is_none_or(|n| n as usize <= transaction::AT_ONCE)
+                    && meant <= transaction::AT_ONCE
+                {
+                    true => suspects.push(set),
+                    false => found.set = None,
+                }
+            }
+        }
         let mut counters = HashMap::new();
         let mut present: HashMap<String, HashSet<Interval>> = HashMap::new();
-        if let (Some(kept), false) = (&found, wanted.exact) {
+        if let (Some(kept), Suspects::None) = (&found, &wanted.exact) {
             let renewed = nft::transaction::renewed_sets(ruleset, Some(kept));
             let is_renewed = |set: &Set| renewed.iter().any(|renewed| renewed.name == set.name);
             for set in ruleset.sets.iter().filter(|set| set.content == Content::Bans) {
+                let several = several && !set.interval;
                 let Some(old) = kept.set(&set.name) else { continue };
                 let fits = kept.sets.iter().any(|of| of.name == set.name && of.count.is_none_or(|n| n as usize <= LEVELLED));
-                if !is_renewed(set) && !(several && fits) {
+                if !(is_renewed(set) || several && fits) {
                     continue;
                 }
                 let elements = self.reader.elements(family, table, old).map_err(|e| e.to_string())?;
@@ -265,31 +355,35 @@ impl Writer {
         let now = clock::now();
         let held = |set: &Set| -> Vec<Element> {
             let changes = wanted.held.get(set.name.as_str()).map(Vec::as_slice).unwrap_or_default();
-            let elements = changes.iter().filter_map(|change| element(now, change));
-            elements.map(|e| Element { counter: counters.get(&(set.name.clone(), e.interval.first())).copied(), ..e }).collect()
-        };
-        let mut first = Transaction::about(ruleset);
-        if wanted.exact
-            && let Some(old) = found.take()
-        {
-            if old.version().is_some_and(|version| version > nft::ruleset::VERSION) {
-                return Err(format!("table {family} {table} was made by a newer banset"));
+            let elements = changes.iter().filter_map(|change| element(now, change)).map(|e| match counters.is_empty() {
+                true => e,
+                false => Element { counter: counters.get(&(set.name.clone(), e.interval.first())).copied(), ..e },
+            });
+            let elements: Vec<Element> = elements.collect();
+            match set.size.map(|size| size as usize).filter(|size| *size < elements.len()) {
+                Some(size) => {
+                    transaction::split_newest(vec![(set.clone(), elements)], size).0.pop().map_or(Vec::new(), |(_, e)| e)
+                }
+                None => elements,
             }
-            first.delete_table();
-        }
-        let Establishment { first: part, rest } = Transaction::establish(ruleset, found.as_ref(), held).map_err(|newer| {
+        };
+        let Establishment { mut first, rest } = Transaction::establish(ruleset, found.as_ref(), held).map_err(|newer| {
             format!("table {family} {table}: {newer}\n  help: use the newer program, or delete the table first")
         })?;
-        first.append(part);
         for (set, is) in &present {
             let Some(set) = ruleset.set(set) else { continue };
             first.add(set, held(set).into_iter().filter(|element| !is.contains(&element.interval)).collect::<Vec<_>>());
+        }
+        for set in suspects {
+            let present = self.reader.elements(family, table, set).map_err(|e| e.to_string())?;
+            first.settle(set, &present, &held(set), ALIKE);
         }
         Ok((first, rest))
     }
 
     /// Carries out changes, in order. What the kernel refuses alone is told by index; the rest is carried out.
-    fn commit(&mut self, changes: &[Change]) -> Result<Vec<Refusal>, String> {
+    pub fn commit(&mut self, changes: &[Change]) -> Result<Committed, String> {
+        let (before, own) = (self.generation(), self.transactions);
         let mut refusals = Vec::new();
         let mut base = 0;
         while base < changes.len() {
@@ -297,7 +391,9 @@ impl Writer {
             self.commit_part(&changes[base..end], base, &mut refusals)?;
             base = end;
         }
-        Ok(refusals)
+        let after = self.generation();
+        let alone = before != 0 && after.wrapping_sub(before) == self.transactions.wrapping_sub(own);
+        Ok(Committed { refusals, before, after, alone })
     }
 
     /// Where changes can be parted, near `wanted` and after `from`: never between those of a set of intervals, which hold only together.
@@ -319,13 +415,13 @@ impl Writer {
             // The table, one of its sets, or our right to change it: no single element is at fault.
             Kind::NoTable | Kind::NoEntry | Kind::NotPermitted | Kind::Unanswered => Err(refused.to_string()),
             _ if changes.len() == 1 => {
-                refusals.push(Refusal { index: base, why: refused.to_string() });
+                refusals.push(Refusal { index: base, why: refused.to_string(), full: refused.kind == Kind::SetFull });
                 Ok(())
             }
             _ => {
                 let middle = self.boundary(changes, changes.len() / 2, 0);
                 if middle == changes.len() {
-                    refusals.push(Refusal { index: base, why: refused.to_string() });
+                    refusals.push(Refusal { index: base, why: refused.to_string(), full: false });
                     return Ok(());
                 }
                 let (left, right) = changes.split_at(middle);
@@ -363,7 +459,9 @@ impl Writer {
                 }
             }
         }
-        self.socket.commit(&transaction)
+        self.socket.commit(&transaction)?;
+        self.transactions = self.transactions.wrapping_add(u32::from(!transaction.is_empty()));
+        Ok(())
     }
 
     /// Works until the core goes away.
@@ -371,15 +469,12 @@ impl Writer {
         while let Ok(work) = work.recv() {
             let event = match work {
                 Work::Commit(changes) => match self.commit(&changes) {
-                    Ok(refusals) => Event::Committed(refusals),
+                    Ok(committed) => Event::Committed(committed),
                     Err(why) => Event::Damaged(why),
                 },
                 Work::Establish(wanted) => {
-                    let adopted = if wanted.adopt { self.adoptable(&wanted.specs) } else { Ok(Vec::new()) };
-                    Event::Established(adopted.and_then(|adopted| {
-                        self.establish(&wanted)?;
-                        Ok(Done { adopted, table: self.handle(&wanted.specs)? })
-                    }))
+                    let adopted = if wanted.adopt { self.adoptable(&wanted.specs, &wanted.held) } else { Ok(Vec::new()) };
+                    Event::Established(adopted.and_then(|adopted| Ok(Done { adopted, ..self.establish(&wanted)? })))
                 }
             };
             if done.blocking_send(event).is_err() {

@@ -5,15 +5,18 @@ pub mod clock;
 pub mod core;
 pub mod cut;
 pub mod historian;
+pub mod journal;
 pub mod keep;
 pub mod keeper;
 pub mod kernel;
+pub mod listener;
 pub mod lock;
 pub mod machine;
 pub mod names;
 pub mod pace;
 pub mod reader;
 pub mod run;
+pub mod spawner;
 pub mod spec;
 
 pub use self::core::{Core, Event};

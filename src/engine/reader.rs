@@ -12,10 +12,10 @@ use tokio::sync::mpsc::Sender;
 
 use super::clock;
 use super::core::{Batch, Event, Found, JailId, Resume, SourceReport, SourceState};
-use super::spec::Specs;
+use super::spec::{Spec, Specs};
 use crate::filter::{self, Filter, Scanner, When};
 use crate::jail::{Failure, Place};
-use crate::terms::Span;
+use crate::terms::{Span, Time};
 use crate::watch::{self, Chunk, Happening, Judge, Polled, Position, SourceEvent, SourceStatus, Start, WatchHandle};
 
 /// Failures gathered before a batch is sent even though more is at hand.
@@ -67,6 +67,8 @@ struct Route {
     pattern: String,
     filter: Arc<Filter>,
     findtime: Span,
+    /// What is not later was read from elsewhere.
+    from: Time,
 }
 
 /// The engine's hold on the reader: tells it what to watch.
@@ -77,16 +79,18 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// Has these specs' sources watched from now on, and no others. Sources watched before go on where they are.
-    pub fn watch(&self, specs: &Specs) {
+    /// Has the files of these specs watched from now on, and no others; `from` tells of a jail whether it reads files, and what
+    /// is not later than which instant was read from elsewhere. Sources watched before go on where they are.
+    pub fn watch(&self, specs: &Specs, from: impl Fn(&Spec) -> Option<Time>) {
         let mut wanted: Vec<Route> = Vec::new();
         for spec in &specs.jails {
-            let (Some(jail), Some(compiled)) = (spec.id, &spec.compiled) else { continue };
+            let (Some(jail), Some(compiled), Some(from)) = (spec.id, &spec.compiled, from(spec)) else { continue };
             wanted.extend(spec.patterns.iter().map(|pattern| Route {
                 jail,
                 pattern: pattern.clone(),
                 filter: compiled.0.clone(),
                 findtime: spec.policy.findtime,
+                from,
             }));
         }
         let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -129,6 +133,14 @@ impl Reading {
         routes.unread.insert(PathBuf::from(path), Unread { place: resume.place, scanner: Some(resume.scanner) });
     }
 
+    /// A number for a source that is no file.
+    pub fn place(&self) -> u16 {
+        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = routes.next_place;
+        routes.next_place = place.wrapping_add(1);
+        place
+    }
+
     /// Ends the reader's thread.
     pub fn stop(&self) {
         self.watch.stop();
@@ -150,8 +162,8 @@ struct Watched {
     version: u64,
     tags: Vec<u32>,
     scanner: Scanner,
-    /// For each filter of the scanner: the jails that use it, and how far back they look.
-    jails: Vec<Vec<(JailId, Span)>>,
+    /// For each filter of the scanner: the jails that use it, how far back they look, and from when on.
+    jails: Vec<Vec<(JailId, Span, Time)>>,
     batch: Batch,
     /// Where a later run goes on.
     position: Position,
@@ -187,15 +199,15 @@ impl Reader {
         let routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
         let known = self.files.get(path);
         if known.is_none_or(|known| known.version != routes.version || known.tags != tags) {
-            let (mut filters, mut jails) = (Vec::<Arc<Filter>>::new(), Vec::<Vec<(JailId, Span)>>::new());
+            let (mut filters, mut jails) = (Vec::<Arc<Filter>>::new(), Vec::<Vec<(JailId, Span, Time)>>::new());
             for route in tags.iter().filter_map(|tag| routes.by_tag.get(tag)) {
                 let at = filters.iter().position(|known| Arc::ptr_eq(known, &route.filter)).unwrap_or_else(|| {
                     filters.push(route.filter.clone());
                     jails.push(Vec::new());
                     filters.len() - 1
                 });
-                if !jails[at].iter().any(|(jail, _)| *jail == route.jail) {
-                    jails[at].push((route.jail, route.findtime));
+                if !jails[at].iter().any(|(jail, ..)| *jail == route.jail) {
+                    jails[at].push((route.jail, route.findtime, route.from));
                 }
             }
             let version = routes.version;
@@ -253,9 +265,10 @@ impl Judge for Reader {
             let place = Place(u64::from(watched.place) << 48 | (chunk.offset + u64::from(found.offset)) & 0xffff_ffff_ffff);
             let failure = Failure { address: found.addr, time: found.time, attempts: found.attempts, place };
             let ok = found.kind == filter::Kind::Ok;
-            for (jail, findtime) in &watched.jails[found.filter] {
+            for (jail, findtime, from) in &watched.jails[found.filter] {
                 // What was there before us and is older than findtime can not count any more.
-                if chunk.live || watched.resumed || found.time + *findtime >= now {
+                let counts = chunk.live || watched.resumed || found.time + *findtime >= now;
+                if counts && found.time > *from {
                     batch.found.push(Found { jail: *jail, failure, ok });
                 }
             }
@@ -279,7 +292,7 @@ impl Judge for Reader {
                 let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
                 let unread = routes.unread(path);
                 let (place, scanner) = (unread.place, unread.scanner.clone().unwrap_or_default());
-                let resume = Some(Arc::new(Resume { place, position: position.clone(), scanner }));
+                let resume = Some(Arc::new(Resume { place, position: position.clone(), scanner, journal: None }));
                 Batch { path: path.to_string_lossy().into(), resume, changed: true, ..Batch::default() }
             }
         };
@@ -358,7 +371,7 @@ impl Watched {
             ..Batch::default()
         };
         let mut batch = std::mem::replace(&mut self.batch, fresh);
-        let resume = Resume { place: self.place, position: self.position.clone(), scanner: self.scanner.state() };
+        let resume = Resume { place: self.place, position: self.position.clone(), scanner: self.scanner.state(), journal: None };
         batch.resume = Some(Arc::new(resume));
         batch.lines = self.scanner.lines() - self.lines;
         self.lines = self.scanner.lines();

@@ -1,7 +1,9 @@
 //! The performer: the loop around the core. It waits for what can happen, tells the core, and does what the core says.
 //!
-//! Threads, each with one thing that may block: `reader` (files), `writer` (nf_tables), `keeper` (the state file), `historian` (lines behind a ban, history), `clerk` (slow reading), `machine`
-//! (rtnetlink), `names` (DNS, only if ignoreip holds host names); here, on the main thread, the loop and the control socket, on one current-thread tokio runtime.
+//! Threads, each with one thing that may block: `reader` (files), `journals` and one `journal` for each (`journalctl`, only where a journal
+//! may be read), `writer` (nf_tables), `keeper` (the state file), `historian` (lines behind a ban, history), `clerk` (slow reading), `machine`
+//! (rtnetlink), `listener` (others' changes of our tables), `names` (DNS, only if ignoreip holds host names); here, on the main thread, the
+//! loop and the control socket, on one current-thread tokio runtime.
 
 use std::collections::HashMap;
 use std::sync::mpsc as std_mpsc;
@@ -16,15 +18,18 @@ use super::clerk::{self, Errand, Load};
 use super::core::{Action, Asked, ClientId, Core, Event, Level};
 use super::cut::{self, Cut};
 use super::historian;
+use super::journal::Sources;
 use super::keep::Keeping;
 use super::keeper;
 use super::kernel::{Work, Writer};
 use super::names::Names;
-use super::reader::{self, Reading};
+use super::reader;
+use super::spawner::Spawner;
 use super::spec::Specs;
-use super::{clock, machine};
+use super::{clock, listener, machine};
 use crate::control::Reply;
 use crate::control::server::{self, Access, Incoming};
+use crate::nft::Monitor;
 use crate::state::{Restored, Store};
 use crate::watch::{Habits, Watch};
 
@@ -41,12 +46,16 @@ pub struct Ready {
     pub core: Core,
     /// The writing side, the table established.
     pub writer: Writer,
+    /// What others do to the table, heard since before it was established.
+    pub monitor: Option<Monitor>,
     /// The control socket.
     pub listener: std::os::unix::net::UnixListener,
     /// Where it is; removed at the end.
     pub socket: std::path::PathBuf,
     /// The state file and what it held, if it can be written.
     pub state: Option<(Store, Restored)>,
+    /// What starts `journalctl`; it runs if a journal may be read.
+    pub spawner: Spawner,
     /// Who may ask.
     pub access: Arc<Mutex<Access>>,
     /// Called with specs that came into force.
@@ -70,7 +79,7 @@ struct Performer {
     cuts: std_mpsc::Sender<Vec<Cut>>,
     errands: std_mpsc::Sender<Errand>,
     history: std_mpsc::Sender<historian::Errand>,
-    reading: Reading,
+    sources: Sources,
     saves: Option<std_mpsc::Sender<Keeping>>,
     names: Names,
     applied: Box<dyn Fn(&Specs)>,
@@ -79,7 +88,7 @@ struct Performer {
 }
 
 async fn drive(ready: Ready) -> Result<(), String> {
-    let Ready { mut core, writer, listener, socket, state, access, applied, load, reopen } = ready;
+    let Ready { mut core, writer, monitor, listener, socket, state, spawner, access, applied, load, reopen } = ready;
     let failed = |what: &'static str| move |e: std::io::Error| format!("cannot start the {what}: {e}");
     let (events, mut happened) = mpsc::channel(EVENTS);
     let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
@@ -107,10 +116,16 @@ async fn drive(ready: Ready) -> Result<(), String> {
     let moved = events.clone();
     machine::follow(move |machine| moved.blocking_send(Event::Machine(machine)).is_ok()).map_err(failed("address follower"))?;
 
+    if let Some(monitor) = monitor {
+        let heard = events.clone();
+        listener::listen(monitor, move |news| heard.blocking_send(Event::Foreign(news)).is_ok()).map_err(failed("listener"))?;
+    }
+
     let (watch, handle) = Watch::new(Habits::default()).map_err(failed("file watch"))?;
     let names = Names::new(events.clone());
     let kept = events.clone();
-    let (mut reader, reading) = reader::new(events, handle);
+    let (mut reader, reading) = reader::new(events.clone(), handle);
+    let mut sources = Sources::new(reading, spawner, events);
     let reader = thread("reader").spawn(move || watch.run(&mut reader)).map_err(failed("reader"))?;
 
     let (incoming, mut asked) = mpsc::channel(64);
@@ -124,13 +139,13 @@ async fn drive(ready: Ready) -> Result<(), String> {
         keeping = Some(thread("keeper").spawn(move || keeper::run(store, &to_save, &done)).map_err(failed("keeper"))?);
         saves = Some(sender);
         for (path, kept) in &restored.positions {
-            if let Some(resume) = keeper::resume(kept) {
-                reading.resume(path, resume);
+            if let Some(resume) = keeper::resume(path, kept) {
+                sources.resume(path, resume);
             }
         }
     }
     let mut performer =
-        Performer { saves, work, cuts, errands, history, reading, names, applied, clients: HashMap::new(), next_client: 0 };
+        Performer { saves, work, cuts, errands, history, sources, names, applied, clients: HashMap::new(), next_client: 0 };
     performer.perform(&mut core);
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     info!("ready: {} jails, {} bans held", core.specs().jails.len(), core.bans_held());
@@ -170,7 +185,7 @@ async fn drive(ready: Ready) -> Result<(), String> {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     catching.close();
     let _ = std::fs::remove_file(socket);
-    performer.reading.stop();
+    performer.sources.stop();
     farewell(&mut core, &mut performer, &mut happened).await;
     // Both threads may wait for a place in the channel: it goes first.
     drop((performer.work, performer.saves, happened));
@@ -253,7 +268,7 @@ impl Performer {
                     let _ = self.errands.send(Errand::Load(client, core.specs().clone()));
                 }
                 Action::Watch(specs) => {
-                    self.reading.watch(&specs);
+                    self.sources.watch(&specs);
                     self.names.resolve(specs.names());
                     (self.applied)(&specs);
                 }

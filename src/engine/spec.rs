@@ -11,6 +11,7 @@ use crate::config::run::{self, Config};
 use crate::filter::Filter;
 use crate::jail::{Counting, Growth, Policy};
 use crate::nft::Interval;
+use crate::terms::journal::{Journal, Match};
 use crate::terms::{Blocktype, Family, Hook, Ports, Protocols, fold};
 
 /// Host names and the addresses they had when they last resolved.
@@ -83,6 +84,15 @@ impl PartialEq for Compiled {
     }
 }
 
+/// Entries of a journal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entries {
+    /// Which journal.
+    pub journal: Journal,
+    /// Which of its entries.
+    pub wanted: Match,
+}
+
 /// One jail.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Spec {
@@ -126,16 +136,20 @@ pub struct Spec {
     pub dnat: bool,
     /// What its rules do.
     pub blocktype: Blocktype,
-    /// `file` or `journal`.
+    /// `auto`, `file` or `journal`.
     pub backend: &'static str,
     /// Paths and globs it watches.
     pub patterns: Vec<String>,
+    /// The entries it may be about, where it may read a journal.
+    pub journal: Option<Entries>,
     /// The filter's name.
     pub filter_name: Option<String>,
     /// The filter as written, with the jail's parameters.
     pub filter: Option<run::FilterUse>,
     /// The same, ready to judge.
     pub compiled: Option<Compiled>,
+    /// Ready to judge lines of a journal, where those are judged by other patterns: those of fail2ban's files are.
+    pub on_journal: Option<Compiled>,
     /// The zone of stamps that name none.
     pub logtimezone: Option<jiff::tz::TimeZone>,
     /// For people.
@@ -213,8 +227,15 @@ impl Specs {
         for (name, why) in std::mem::take(&mut self.broken) {
             match last.jails.iter().find(|spec| spec.name == name) {
                 Some(spec) => {
-                    let standing =
-                        Spec { broken: Some(why), patterns: Vec::new(), filter: None, compiled: None, ..(**spec).clone() };
+                    let standing = Spec {
+                        broken: Some(why),
+                        patterns: Vec::new(),
+                        journal: None,
+                        filter: None,
+                        compiled: None,
+                        on_journal: None,
+                        ..(**spec).clone()
+                    };
                     self.jails.push(Arc::new(standing));
                 }
                 None => self.broken.push((name, why)),
@@ -298,11 +319,17 @@ fn spec(config: &Config, jail: &run::Jail, default_ignore: &Arc<[IpNetwork]>) ->
         families: jail.families.clone(),
         dnat: jail.dnat,
         blocktype: jail.blocktype,
-        backend: "file",
-        patterns: jail.logpath.clone(),
+        backend: match jail.backend {
+            run::Backend::Auto => "auto",
+            run::Backend::File => "file",
+            run::Backend::Journal => "journal",
+        },
+        patterns: if jail.backend == run::Backend::Journal { Vec::new() } else { jail.logpath.clone() },
+        journal: jail.entries.clone().map(|wanted| Entries { journal: jail.journal.clone(), wanted }),
         filter_name: jail.filter.as_ref().map(|filter| filter.name.clone()),
         filter: jail.filter.clone(),
         compiled: None,
+        on_journal: None,
         logtimezone: jail.logtimezone.clone(),
         label: jail.label.clone(),
         broken: None,

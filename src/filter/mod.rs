@@ -11,6 +11,7 @@
 //! | `tags` | `<HOST>`, `<F-USER>`, parameters and variables become one regular expression |
 //! | `pattern` | a compiled pattern and what its groups mean |
 //! | `walk` | the quick way along an anchored pattern |
+//! | `twice` | the groups of a match in a long text |
 //! | `literals` | what a line must hold for a pattern to match |
 //! | `prefilter` | the literals of a source's filters, searched together |
 //! | `dates` | finding the date, cutting it out, what instant it means |
@@ -29,6 +30,8 @@ use std::sync::Arc;
 use jiff::tz::TimeZone;
 
 mod borrowed;
+#[cfg(test)]
+mod cost;
 pub mod dates;
 pub mod definition;
 pub mod fail2ban;
@@ -44,11 +47,12 @@ mod session;
 mod shipped;
 mod tags;
 pub mod trial;
+mod twice;
 mod walk;
 
 pub use dates::{DatePattern, Template};
 pub use definition::{Definition, Mistake};
-pub use scanner::{Counters, Found, Kind, Scanner, State, When};
+pub use scanner::{Counters, Found, Kind, Scanner, State, Times, When};
 pub use shipped::shipped;
 
 use definition::{Once, Param, Patterns};

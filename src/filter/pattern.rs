@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use ipnetwork::IpNetwork;
 use regex::bytes::{CaptureLocations, Regex, RegexBuilder};
@@ -10,7 +11,8 @@ use regex::bytes::{CaptureLocations, Regex, RegexBuilder};
 use super::definition::Mistake;
 use super::literals::{self, Needs};
 use super::tags::{self, Role, Scope};
-use super::walk::{Ended, Room, Walk};
+use super::twice::Twice;
+use super::walk::{Ended, LONG, Room, Walk};
 use crate::terms::fold;
 
 /// A pattern may compile to this many bytes.
@@ -28,6 +30,8 @@ pub(crate) struct Pattern {
     /// What a line must hold for it to match.
     pub needs: Needs,
     walk: Option<Walk>,
+    /// Made when a long text asks for it.
+    twice: OnceLock<Option<Box<Twice>>>,
     roles: Vec<(usize, Role)>,
     nets: Vec<(usize, Vec<IpNetwork>)>,
     never: bool,
@@ -111,6 +115,7 @@ impl Pattern {
         Ok(Pattern {
             needs: literals::needs(&hir),
             walk: Walk::new(&hir),
+            twice: OnceLock::new(),
             regex,
             written: written.into(),
             roles,
@@ -119,10 +124,11 @@ impl Pattern {
         })
     }
 
-    /// The pattern without its quick way.
+    /// The pattern without its quick ways.
     #[cfg(test)]
     pub fn without_walk(mut self) -> Pattern {
         self.walk = None;
+        self.twice = OnceLock::from(None);
         self
     }
 
@@ -145,6 +151,7 @@ impl Pattern {
         let groups = match walked {
             Ended::NoMatch => return None,
             Ended::Match => Groups::Walked(&places.room),
+            Ended::GaveUp if text.len() > LONG && self.in_long(text, &mut places.room)? => Groups::Walked(&places.room),
             Ended::GaveUp => {
                 let locations = places.locations.get_or_insert_with(|| self.regex.capture_locations());
                 self.regex.captures_read(locations, text)?;
@@ -185,6 +192,13 @@ impl Pattern {
         }
         hit.user = user.map(|(_, range)| range);
         Some(hit)
+    }
+
+    /// Finds the groups in a long text; `None` if it does not match, false if somebody else must say how.
+    fn in_long(&self, text: &[u8], room: &mut Room) -> Option<bool> {
+        let found = self.regex.find(text)?;
+        let twice = self.twice.get_or_init(|| Twice::new(self.regex.as_str()).map(Box::new));
+        Some(twice.as_ref().is_some_and(|twice| twice.groups(text, (found.start(), found.end()), room)))
     }
 }
 

@@ -87,7 +87,58 @@ fn tried(filter: Filter, sample: &Sample) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+    use crate::filter::dates::{DatePattern, Detector};
     use crate::filter::definition;
+
+    /// A syslog line is, without its date, what the journal's entry is worded as: `HOST IDENT[PID]: MESSAGE`.
+    #[test]
+    fn shipped_filters_for_the_journal_take_its_lines() {
+        let header = regex::Regex::new(r"^ \S+ [\w./()-]+(?:\[\d+\])?: ").unwrap();
+        let (mut wrong, mut without, mut tried) = (Vec::new(), Vec::new(), 0);
+        for (name, text) in crate::filter::shipped() {
+            let definition = definition::parse(name, text).unwrap();
+            if definition.journalmatch.is_empty() {
+                continue;
+            }
+            let before = tried;
+            for sample in &definition.samples {
+                let (Expect::Addr(addr) | Expect::Ok(addr)) = sample.expect else { continue };
+                let mut detector = Detector::new(DatePattern::Default, jiff::tz::TimeZone::UTC);
+                let (mut chunk, mut times) = (String::new(), Vec::new());
+                for line in sample.line.trim_end().lines() {
+                    let Some(date) = detector.find(line.as_bytes(), NOW).filter(|date| date.at.start == 0) else { continue };
+                    let rest = &line[date.at.end..];
+                    if header.is_match(rest) {
+                        times.push((chunk.len() as u32, NOW));
+                        chunk += rest.trim_start();
+                        chunk.push('\n');
+                    }
+                }
+                if times.is_empty() || times.len() != sample.line.trim_end().lines().count() {
+                    continue;
+                }
+                tried += 1;
+                let filter = Filter::compile(&definition, &sample.params, &Options::default()).unwrap();
+                let mut found = Vec::new();
+                Scanner::new(vec![Arc::new(filter)]).scan_timed(
+                    chunk.as_bytes(),
+                    &times,
+                    When { now: NOW, live: true },
+                    &mut found,
+                );
+                if found.is_empty() || found.iter().any(|found| found.addr != addr || found.time != NOW) {
+                    wrong.push(format!("{name}: {chunk}"));
+                }
+            }
+            if tried == before {
+                without.push(name);
+            }
+        }
+        println!("{tried} samples as lines of the journal; none of {without:?} is a syslog line");
+        assert!(wrong.is_empty(), "\n{}", wrong.join(""));
+        assert!(tried > 200, "{tried}");
+    }
 
     #[test]
     fn a_sample_that_does_not_hold_is_cited() {

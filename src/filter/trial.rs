@@ -59,6 +59,8 @@ pub struct Tried {
     pub near: bool,
     /// Which bytes of the line are a password.
     pub secrets: Vec<std::ops::Range<usize>>,
+    /// Earlier lines, missed by themselves, that matched together with this one.
+    pub joined: Vec<String>,
 }
 
 /// What the steps of a filter make of a line.
@@ -122,15 +124,26 @@ impl Trial {
                 };
                 let hits = if all && first.is_some() { every } else { first.into_iter().collect() };
                 let near = said == Said::Missed && self.filter.foreign.as_ref().is_some_and(|rules| rules.holds(&text));
-                Tried { said, time: verdict.time.or(verdict.assumed), hits, near, secrets: Vec::new() }
+                Tried {
+                    said,
+                    time: verdict.time.or(verdict.assumed),
+                    hits,
+                    near,
+                    secrets: Vec::new(),
+                    joined: std::mem::take(&mut judge.joined),
+                }
             }
             Way::Ours { scanner, dates } => {
                 let before = scanner.counters(0);
                 let mut found = Vec::new();
                 let chunk = [line, b"\n"].concat();
-                scanner.scan(&chunk, When { now, live: true }, &mut found);
+                let when = When { now, live: true };
+                match given {
+                    Some(given) => scanner.scan_timed(&chunk, &[(0, given)], when, &mut found),
+                    None => scanner.scan(&chunk, when, &mut found),
+                }
                 let after = scanner.counters(0);
-                let date = dates.find(line, now);
+                let date = if given.is_none() { dates.find(line, now) } else { None };
                 let text = without(line, date.as_ref().map(|date| date.at.clone()));
                 let undated = after.undated > before.undated && date.is_none_or(|date| date.time.is_none());
                 let of = |found: &super::Found| given.or((!undated).then_some(found.time));
@@ -172,7 +185,7 @@ impl Trial {
                 };
                 let near = after.missed > before.missed;
                 let secrets = found.iter().flat_map(|found| &found.secrets).map(|r| r.start as usize..r.end as usize).collect();
-                Tried { said, time, hits, near, secrets }
+                Tried { said, time, hits, near, secrets, joined: Vec::new() }
             }
         }
     }

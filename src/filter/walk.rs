@@ -8,14 +8,14 @@
 
 use regex_syntax::hir::{Class, Hir, HirKind, Look, Repetition};
 
-/// A text of n bytes is given up after so many steps plus n times [`STEPS_PER_BYTE`], or [`STEPS_PER_LONG_BYTE`].
+/// A text of n bytes is given up after so many steps plus n times [`STEPS_PER_BYTE`].
 const STEPS: usize = 512;
 const STEPS_PER_BYTE: usize = 2;
-/// The same for long texts: giving up early pays for the short lines that servers write, while on a long one the engine that
-/// takes over needs a microsecond a byte to find the groups.
-const STEPS_PER_LONG_BYTE: usize = 24;
-/// Texts of more bytes than this are long.
-const LONG: usize = 4096;
+/// A text of more bytes than this is long: it is walked only as far as runs carry, since all that a filter's patterns spend on it
+/// adds up, and there are quicker ways to tell that a long text does not match, or how (`twice`).
+pub(crate) const LONG: usize = 4096;
+/// Steps for a long text.
+const STEPS_LONG: usize = STEPS + LONG * STEPS_PER_BYTE;
 /// A pattern of more instructions is left to the regex engine.
 const LONGEST: usize = 4000;
 /// A group that took no part.
@@ -100,6 +100,13 @@ pub(crate) enum Ended {
 }
 
 impl Room {
+    /// Room for so many slots, none of them set.
+    pub fn fresh(&mut self, slots: usize) -> &mut [usize] {
+        self.slots.clear();
+        self.slots.resize(slots, UNSET);
+        &mut self.slots
+    }
+
     /// Where a group began and ended.
     pub fn get(&self, group: usize) -> Option<(usize, usize)> {
         let (start, end) = (*self.slots.get(group * 2)?, *self.slots.get(group * 2 + 1)?);
@@ -243,11 +250,9 @@ impl Walk {
 
     /// Walks along `text`; after a match `room` knows the groups.
     pub fn along(&self, text: &[u8], room: &mut Room) -> Ended {
-        room.slots.clear();
-        room.slots.resize(self.slots, UNSET);
+        room.fresh(self.slots);
         room.back.clear();
-        let per_byte = if text.len() > LONG { STEPS_PER_LONG_BYTE } else { STEPS_PER_BYTE };
-        let mut left = STEPS + text.len().saturating_mul(per_byte);
+        let mut left = if text.len() > LONG { STEPS_LONG } else { STEPS + text.len() * STEPS_PER_BYTE };
         let (mut step, mut at) = (0, 0);
         loop {
             if left == 0 {
@@ -396,7 +401,8 @@ fn one_byte(hir: &Hir) -> Option<[bool; 256]> {
     }
 }
 
-fn holds(look: Look, text: &[u8], at: usize) -> bool {
+/// Whether a look holds at a place.
+pub(crate) fn holds(look: Look, text: &[u8], at: usize) -> bool {
     let word = |b: &u8| b.is_ascii_alphanumeric() || *b == b'_';
     let before = at > 0 && word(&text[at - 1]);
     let after = text.get(at).is_some_and(word);
@@ -411,7 +417,7 @@ fn holds(look: Look, text: &[u8], at: usize) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
 
@@ -436,7 +442,7 @@ mod tests {
         Some((walked, searched.map(|_| (1..regex.captures_len()).map(|g| places.get(g)).collect())))
     }
 
-    const TRICKY: [&str; 22] = [
+    pub const TRICKY: [&str; 22] = [
         "^(a*)(b?)$",
         "^(.*)b(.*)$",
         "^(.*?)b(.*?)$",

@@ -142,6 +142,8 @@ pub struct Held {
     pub origin: Origin,
     /// Whether the kernel said yes to it.
     pub in_kernel: bool,
+    /// The generation of the kernel's ruleset by which it was there; 0: not known, or before anybody listened.
+    pub generation: u32,
 }
 
 impl Held {
@@ -319,14 +321,22 @@ impl Jail {
         let lasting = self.grown(now, subject, random, elsewhere);
         let held = match lasting {
             Lasting::Permanent => {
-                Held { since: time, until: None, lasting, failures, origin: Origin::Failures, in_kernel: false }
+                Held { since: time, until: None, lasting, failures, origin: Origin::Failures, in_kernel: false, generation: 0 }
             }
             Lasting::For(span) => {
                 let left = (time + span).since(now.wall);
                 if left == Span(0) {
                     return Verdict::Over;
                 }
-                Held { since: time, until: Some(now.mono + left), lasting, failures, origin: Origin::Failures, in_kernel: false }
+                Held {
+                    since: time,
+                    until: Some(now.mono + left),
+                    lasting,
+                    failures,
+                    origin: Origin::Failures,
+                    in_kernel: false,
+                    generation: 0,
+                }
             }
         };
         let ban = Ban { subject, held, places };
@@ -422,10 +432,11 @@ impl Jail {
         around.filter(|(_, held)| !new.outlasts(held.stay())).map(|(net, _)| net).next()
     }
 
-    /// The kernel said yes to the ban of a subject.
-    pub fn confirm(&mut self, subject: IpNetwork) {
+    /// The kernel said yes to the ban of a subject, by this generation of its ruleset.
+    pub fn confirm(&mut self, subject: IpNetwork, generation: u32) {
         if let Some(held) = self.held.get_mut(&subject) {
             held.in_kernel = true;
+            held.generation = generation;
         }
     }
 
@@ -488,6 +499,11 @@ impl Jail {
     /// Every ban held, in no order.
     pub fn bans(&self) -> impl Iterator<Item = (IpNetwork, &Held)> {
         self.held.iter().map(|(subject, held)| (*subject, held))
+    }
+
+    /// The same, to note what became of them; their ends must stay.
+    pub fn bans_mut(&mut self) -> impl Iterator<Item = (IpNetwork, &mut Held)> {
+        self.held.iter_mut().map(|(subject, held)| (*subject, held))
     }
 
     /// How many bans are held.
@@ -714,6 +730,7 @@ mod tests {
             failures: 0,
             origin: Origin::Adopted,
             in_kernel: true,
+            generation: 0,
         };
         assert!(jail.hold(subject, held(Some(100))));
         assert!(!jail.hold(subject, held(Some(50))));
@@ -735,6 +752,7 @@ mod tests {
             failures: 0,
             origin: Origin::Adopted,
             in_kernel: true,
+            generation: 0,
         };
         for net in ["192.0.2.0/24", "192.0.2.65/32", "198.51.100.0/24"] {
             jail.hold(net.parse().expect("a net"), held.clone());

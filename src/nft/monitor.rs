@@ -9,6 +9,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
 
 use super::element::{Element, Key};
 use super::kernel::{join_points, read_element};
@@ -22,17 +23,21 @@ use crate::terms::{Family, escape};
 const GROUP: u32 = 1 << (7 - 1);
 /// Room for some 200 000 events, about as many elements as a foreign script may add at once before we have to read it all anew.
 const RECEIVE_BUFFER: usize = 16 << 20;
+/// Elements of one foreign transaction that are kept in mind; of more it is only known that they were too many.
+const ELEMENTS: usize = 500_000;
 
 /// Listens for changes of one table.
 #[derive(Debug)]
 pub struct Monitor {
     link: Link,
-    family: u8,
+    families: Vec<u8>,
     table: String,
     answer: Vec<u8>,
     waiting: std::collections::VecDeque<Heard>,
     touches: Vec<Touch>,
     points: Vec<(Element, bool)>,
+    /// Elements of the transaction that is being heard.
+    heard: usize,
 }
 
 /// What there was to hear.
@@ -108,13 +113,29 @@ impl Monitor {
         link.join(GROUP).map_err(CannotOpen)?;
         Ok(Monitor {
             link,
-            family: family_number(family),
+            families: vec![family_number(family)],
             table: table.to_owned(),
             answer: Vec::new(),
             waiting: std::collections::VecDeque::new(),
             touches: Vec::new(),
             points: Vec::new(),
+            heard: 0,
         })
+    }
+
+    /// Listens for changes of the table of the same name in another family, too.
+    pub fn also(&mut self, family: Family) {
+        self.families.push(family_number(family));
+    }
+
+    /// Waits until there is something to hear.
+    pub fn wait(&self) -> Result<(), Errno> {
+        loop {
+            match nix::poll::poll(&mut [PollFd::new(self.link.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
+                Err(Errno::EINTR) => {}
+                other => return other.map(drop),
+            }
+        }
     }
 
     /// The next foreign transaction, if one is complete; never waits. Call it until it returns `None`, then wait until the socket is
@@ -136,6 +157,7 @@ impl Monitor {
                 Err(Errno::ENOBUFS | Errno::EMSGSIZE) => {
                     self.touches.clear();
                     self.points.clear();
+                    self.heard = 0;
                     Some(Ok(Some(Heard::Lost)))
                 }
                 Err(errno) => Some(Err(errno)),
@@ -153,7 +175,9 @@ impl Monitor {
         if message_kind == kind::NEWGEN {
             self.finish_elements();
             let touches = std::mem::take(&mut self.touches);
-            if !touches.is_empty() {
+            if std::mem::take(&mut self.heard) > ELEMENTS {
+                self.waiting.push_back(Heard::Lost);
+            } else if !touches.is_empty() {
                 self.waiting.push_back(Heard::Foreign(Foreign {
                     generation: attributes.u32(attr::GEN_ID).unwrap_or(0),
                     thread: attributes.u32(attr::GEN_PROC_PID).unwrap_or(0),
@@ -164,7 +188,7 @@ impl Monitor {
             return;
         }
         // Every message names its table in attribute 1.
-        if message.family() != self.family || attributes.text(attr::TABLE_NAME) != Some(&self.table) {
+        if !self.families.contains(&message.family()) || attributes.text(attr::TABLE_NAME) != Some(&self.table) {
             return;
         }
         if matches!(message_kind, kind::NEWSETELEM | kind::DELSETELEM | kind::DESTROYSETELEM) {
@@ -200,6 +224,12 @@ impl Monitor {
             self.touches.push(if added { Touch::Added { set, elements } } else { Touch::Removed { set, elements } });
         }
         let list = attributes.nested(attr::ELEMS_LIST).unwrap_or(Attributes(&[]));
+        self.heard += list.count();
+        if self.heard > ELEMENTS {
+            self.touches.clear();
+            self.points.clear();
+            return;
+        }
         self.points.extend(list.filter_map(|(_, element)| {
             let element = Attributes(element);
             // Ours are addresses of four or sixteen bytes; which kind, the length says.

@@ -510,16 +510,14 @@ fn difference(chain: &KernelChain, wanted: &[Rule], renewed: &HashSet<&str>) -> 
 fn inherit(mut removed: Vec<(String, Counted)>, added: &[(&str, &Rule)]) -> Vec<Counter> {
     let mut counts: Vec<Option<Counter>> = vec![None; added.len()];
     let alike = |old: &Rule, new: &Rule| old.ban_set() == new.ban_set() && old.statements.last() == new.statements.last();
-    let nearness: [&dyn Fn(&str, &Rule, &str, &Rule) -> bool; 4] = [
-        &|was, old, is, new| was == is && old == new,
-        &|_, old, _, new| old == new,
-        &|was, old, is, new| was == is && alike(old, new),
-        &|_, old, _, new| alike(old, new),
-    ];
+    let near = |step: usize, (was, old): (&str, &Rule), (is, new): (&str, &Rule)| {
+        let (same_chain, same_rule) = (step % 2 == 1 || was == is, step >= 2 || old == new);
+        same_chain && same_rule && alike(old, new)
+    };
     removed.retain(|(_, (rule, counter))| counter.is_some() && rule.ban_set().is_some());
-    for near in nearness {
-        for ((is, new), count) in added.iter().zip(&mut counts).filter(|(_, count)| count.is_none()) {
-            if let Some(at) = removed.iter().position(|(was, (old, _))| near(was, old, is, new)) {
+    for step in 0..4 {
+        for (new, count) in added.iter().zip(&mut counts).filter(|(_, count)| count.is_none()) {
+            if let Some(at) = removed.iter().position(|(was, (old, _))| near(step, (was, old), *new)) {
                 *count = removed.swap_remove(at).1.1;
             }
         }

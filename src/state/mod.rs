@@ -56,6 +56,7 @@ const SINCE_2: &str = "
     CREATE TABLE ignored (
         jail TEXT NOT NULL, subject TEXT NOT NULL, since INTEGER NOT NULL, until INTEGER, uid INTEGER NOT NULL, reason TEXT,
         PRIMARY KEY (jail, subject)) WITHOUT ROWID;
+    CREATE TABLE applied (origin TEXT PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID;
     CREATE TABLE paused (jail TEXT PRIMARY KEY, since INTEGER NOT NULL, until INTEGER, uid INTEGER NOT NULL) WITHOUT ROWID;
     CREATE VIEW offences AS
         SELECT jail, subject, bans, datetime(until / 1000000, 'unixepoch') AS last_until_utc FROM offence ORDER BY bans DESC;
@@ -94,6 +95,8 @@ pub struct Save {
     pub ignored: Option<Vec<KeptIgnore>>,
     /// What is paused, all of it, if that changed.
     pub paused: Option<Vec<KeptPause>>,
+    /// How far other machines' events were applied, all of it, if that changed.
+    pub applied: Option<Vec<(Box<str>, u64)>>,
     /// Now, and how long history is kept.
     pub keep: Option<(Time, Span)>,
     /// Whether it must be on the disk, not only in the system's memory, when the save returns.
@@ -212,6 +215,8 @@ pub struct Restored {
     pub ignored: Vec<KeptIgnore>,
     /// What is paused.
     pub paused: Vec<KeptPause>,
+    /// How far other machines' events were applied.
+    pub applied: Vec<(Box<str>, u64)>,
     /// The key under which account names are hashed, if they are.
     pub key: [u64; 2],
 }
@@ -374,6 +379,10 @@ impl Store {
                 Ok(KeptPause { jail: all(row.get(0)?), since: Time(row.get(1)?), until, uid: row.get(3)? })
             })?
             .collect::<Result<_, _>>()?;
+        let applied = db
+            .prepare("SELECT origin, seq FROM applied")?
+            .query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?.max(0) as u64)))?
+            .collect::<Result<_, _>>()?;
         let key = match meta("key")?.and_then(|text| u128::from_str_radix(&text, 16).ok()) {
             Some(key) => [(key >> 64) as u64, key as u64],
             None => {
@@ -383,7 +392,7 @@ impl Store {
             }
         };
         let (seq, unread) = (history::last_seq(db)?, history::unread(db)?);
-        Ok(Restored { kernel, positions, failures, bans, totals, seq, unread, offences, ignored, paused, key })
+        Ok(Restored { kernel, positions, failures, bans, totals, seq, unread, offences, ignored, paused, applied, key })
     }
 
     /// Saves in one transaction; on an error nothing of it is saved.
@@ -481,6 +490,11 @@ impl Store {
                     entry.uid
                 ])?;
             }
+        }
+        for (origin, seq) in save.applied.iter().flatten() {
+            transaction
+                .prepare_cached("INSERT OR REPLACE INTO applied VALUES (?1, ?2)")?
+                .execute(params![&**origin, *seq as i64])?;
         }
         let rows = self.rows_since + save.history.len();
         let purge = rows >= PURGE_ROWS || self.purged.is_none_or(|purged| purged.elapsed() >= PURGE);

@@ -20,6 +20,7 @@
 
 pub mod back;
 mod held;
+pub mod journal;
 mod lines;
 mod look;
 mod notices;

@@ -1,6 +1,6 @@
 //! What can happen to the daemon, and what it does to the world: the core's only ways in and out.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::engine::historian::{Dig, Search};
 use crate::engine::keep::Keeping;
 use crate::engine::spec::{Resolved, Specs};
 use crate::jail::Failure;
-use crate::nft::Interval;
+use crate::nft::{Heard, Interval};
 use crate::state::history::Line;
 use crate::terms::{Lasting, Span, Time};
 
@@ -31,8 +31,12 @@ pub enum Event {
     Read(Batch),
     /// A source appeared, went missing, rotated.
     Source(SourceReport),
+    /// Between file and journal, this was chosen for a jail.
+    Chosen(JailId, Choice),
     /// The kernel's answer to [`Action::Commit`].
-    Committed(Vec<Refusal>),
+    Committed(Committed),
+    /// Somebody else changed our table, or we could not hear all of it.
+    Foreign(Heard),
     /// [`Action::Commit`] met a table that is not what we left: nothing of it was carried out.
     Damaged(String),
     /// The kernel's answer to [`Action::Establish`]: what it held before, if that was asked for; or why not.
@@ -45,6 +49,8 @@ pub enum Event {
     Machine(Machine),
     /// The answer to [`Action::Save`].
     Saved(Result<(), String>),
+    /// What was saved can not be brought to the disk, because of this; `None`: it can again.
+    Synced(Option<String>),
     /// The answer to [`Action::Dig`]: the lines of what happened under this number.
     ReadBack(u64, Vec<Line>),
     /// The answer to [`Action::Search`].
@@ -73,6 +79,14 @@ pub struct Done {
     pub adopted: Vec<Adopted>,
     /// The table's handle.
     pub table: u64,
+    /// A generation of the ruleset at which it was as wanted.
+    pub generation: u32,
+    /// Whether it had to be made anew, with all its sets.
+    pub fresh: bool,
+    /// Whether anything had to be sent.
+    pub changed: bool,
+    /// Whether the kernel refuses every change of it by others.
+    pub owned: bool,
 }
 
 /// An element found in one of our sets.
@@ -107,6 +121,26 @@ pub struct Batch {
     pub live: bool,
     /// Whether anything was read since the last batch.
     pub changed: bool,
+    /// Of a journal: how many lines were read for each of its sources.
+    pub shares: Vec<Share>,
+}
+
+/// Lines of one source among those of a journal.
+#[derive(Clone, Debug)]
+pub struct Share {
+    /// The source, as `status` names it.
+    pub source: Arc<str>,
+    /// How many.
+    pub lines: u64,
+}
+
+/// Where a jail's lines come from, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// `file` or `journal`.
+    pub backend: &'static str,
+    /// Why, for people.
+    pub why: String,
 }
 
 /// The whole state of one reader after a batch.
@@ -118,6 +152,8 @@ pub struct Resume {
     pub position: crate::watch::Position,
     /// What its filters remember.
     pub scanner: crate::filter::State,
+    /// Of a journal: all of it; the two above are then empty.
+    pub journal: Option<Box<crate::engine::journal::Kept>>,
 }
 
 /// One failure or success for one jail.
@@ -241,6 +277,60 @@ pub enum Target {
     Gone,
 }
 
+/// What became of a commit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Committed {
+    /// What the kernel refused.
+    pub refusals: Vec<Refusal>,
+    /// The ruleset's generation before.
+    pub before: u32,
+    /// And after: our transactions are among those in between.
+    pub after: u32,
+    /// Whether none of somebody else is among them.
+    pub alone: bool,
+}
+
+impl From<Vec<Refusal>> for Committed {
+    fn from(refusals: Vec<Refusal>) -> Committed {
+        Committed { refusals, alone: true, ..Committed::default() }
+    }
+}
+
+/// Which sets may hold other elements than we know of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Suspects {
+    /// None.
+    #[default]
+    None,
+    /// These.
+    Sets(BTreeSet<String>),
+    /// Any.
+    All,
+}
+
+impl Suspects {
+    /// Whether a set is one of them.
+    pub fn holds(&self, set: &str) -> bool {
+        match self {
+            Suspects::None => false,
+            Suspects::Sets(sets) => sets.contains(set),
+            Suspects::All => true,
+        }
+    }
+
+    /// These too.
+    pub fn add(&mut self, other: Suspects) {
+        *self = match (std::mem::take(self), other) {
+            (Suspects::All, _) | (_, Suspects::All) => Suspects::All,
+            (Suspects::None, some) | (some, Suspects::None) => some,
+            (Suspects::Sets(mut sets), Suspects::Sets(more)) => {
+                sets.extend(more);
+                Suspects::Sets(sets)
+            }
+        };
+    }
+}
+
 /// A change the kernel refused, though the rest was carried out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
@@ -248,6 +338,8 @@ pub struct Refusal {
     pub index: usize,
     /// Why, in nft's words.
     pub why: String,
+    /// Whether the set was full.
+    pub full: bool,
 }
 
 /// Everything the daemon does.
@@ -291,8 +383,8 @@ pub struct Establish {
     pub nets: Vec<bool>,
     /// Every element held, per set, for sets that must be filled anew.
     pub held: HashMap<Arc<str>, Vec<Change>>,
-    /// Whether elements of the kernel's sets that are not in `held` have to go.
-    pub exact: bool,
+    /// The sets whose elements have to be compared with `held`; in all others they are left as they are.
+    pub exact: Suspects,
     /// Whether the answer shall tell what the sets held: nothing was adopted yet.
     pub adopt: bool,
 }

@@ -148,7 +148,9 @@ impl Core {
             let why = format!("there is no history: {}", self.keep.failed().unwrap_or("nothing is kept"));
             return self.actions.push(Action::Reply(client, Reply::refused(1, why, None)));
         }
-        match self.keep.soon() {
+        // Who follows the stream waits for the next save, as everything does; people do not.
+        let hurry = !matches!(search, Search::Rows { stream: true, .. });
+        match self.keep.soon(hurry) {
             None => self.actions.push(Action::Search(Box::new(search))),
             Some(save) => self.searches.push((save, search)),
         }

@@ -1,6 +1,6 @@
 //! The core's half that faces the state: what is kept, and what an earlier run kept.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
@@ -21,6 +21,7 @@ struct Held<'a> {
     jails: &'a [Running],
     ignores: &'a Wishes,
     pauses: &'a Pauses,
+    applied: &'a BTreeMap<Box<str>, u64>,
     keep: Span,
 }
 
@@ -65,18 +66,35 @@ impl Books for Held<'_> {
         self.pauses.kept(self.now)
     }
 
+    fn applied(&self) -> Vec<(Box<str>, u64)> {
+        self.applied.iter().map(|(origin, seq)| (origin.clone(), *seq)).collect()
+    }
+
     fn keep(&self) -> Span {
         self.keep
     }
 }
 
+/// Restored bans are told one by one up to this many.
+const TOLD_AT_MOST: usize = 100;
+
 impl Core {
     pub(super) fn save(&mut self, now: Now) {
-        let Core { keep, jails, specs, ignores, pauses, .. } = self;
-        let books = Held { now, jails, ignores, pauses, keep: specs.evidence.keep };
+        let Core { keep, jails, specs, ignores, pauses, applied, .. } = self;
+        let books = Held { now, jails, ignores, pauses, applied, keep: specs.evidence.keep };
         if let Some(keeping) = keep.next(now, &books) {
             self.actions.push(Action::Save(Box::new(keeping)));
         }
+    }
+
+    pub(super) fn synced(&mut self, failed: Option<String>) {
+        match &failed {
+            Some(why) => {
+                self.log(Level::Error, format!("{why}\n  help: a power loss would take it, a restart would not; bans go on"))
+            }
+            None => self.log(Level::Warn, "the state is on the disk again".to_owned()),
+        }
+        self.keep.unsynced = failed;
     }
 
     pub(super) fn saved(&mut self, now: Now, result: Result<(), String>) {
@@ -126,6 +144,7 @@ impl Core {
         }
         self.ignores.restore(now, &restored.ignored);
         self.pauses.restore(now, &restored.paused);
+        self.applied.extend(restored.applied.iter().cloned());
         self.ignored_anew();
         for (jail, totals) in &restored.totals {
             let Some(running) = self.jails.iter_mut().find(|running| running.key == *jail) else { continue };
@@ -134,6 +153,17 @@ impl Core {
             running.jail.last_failure = totals.last_failure;
         }
         self.jails.iter_mut().for_each(|running| _ = running.jail.tidy(now));
+        self.trim(now);
+    }
+
+    /// Jail and subject of every ban held, the newest first.
+    pub fn restorable(&self) -> Vec<(String, String)> {
+        let bans = |running: &'_ Running| -> Vec<_> {
+            running.jail.bans().map(|(subject, held)| (held.since, running.spec.name.clone(), subject)).collect()
+        };
+        let mut all: Vec<_> = self.jails.iter().flat_map(bans).collect();
+        all.sort_by(|a, b| b.0.cmp(&a.0));
+        all.into_iter().map(|(_, jail, subject)| (jail, shown(subject))).collect()
     }
 
     /// From here on changes are kept; `boot` names this boot. Bans that an earlier run kept and that are over by now are let go.
@@ -201,9 +231,14 @@ impl Core {
             self.log(Level::Warn, text);
         }
         let lifted_nets = self.compare_nets(now, found);
-        for (at, subject, held) in missing {
+        let more = missing.len().saturating_sub(TOLD_AT_MOST);
+        for (told, (at, subject, held)) in missing.into_iter().enumerate() {
             let text = format!("[{}] Restore Ban {}", self.jails[at].spec.name, shown(subject));
-            self.want(now, at, subject, &held, Effect::Log(Level::Warn, text));
+            let level = if told < TOLD_AT_MOST { Level::Warn } else { Level::Debug };
+            self.want(now, at, subject, &held, Effect::Log(level, text));
+        }
+        if more > 0 {
+            self.log(Level::Warn, format!("{more} more bans are restored"));
         }
         // From here on an element that we do not know is news.
         self.settled = true;

@@ -62,6 +62,9 @@ impl Core {
             Request::History { net, user, jail, since_s, limit } => {
                 return self.history(client, net.as_deref(), user.as_deref(), jail, since_s, limit);
             }
+            Request::Events { since, wait_s } => return self.events(now, client, since, wait_s),
+            Request::Apply { origin, jail, events } => return self.apply(now, client, uid, &origin, jail.as_deref(), &events),
+            Request::Applied => Reply::done(json!(self.applied())),
             Request::Config => Reply::done(json!({ "accepted": &*self.specs.accepted, "degraded": self.specs.degraded })),
             Request::Reload => {
                 self.actions.push(Action::Reload(Some(client)));
@@ -115,10 +118,11 @@ impl Core {
                 Lasting::Permanent => None,
                 Lasting::For(span) => Some(now.mono + span),
             };
-            let reason = reason.clone().map(|reason| escape(reason.as_bytes(), 500));
+            // The sign in front marks what came from another machine.
+            let reason = reason.clone().map(|reason| escape(reason.trim_start_matches('@').as_bytes(), 500));
             let said: Option<Box<str>> = reason.as_deref().map(Into::into);
             let origin = Origin::Manual { uid, reason };
-            let held = Held { since: now.wall, until, lasting, failures: 0, origin, in_kernel: false };
+            let held = Held { since: now.wall, until, lasting, failures: 0, origin, in_kernel: false, generation: 0 };
             if running.jail.hold(subject, held.clone()) {
                 if running.jail.subject(subject.network()) == subject {
                     self.keep.step(now, &running.key, Step::Forget(subject.network()));
@@ -158,6 +162,7 @@ impl Core {
         self.waiting.insert(client, Waiting { open: 0, refused: Vec::new(), reply });
         for (subject, held) in wanted {
             self.log(Level::Warn, format!("[{name}] Ban {} by uid {uid}", shown(subject)));
+            self.make_room(now, at, subject);
             self.want(now, at, subject, &held, Effect::Tell(client));
         }
     }
@@ -181,7 +186,7 @@ impl Core {
         let mut freed: Vec<(usize, IpNetwork, Freed)> = Vec::new();
         let (mut absent, mut refused) = (Vec::new(), Vec::new());
         let forgets = forget && !dry_run;
-        match self.chosen(&places, chosen) {
+        match self.selected(&places, chosen) {
             Ok(chosen) => {
                 for (at, subject) in chosen {
                     if forgets {
@@ -337,7 +342,7 @@ impl Core {
     }
 
     /// The bans that are chosen otherwise than by address.
-    fn chosen(&self, places: &[usize], chosen: &Chosen) -> Result<Vec<(usize, IpNetwork)>, String> {
+    fn selected(&self, places: &[usize], chosen: &Chosen) -> Result<Vec<(usize, IpNetwork)>, String> {
         if !chosen.all && chosen.since.is_none() && chosen.net.is_none() && chosen.named.is_none() {
             return Ok(Vec::new());
         }
@@ -418,7 +423,7 @@ impl Core {
         };
         let table = |family: Family| {
             json!({
-                "table": self.specs.table, "family": family.name(), "owner": false,
+                "table": self.specs.table, "family": family.name(), "owner": self.hands.owned,
                 "generation": kernel.generation, "restored": self.rebuilt, "degraded": degraded,
             })
         };
@@ -430,7 +435,7 @@ impl Core {
         match () {
             () if running.spec.broken.is_some() => "broken",
             () if self.pauses.holds(&running.spec.name) => "paused",
-            () if running.spec.patterns.is_empty() => "running",
+            () if running.spec.patterns.is_empty() && running.spec.journal.is_none() => "running",
             () if !running.sources.values().any(followed) => "waiting",
             () if running.spec.policy.observe => "observing",
             () => "running",
@@ -446,10 +451,11 @@ impl Core {
         json!({
             "name": spec.name,
             "state": self.state_of(running),
-            "backend": spec.backend,
+            "backend": running.backend(),
+            "backend_why": running.choice.as_ref().map(|choice| &choice.why),
             "sources": sources,
             "failures": { "current": running.jail.failing(), "total": running.jail.failures_total },
-            "bans": { "current": running.jail.bans_held(), "total": running.jail.bans_total },
+            "bans": { "current": running.jail.bans_held(), "total": running.jail.bans_total, "evicted": self.evicted_bans(spec) },
             "kernel": { "v4": count(&spec.set_v4).unwrap_or(0), "v6": count(&spec.set_v6).unwrap_or(0), "net4": net("net4"), "net6": net("net6") },
             "dropped": { "packets": packets, "bytes": bytes },
             "last_match": running.jail.last_failure.map(rfc3339),
@@ -492,7 +498,7 @@ impl Core {
     pub(super) fn stats(&self) -> Value {
         let rows = self.jails.iter().map(|running| {
             json!({
-                "jail": running.spec.name, "backend": running.spec.backend,
+                "jail": running.spec.name, "backend": running.backend(),
                 "failures": { "current": running.jail.failing(), "total": running.jail.failures_total },
                 "bans": { "current": running.jail.bans_held(), "total": running.jail.bans_total },
             })
@@ -591,8 +597,10 @@ pub(super) fn broken_json(name: &str, why: &str) -> Value {
 }
 
 pub(super) fn source_json(path: &str, source: &Source) -> Value {
+    // How far behind reading is, only files tell.
+    let lag = path.starts_with('/').then(|| source.size - source.offset.min(source.size));
     json!({
-        "path": escape(path.as_bytes(), 4096), "state": source.state.name(), "lag_bytes": source.size - source.offset.min(source.size),
+        "path": escape(path.as_bytes(), 4096), "state": source.state.name(), "lag_bytes": lag,
         "lines": source.lines, "note": source.note,
     })
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 
 use super::{
-    Action, Cause, Core, Effect, JailId, Level, NetSets, Rebuild, Reloaded, Row, Running, Target, What, covers, shown, subnets,
+    Action, Cause, Core, Effect, JailId, Level, NetSets, Reloaded, Row, Running, Suspects, Target, What, covers, shown, subnets,
 };
 use crate::control::Reply;
 use crate::engine::spec::Specs;
@@ -54,20 +54,21 @@ impl Core {
             let ignored = self.ignores.with(spec, &self.names);
             let running = match old.remove(&spec.name) {
                 Some(running) => {
-                    let Running { id, spec: before, mut jail, sources, nets, .. } = running;
+                    let Running { id, spec: before, mut jail, sources, nets, choice, .. } = running;
                     jail.reform(spec.policy.clone());
                     if subnets::rekeyed(&before, spec) {
                         rekeyed = true;
                         jail.cover_mut().refill();
                     }
-                    Running { id, key: spec.name.as_str().into(), spec: spec.clone(), jail, ignored, sources, nets }
+                    let key = spec.name.as_str().into();
+                    Running { id, key, spec: spec.clone(), jail, ignored, sources, nets, choice }
                 }
                 None => {
                     let id = spec.id.unwrap_or(JailId(u32::MAX));
                     let mut jail = Jail::new(spec.policy.clone());
                     jail.exactly(&self.links);
                     let (key, sources, nets) = (spec.name.as_str().into(), BTreeMap::new(), NetSets::No);
-                    Running { id, key, spec: spec.clone(), jail, ignored, sources, nets }
+                    Running { id, key, spec: spec.clone(), jail, ignored, sources, nets, choice: None }
                 }
             };
             self.jails.push(running);
@@ -96,8 +97,9 @@ impl Core {
         self.specs = specs.clone();
         self.lift_ignored(now);
         self.drop_stranded(now);
+        self.trim(now);
         if rekeyed {
-            self.rebuild = Rebuild::Wanted { why: "a prefix changed".to_owned(), not_before: now.mono, failed: 0 };
+            self.make_whole(now, "a prefix changed".to_owned(), Suspects::All);
         }
         self.actions.push(Action::Watch(specs));
         match self.specs.changes.as_slice() {

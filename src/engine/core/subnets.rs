@@ -5,6 +5,8 @@
 //! go and come, from the bans as they are then and what the set holds then ([`crate::jail::Cover`]); so nothing has to be worked out
 //! anew when the kernel refuses or the table is rebuilt.
 
+use std::collections::HashSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
@@ -187,7 +189,7 @@ impl Core {
     }
 
     /// What a set of subnets holds that an admin put there is a ban of his, as the subnets it is made of.
-    pub(super) fn adopt_net(&mut self, now: Now, at: usize, found: &Adopted) {
+    pub(super) fn adopt_net(&mut self, now: Now, at: usize, found: &Adopted) -> Vec<IpNetwork> {
         let lasting = found.timeout.or(found.left).map_or(Lasting::Permanent, Lasting::For);
         let until = found.left.map(|left| now.mono + left);
         let elapsed = match (lasting, found.left) {
@@ -199,16 +201,26 @@ impl Core {
         let known = running.jail.cover_mut().found(piece);
         // Where it ends sooner than was meant, or is more than one element is to be, it is put right with the next commit.
         self.pending.changes.push(Change { set: net_set(&running.spec, &piece), what: found.what, to: target(piece.stay) });
+        let mut new = Vec::new();
         if known {
-            return;
+            return new;
         }
-        let held = Held { since: now.wall - elapsed, until, lasting, failures: 0, origin: Origin::Adopted, in_kernel: true };
+        let held = Held {
+            since: now.wall - elapsed,
+            until,
+            lasting,
+            failures: 0,
+            origin: Origin::Adopted,
+            in_kernel: true,
+            generation: 0,
+        };
         for subject in cover::networks(piece.first, piece.last) {
             let running = &mut self.jails[at];
             if !running.jail.hold(subject, held.clone()) {
                 continue;
             }
             self.keep.ban(now, &running.key, subject);
+            new.push(subject);
             if self.settled {
                 let (since, until) = (Some(held.since), until.map(|until| now.wall_of(until)));
                 let reason = Some("put into the set by another program".into());
@@ -226,6 +238,7 @@ impl Core {
                 self.pending.changes.push(Change { set, what, to: target(held.stay()) });
             }
         }
+        new
     }
 
     /// The subnets' part of [`Core::compare`]: what was there and is gone was lifted by an admin. Tells how many bans that was; what he
@@ -260,7 +273,7 @@ impl Core {
                 let (cut, left) = self.jails[at].jail.cut(hole);
                 for net in cut.iter().map(|(net, _)| *net).chain(left) {
                     self.keep.ban(now, &self.jails[at].key, net);
-                    self.jails[at].jail.confirm(net);
+                    self.jails[at].jail.confirm(net, 0);
                 }
                 let reason = Some("taken out of the set while the daemon was away".into());
                 self.record_about(now, at, hole, Row { what: What::Unban, origin: "kernel".into(), reason, ..Row::default() });
@@ -281,6 +294,45 @@ impl Core {
             }
         }
         lifted
+    }
+
+    /// Whether every piece of a set of subnets is among `removed`, by first address: how many bans that flushed, if so.
+    pub(super) fn flushed_nets(&self, now: Now, set: &str, removed: &HashSet<IpAddr>) -> Option<usize> {
+        let running = self.jails.iter().find(|running| running.spec.is_net_set(set))?;
+        // The kernel may have ended it already.
+        let pieces = running.jail.cover().pieces(now.mono + Span::from_secs(2));
+        let mut all = pieces.filter(|piece| *net_set(&running.spec, piece) == *set).peekable();
+        all.peek()?;
+        let bans = running.jail.bans().filter(|(net, _)| *running.spec.set(*net) == *set).count();
+        all.all(|piece| removed.contains(&piece.first)).then_some(bans)
+    }
+
+    /// Somebody took a stretch out of a set of subnets: it is cut out of the bans that covered it. Tells what was let in, for people.
+    pub(super) fn removed_net(&mut self, now: Now, at: usize, stretch: Interval) -> Vec<IpNetwork> {
+        let running = &mut self.jails[at];
+        running.jail.cover_mut().gone(stretch.first(), stretch.last());
+        let set = if stretch.first().is_ipv4() { running.spec.set_net4.clone() } else { running.spec.set_net6.clone() };
+        let mut let_in = Vec::new();
+        for hole in cover::networks(stretch.first(), stretch.last()) {
+            let jail = &mut self.jails[at].jail;
+            let mut touched: Vec<IpNetwork> = jail.within(hole).into_iter().filter(|net| jail.is_net(*net)).collect();
+            touched.retain(|net| jail.lift(*net).is_some());
+            let (cut, left) = jail.cut(hole);
+            if touched.is_empty() && cut.is_empty() {
+                continue;
+            }
+            let_in.push(hole);
+            for net in touched.into_iter().chain(cut.into_iter().map(|(net, _)| net)) {
+                self.keep.ban(now, &self.jails[at].key, net);
+            }
+            for net in left {
+                let Some(held) = self.jails[at].jail.held(net).cloned() else { continue };
+                self.want(now, at, net, &held, Effect::Log(Level::Debug, format!("{} stays banned", shown(net))));
+            }
+        }
+        // What is left may be laid out otherwise now.
+        self.pending.changes.push(Change { set, what: stretch, to: Target::Gone });
+        let_in
     }
 
     /// Every set is about to be filled with what is held.

@@ -7,14 +7,17 @@ use ipnetwork::IpNetwork;
 use serde_json::json;
 
 use super::{
-    Action, Adopted, Cause, Change, ClientId, Core, Done, Effect, Establish, Level, NetSets, Rebuild, Refusal, Row, Target, What,
-    covers, subnets,
+    Action, Adopted, Cause, Change, ClientId, Committed, Core, Done, Effect, Establish, Level, NetSets, Rebuild, Refusal, Row,
+    Suspects, Target, What, covers, subnets,
 };
 use crate::control::Reply;
 use crate::engine::cut::Cut;
 use crate::engine::spec::{Spec, Specs, addresses};
 use crate::jail::{Held, Nets, Now, Origin, cover};
 use crate::terms::{Family, Hook, Lasting, Protocol, Protocols, Span};
+
+/// Ends that differ by less, in microseconds, are the same.
+const SAME: u64 = 3_000_000;
 
 impl Core {
     /// An element found in one of our sets: a ban that goes on. Tells whether a jail of ours has that set.
@@ -31,10 +34,23 @@ impl Core {
             _ => Span(0),
         };
         let until = found.left.map(|left| now.mono + left);
-        let held = Held { since: now.wall - elapsed, until, lasting, failures: 0, origin: Origin::Adopted, in_kernel: true };
+        let held = Held {
+            since: now.wall - elapsed,
+            until,
+            lasting,
+            failures: 0,
+            origin: Origin::Adopted,
+            in_kernel: true,
+            generation: 0,
+        };
         let subject = running.spec.policy.prefixed(found.what.first());
         let since = held.since;
-        if running.jail.hold(subject, held) {
+        // The element of a ban that is held is no news: the kernel's clock and ours differ by a little.
+        let known = running.jail.held(subject).is_some_and(|known| match (known.until, until) {
+            (Some(known), Some(until)) => known.0.abs_diff(until.0) < SAME,
+            (known, until) => known.is_none() && until.is_none(),
+        });
+        if !known && running.jail.hold(subject, held) {
             self.keep.ban(now, &running.key, subject);
             if self.settled {
                 let until = until.map(|until| now.wall_of(until));
@@ -43,63 +59,75 @@ impl Core {
                 self.record_about(now, at, subject, row);
             }
         } else {
-            running.jail.confirm(subject);
+            running.jail.confirm(subject, 0);
         }
         true
     }
 
-    pub(super) fn committed(&mut self, now: Now, refusals: Vec<Refusal>) {
-        let Some(flight) = self.flying.take() else { return };
-        let refusals =
-            refusals.into_iter().map(|Refusal { index, why }| (flight.sent_for.get(index).copied().unwrap_or(index), why));
-        let refused: HashMap<usize, String> = refusals.collect();
+    pub(super) fn committed(&mut self, now: Now, committed: Committed) {
+        let Some(mut flight) = self.flying.take() else { return };
+        // Which change an element was sent for.
+        let sent_for = std::mem::take(&mut flight.sent_for);
+        let mut committed = committed;
+        for refusal in &mut committed.refusals {
+            refusal.index = sent_for.get(refusal.index).copied().unwrap_or(refusal.index);
+        }
         // A stretch of a set of subnets is right or wrong as a whole.
         let is_net = |set: &str| self.jails.iter().any(|running| running.spec.is_net_set(set));
-        if let Some((_, why)) = refused.iter().find(|(index, _)| flight.changes.get(**index).is_some_and(|c| is_net(&c.set))) {
-            let why = why.clone();
+        let torn = committed.refusals.iter().find(|refusal| flight.changes.get(refusal.index).is_some_and(|c| is_net(&c.set)));
+        if let Some(why) = torn.map(|refusal| refusal.why.clone()) {
             self.flying = Some(flight);
             return self.damaged(now, why);
         }
-        let mut refusals = Vec::new();
-        for (index, why) in &refused {
-            self.log(Level::Error, why.clone());
-            // What the kernel does not hold is not banned: the books follow the kernel.
-            if let Some(change) = flight.changes.get(*index)
-                && matches!(change.to, Target::Held { .. })
-            {
-                for running in self.jails.iter_mut().filter(|j| j.spec.holds(&change.set)) {
-                    let Some(subject) = running.spec.subject(&change.set, change.what) else { continue };
+        let changes = std::mem::take(&mut flight.changes);
+        let gone = changes.iter().filter(|change| change.to == Target::Gone);
+        self.committed_at(now, &committed, gone.map(|change| (change.set.clone(), change.what.first())));
+        let mut refused: HashMap<usize, Refusal> =
+            committed.refusals.into_iter().map(|refusal| (refusal.index, refusal)).collect();
+        let (mut again, mut rows, mut banned) = (HashMap::new(), Vec::new(), Vec::new());
+        for (index, change) in changes.into_iter().enumerate() {
+            let Some(at) = self.jails.iter().position(|running| running.spec.holds(&change.set)) else { continue };
+            let Some(subject) = self.jails[at].spec.subject(&change.set, change.what) else { continue };
+            match (change.to, refused.get(&index)) {
+                (Target::Held { .. }, None) => {
+                    let running = &mut self.jails[at];
+                    running.jail.confirm(subject, committed.after);
+                    self.keep.ban(now, &running.key, subject);
+                    banned.push((at, subject));
+                }
+                // The oldest makes room, and it goes once more.
+                (Target::Held { .. }, Some(refusal)) if refusal.full && self.evict(now, at, &change.set, subject, false) => {
+                    again.insert(index, self.pending.changes.len());
+                    refused.remove(&index);
+                    self.pending.changes.push(change);
+                }
+                // What the kernel does not hold is not banned: the books follow the kernel.
+                (Target::Held { .. }, Some(refusal)) => {
+                    let reason = Some(refusal.why.as_str().into());
+                    let running = &mut self.jails[at];
                     running.jail.lift(subject);
                     self.keep.ban(now, &running.key, subject);
-                    let row =
-                        Row { what: What::Refused, origin: "kernel".into(), reason: Some(why.as_str().into()), ..Row::default() };
-                    refusals.push((running.key.clone(), subject, row));
+                    rows.push((at, subject, Row { what: What::Refused, origin: "kernel".into(), reason, ..Row::default() }));
                 }
+                (Target::Gone, _) => {}
             }
         }
-        for (jail, subject, row) in refusals {
-            self.record(now, Row { jail: Some(jail), subject: Some(subject), ..row });
+        for (at, subject, row) in rows {
+            self.record_about(now, at, subject, row);
         }
-        let mut banned = Vec::new();
-        for (index, change) in flight.changes.iter().enumerate() {
-            if let (Target::Held { .. }, false) = (change.to, refused.contains_key(&index))
-                && let Some(running) = self.jails.iter_mut().find(|j| j.spec.holds(&change.set))
-            {
-                let Some(subject) = running.spec.subject(&change.set, change.what) else { continue };
-                running.jail.confirm(subject);
-                self.keep.ban(now, &running.key, subject);
-                banned.extend(self.by_id.get(&running.id).map(|at| (*at, subject)));
-            }
+        for refusal in refused.values() {
+            self.log(Level::Error, refusal.why.clone());
         }
         let cuts = if banned.is_empty() { Vec::new() } else { self.cuts(&banned) };
         if !cuts.is_empty() {
             self.actions.push(Action::Cut(cuts));
         }
         for (index, effect) in flight.effects {
-            match (effect, refused.get(&index)) {
-                (Effect::Log(level, text), None) => self.log(level, text),
-                (Effect::Log(..), Some(_)) => {}
-                (Effect::Tell(client), why) => self.told(now, client, why.cloned()),
+            match (again.get(&index), effect, refused.get(&index)) {
+                (Some(later), effect, _) => self.pending.effects.push((*later, effect)),
+                (None, Effect::Log(level, text), None) => self.log(level, text),
+                (None, Effect::Log(..), Some(_)) => {}
+                (None, Effect::Tell(client), why) => self.told(now, client, why.map(|refusal| refusal.why.clone())),
             }
         }
     }
@@ -156,12 +184,16 @@ impl Core {
             self.pending = flight;
         }
         self.log(Level::Error, format!("{why}\n  help: the table is not as it was left; rebuilding it now"));
-        self.rebuild = Rebuild::Wanted { why, not_before: now.mono, failed: 0 };
+        self.make_whole(now, why, Suspects::All);
     }
 
     pub(super) fn established(&mut self, now: Now, result: Result<Done, String>) {
-        if let Ok(done) = &result {
-            self.settled_in(now, done.table);
+        match &result {
+            Ok(done) => {
+                self.settled_in(now, done.table);
+                self.established_at(done);
+            }
+            Err(_) => self.still_suspect(),
         }
         self.nets_made(result.is_ok());
         if let Some((cause, specs)) = self.reloading.take() {
@@ -221,7 +253,7 @@ impl Core {
     }
 
     /// Everything wanted of the kernel under `specs`, with what is held now.
-    pub(super) fn establish_for(&self, specs: &Arc<Specs>, exact: bool) -> Establish {
+    pub(super) fn establish_for(&self, specs: &Arc<Specs>, exact: Suspects) -> Establish {
         let mut held: HashMap<Arc<str>, Vec<Change>> = HashMap::new();
         let (mut nets, mut rekeyed) = (Vec::new(), false);
         for spec in &specs.jails {
@@ -251,7 +283,7 @@ impl Core {
             nets,
             paused: specs.jails.iter().map(|spec| self.pauses.holds(&spec.name)).collect(),
             held,
-            exact: exact || rekeyed,
+            exact: if rekeyed { Suspects::All } else { exact },
             adopt: self.specs.degraded.is_some() && self.specs.jails.is_empty(),
         }
     }

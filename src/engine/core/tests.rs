@@ -7,6 +7,8 @@ use crate::jail::Place;
 use crate::nft::Interval;
 use crate::terms::Family;
 
+mod hands;
+
 const BOOT: i64 = 1_700_000_000;
 
 fn at(secs: i64) -> Now {
@@ -85,7 +87,7 @@ impl Bench {
         )
     }
     fn yes(&mut self, secs: i64) -> String {
-        self.event(secs, Event::Committed(vec![]))
+        self.event(secs, Event::Committed(Committed::default()))
     }
 }
 
@@ -194,8 +196,8 @@ fn a_refused_element_is_not_held_and_not_called_banned() {
     let mut bench = Bench::new(&["sshd"]);
     bench.fail(1, "sshd", "198.51.100.7");
     bench.fail(1, "sshd", "198.51.100.7");
-    let refusal = Refusal { index: 0, why: "add element inet banset sshd-v4 { 198.51.100.7 }: ENFILE, set is full".into() };
-    assert_eq!(bench.event(1, Event::Committed(vec![refusal.clone()])), refusal.why);
+    let refusal = Refusal { index: 0, why: "add element inet banset sshd-v4 { 198.51.100.7 }: EINVAL".into(), full: false };
+    assert_eq!(bench.event(1, Event::Committed(vec![refusal.clone()].into())), refusal.why);
     assert_eq!(bench.core.bans_held(), 0);
 }
 
@@ -298,7 +300,7 @@ fn elements_found_at_the_start_are_bans_that_go_on() {
 fn open_connections_of_the_banned_are_cut_but_not_of_those_who_are_ignored() {
     let mut bench = Bench::new(&["sshd"]);
     let cuts = |bench: &mut Bench| {
-        bench.core.handle(at(1), Event::Committed(vec![]));
+        bench.core.handle(at(1), Event::Committed(Committed::default()));
         bench.core.settle(at(1));
         let actions = bench.core.take_actions();
         let cuts = actions.iter().filter_map(|action| if let Action::Cut(cuts) = action { Some(cuts.clone()) } else { None });
@@ -556,8 +558,12 @@ fn what_the_kernel_refuses_of_a_subnet_has_the_table_made_anew() {
     let mut bench = Bench::new(&["sshd"]);
     bench.ask(1, ban_for("198.51.100.0/24", 600));
     bench.event(1, made());
-    let refusal = Refusal { index: 0, why: "add element inet banset sshd-net4 { 198.51.100.0/24 }: EEXIST, file exists".into() };
-    let said = bench.event(1, Event::Committed(vec![refusal]));
+    let refusal = Refusal {
+        index: 0,
+        why: "add element inet banset sshd-net4 { 198.51.100.0/24 }: EEXIST, file exists".into(),
+        full: false,
+    };
+    let said = bench.event(1, Event::Committed(vec![refusal].into()));
     assert!(said.ends_with("EEXIST, file exists; establish sshd-net4:1"), "{said}");
     let said = bench.event(1, made());
     assert!(said.ends_with("1 bans; commit "), "{said}");
@@ -595,7 +601,7 @@ fn saved(bench: &mut Bench, secs: i64) -> (Vec<Row>, Vec<String>) {
                 }
                 Action::Commit(_) => {
                     said.push(tell(action));
-                    bench.core.handle(at(secs), Event::Committed(vec![]));
+                    bench.core.handle(at(secs), Event::Committed(Committed::default()));
                 }
                 Action::Establish(establish) => {
                     let paused = establish.paused.iter().filter(|paused| **paused).count();
@@ -648,7 +654,7 @@ fn what_happens_is_numbered_and_kept_with_who_asked_for_it() {
     bench.core.settle(at(4));
     let saving = bench.core.take_actions().iter().any(|action| matches!(action, Action::Save(_)));
     assert!(!saving, "the save gathers still");
-    bench.core.handle(at(4), Event::Committed(vec![Refusal { index: 0, why: "ENFILE".into() }]));
+    bench.core.handle(at(4), Event::Committed(vec![Refusal { index: 0, why: "EINVAL".into(), full: false }].into()));
     let (rows, _) = saved(&mut bench, 5);
     assert_eq!(rows.iter().map(|row| row.what).collect::<Vec<_>>(), [What::Ban, What::Refused]);
 }
@@ -910,4 +916,106 @@ fn offences_grow_bans_over_restarts_and_over_all_jails() {
     let mut bench = start(true, &crate::state::Restored::default(), 0);
     assert_eq!(banned(&mut bench, 10, "dovecot"), 600);
     assert_eq!(banned(&mut bench, 11, "sshd"), 1200, "offences in every jail count");
+}
+
+#[test]
+fn the_element_of_a_ban_that_is_held_is_no_news() {
+    let mut bench = Bench::new(&["sshd"]);
+    kept(&mut bench, 0, &crate::state::Restored::default());
+    failing(&mut bench, 1, "sshd", "198.51.100.7");
+    failing(&mut bench, 1, "sshd", "198.51.100.7");
+    saved(&mut bench, 2);
+    // The kernel counted 50 ms less than we did; another element is somebody's doing, and so is a longer one.
+    let left = Span(599_050_000);
+    let element = |address: &str, left| Adopted {
+        set: "sshd-v4".to_owned(),
+        what: ip(address).into(),
+        timeout: Some(Span::from_secs(600)),
+        left: Some(left),
+    };
+    assert_eq!(bench.core.compare(at(2), &[element("198.51.100.7", left), element("198.51.100.9", left)]), (1, 0));
+    assert_eq!(bench.core.banned(at(2), &KernelView::default())[1]["failures"], 2);
+    bench.core.adopt(at(2), &element("198.51.100.7", Span::from_secs(9000)));
+    let (rows, _) = saved(&mut bench, 3);
+    let said: Vec<String> =
+        rows.iter().map(|row| format!("{} {}", row.origin, row.subject.map(shown).unwrap_or_default())).collect();
+    assert_eq!(said, ["kernel 198.51.100.9", "kernel 198.51.100.7"]);
+}
+
+#[test]
+fn another_machines_events_are_applied_once_and_lift_only_their_own() {
+    use crate::control::request::{Given, GivenWhat};
+    let mut bench = Bench::new(&["sshd"]);
+    kept(&mut bench, 0, &crate::state::Restored::default());
+    saved(&mut bench, 1);
+    let event = |seq, what, jail: &str, addr: &str, until: Option<i64>| Given {
+        seq,
+        what,
+        jail: jail.to_owned(),
+        addr: addr.to_owned(),
+        since_s: BOOT,
+        until_s: until.map(|until| BOOT + until),
+        failures: 3,
+        reason: Some("x\ny".to_owned()),
+    };
+    let apply = |origin: &str, events: Vec<Given>| Request::Apply { origin: origin.to_owned(), jail: None, events };
+    use GivenWhat::{Ban, Unban};
+    let first = vec![
+        event(7, Ban, "sshd", "198.51.100.7", Some(600)),
+        event(8, Ban, "nowhere", "198.51.100.8", None),
+        event(9, Ban, "sshd", "198.51.100.9", Some(1)),
+        event(10, Ban, "sshd", "10.1.2.3", Some(600)),
+        event(11, Ban, "sshd", "198.51.100.0/24", Some(600)),
+        event(12, Ban, "sshd", "2001:db8::/64", Some(600)),
+        event(13, Ban, "sshd", "127.0.0.1", Some(600)),
+        event(14, Unban, "sshd", "198.51.100.50", None),
+    ];
+    let (rows, said) = asked(&mut bench, 2, 0, Rank::Root, apply("mx2", first.clone()));
+    assert!(
+        said.contains("commit +sshd-v4 198.51.100.7 +manual-v4 198.51.100.8 +sshd-net4 198.51.100.0/24 +sshd-v6 2001:db8::"),
+        "{said}"
+    );
+    assert!(said.contains(r#""banned":4,"last":14,"lifted":0,"over":1,"#), "{said}");
+    assert!(
+        said.contains("10.1.2.3: ignored by ip 10.0.0.0/8") && said.contains("127.0.0.1: ignored by address class"),
+        "{said}"
+    );
+    assert_eq!(rows.iter().map(|row| &*row.origin).collect::<Vec<_>>(), ["@mx2"; 4]);
+    assert_eq!(rows[0].reason.as_deref(), Some("x\\x0ay"));
+    let (rows, said) = asked(&mut bench, 3, 0, Rank::Root, apply("mx2", first));
+    assert!(said.contains(r#""already":4,"banned":0"#) && rows.is_empty(), "applied twice is applied once: {said}");
+    // Another machine's unban, one with a longer name, and our own ban.
+    for origin in ["mx", "mx22", "mx2.example"] {
+        let (_, said) = asked(&mut bench, 4, 0, Rank::Root, apply(origin, vec![event(1, Unban, "sshd", "198.51.100.7", None)]));
+        assert!(said.contains(r#""absent":1"#) && !said.contains("commit"), "{origin}: {said}");
+    }
+    asked(&mut bench, 5, 0, Rank::Root, ban(&["198.51.100.60"], false));
+    let (_, said) = asked(&mut bench, 6, 0, Rank::Root, apply("mx2", vec![event(15, Unban, "manual", "198.51.100.60", None)]));
+    assert!(said.contains(r#""absent":1"#), "{said}");
+    let (_, said) = asked(&mut bench, 7, 0, Rank::Root, apply("mx2", vec![event(16, Unban, "sshd", "198.51.100.7", None)]));
+    assert!(said.contains("commit -sshd-v4 198.51.100.7"), "{said}");
+    assert!(asked(&mut bench, 8, 0, Rank::Root, apply("a\nb", vec![])).1.contains("reply 2"));
+    // What goes out again is only what was decided here.
+    let (_, said) = asked(&mut bench, 9, 0, Rank::Root, Request::Events { since: None, wait_s: 0 });
+    assert!(said.contains("198.51.100.60") && !said.contains("198.51.100.8"), "{said}");
+    assert!(asked(&mut bench, 9, 0, Rank::Root, Request::Events { since: Some(10_000), wait_s: 0 }).1.contains(r#""anew":true"#));
+}
+
+#[test]
+fn who_follows_is_answered_at_the_next_event_or_when_the_wait_is_over() {
+    let mut bench = Bench::new(&["sshd"]);
+    kept(&mut bench, 0, &crate::state::Restored { seq: 5, ..Default::default() });
+    saved(&mut bench, 1);
+    let follow = |since| Request::Events { since: Some(since), wait_s: 20 };
+    assert_eq!(asked(&mut bench, 2, 0, Rank::Root, follow(5)).1, "");
+    assert_eq!(bench.core.next_wake(at(2)), Some(Time::from_secs(22)));
+    bench.core.handle(at(22), Event::Wake);
+    assert!(saved(&mut bench, 22).1.iter().any(|said| said.contains(r#""events":[]"#)));
+    assert_eq!(asked(&mut bench, 23, 0, Rank::Root, follow(5)).1, "");
+    failing(&mut bench, 24, "sshd", "198.51.100.7");
+    failing(&mut bench, 24, "sshd", "198.51.100.7");
+    let (rows, said) = saved(&mut bench, 24);
+    assert!(rows.is_empty() && !said.contains(&"search".to_owned()), "not before it is kept: {said:?}");
+    let (rows, said) = saved(&mut bench, 25);
+    assert!(rows.len() == 1 && said.contains(&"search".to_owned()), "{said:?}");
 }

@@ -1,4 +1,5 @@
-//! A filter's file with all that belongs to it: its `.local`, what it includes, and theirs.
+//! A filter's file with all that belongs to it: `NAME.d/*.conf`, `NAME.local`, `NAME.d/*.local`, what they include, and
+//! the `.local` of that.
 //!
 //! Files are read by a closure, so that this room does no I/O. The order is fail2ban's: of each file first what `before`
 //! names, then itself, then what `after` names; later words win. An older word for the same key stays known as
@@ -13,7 +14,8 @@ const DEEPEST: usize = 16;
 /// A filter is made of at most this many files.
 const MOST: usize = 64;
 
-/// Reads the text of a path; `None` if there is no such file.
+/// Reads the text of a path; `None` if there is no such file. A path that ends in `/` asks for the names in that directory,
+/// one a line.
 pub type Reading<'a> = dyn Fn(&str) -> Result<Option<String>, String> + 'a;
 
 /// A mistake in one of the files.
@@ -70,7 +72,7 @@ pub struct Merged {
 /// If there is no such file, or every line of any of the files that is not as it should be.
 pub fn read(path: &str, reading: &Reading<'_>) -> Result<Merged, Vec<Cited>> {
     let mut walk = Walk { reading, order: Vec::new(), mistakes: Vec::new() };
-    if !walk.with_local(path, &mut Vec::new()) && walk.mistakes.is_empty() {
+    if !walk.whole(path) && walk.mistakes.is_empty() {
         walk.cite(path, 0, "no such file".to_owned());
     }
     if !walk.mistakes.is_empty() {
@@ -94,16 +96,34 @@ impl Walk<'_> {
         self.mistakes.push(Cited { file: file.to_owned(), line, what });
     }
 
-    /// The file and the `.local` beside it; whether either exists.
-    fn with_local(&mut self, path: &str, above: &mut Vec<String>) -> bool {
-        let found = self.file(path, above);
-        let stem = match path.rfind('.') {
-            Some(dot) if !path[dot..].contains('/') => &path[..dot],
-            _ => path,
+    /// The filter's own files, in the order in which later words win; whether any exists.
+    fn whole(&mut self, path: &str) -> bool {
+        let directory = format!("{}.d/", stem(path));
+        let names = match (self.reading)(&directory) {
+            Ok(names) => names.unwrap_or_default(),
+            Err(why) => {
+                self.cite(&directory, 0, format!("cannot read: {why}"));
+                return true;
+            }
         };
-        let local = format!("{stem}.local");
-        let local = local != path && self.file(&local, above);
-        found || local
+        let mut names: Vec<&str> = names.lines().filter(|name| !name.starts_with('.') && !name.contains('/')).collect();
+        names.sort_unstable();
+        let beside = |ending: &str| -> Vec<String> {
+            names.iter().filter(|name| name.ends_with(ending)).map(|name| format!("{directory}{name}")).collect()
+        };
+        let local = format!("{}.local", stem(path));
+        let own = [vec![path.to_owned()], beside(".conf"), if local == path { vec![] } else { vec![local] }, beside(".local")];
+        let found: Vec<bool> = own.concat().iter().map(|path| self.file(path, &mut Vec::new())).collect();
+        found.contains(&true)
+    }
+
+    /// The file and the `.local` beside it.
+    fn with_local(&mut self, path: &str, above: &mut Vec<String>) {
+        self.file(path, above);
+        let local = format!("{}.local", stem(path));
+        if local != path {
+            self.file(&local, above);
+        }
     }
 
     fn file(&mut self, path: &str, above: &mut Vec<String>) -> bool {
@@ -148,6 +168,14 @@ impl Walk<'_> {
         all(self, after);
         above.pop();
         true
+    }
+}
+
+/// A path without the ending of its name.
+fn stem(path: &str) -> &str {
+    match path.rfind('.') {
+        Some(dot) if !path[dot..].contains('/') => &path[..dot],
+        _ => path,
     }
 }
 
@@ -206,6 +234,29 @@ mod tests {
         assert_eq!(merged.known["Definition"]["k"].text, "last");
         assert_eq!(merged.defaults["d"].text, "2");
         assert_eq!(value("Init", "b?family=inet6"), "6");
+    }
+
+    #[test]
+    fn a_filters_directory_comes_before_and_after_its_local() {
+        let files = [
+            ("/f/x.d/", "b.conf\nz.local\n.hidden.conf\na.conf\nREADME\n"),
+            ("/f/x.conf", "[INCLUDES]\nbefore = common.conf\n[Definition]\na = x\nb = x\nc = x\nd = x\ne = x"),
+            ("/f/x.d/a.conf", "[Definition]\na = a\nb = a\nc = a\nd = a"),
+            ("/f/x.d/b.conf", "[INCLUDES]\nafter = more.conf\n[Definition]\nb = b\nc = b\nd = b"),
+            ("/f/x.d/more.conf", "[Definition]\nf = more"),
+            ("/f/x.local", "[Definition]\nc = local\nd = local"),
+            ("/f/x.d/z.local", "[Definition]\nd = z"),
+            ("/f/x.d/.hidden.conf", "[Definition]\ne = hidden"),
+            ("/f/common.conf", "[Definition]\ng = common"),
+            // Only the filter's own directory counts, not one of what it includes.
+            ("/f/common.d/", "a.conf"),
+            ("/f/common.d/a.conf", "[Definition]\ng = a"),
+        ];
+        let merged = read_from(&files, "/f/x.conf").unwrap();
+        let value = |key: &str| merged.sections["Definition"][key].text.as_str();
+        assert_eq!(["a", "b", "c", "d", "e", "f", "g"].map(value), ["a", "b", "local", "z", "x", "more", "common"]);
+        let files = [("/f/y.d/", "a.conf"), ("/f/y.d/a.conf", "[Definition]\na = a")];
+        assert_eq!(read_from(&files, "/f/y.conf").unwrap().files, ["/f/y.d/a.conf"]);
     }
 
     #[test]

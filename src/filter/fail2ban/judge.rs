@@ -125,6 +125,8 @@ pub(crate) struct Judge {
     strain: Strain,
     /// Connections forgotten for want of room.
     pub evicted: u64,
+    /// Earlier lines that the last match took with it, whole.
+    pub joined: Vec<String>,
 }
 
 /// A match and the lines it is about.
@@ -147,6 +149,7 @@ impl Judge {
             text: String::new(),
             strain: Strain::default(),
             evicted: 0,
+            joined: Vec::new(),
         }
     }
 
@@ -213,6 +216,11 @@ impl Judge {
             }
         }
         self.text = text;
+        self.joined.clear();
+        if buffer.len() > 1 && outcome != Outcome::Missed {
+            let gone = buffer[..buffer.len() - 1].iter().filter(|line| !self.lines.contains(line));
+            self.joined.extend(gone.map(|Line(before, date, after)| format!("{before}{date}{after}")));
+        }
         Verdict { outcome, time, assumed }
     }
 

@@ -199,3 +199,14 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn earlier_lines_of_a_match_are_told() {
+    let filter = filter("[Definition]\nfailregex = ^ \\[(?P<c>\\d)\\] bad<SKIPLINES> \\[(?P=c)\\] end <HOST>$\nmaxlines = 5\n");
+    let mut trial = crate::filter::trial::Trial::new(filter);
+    let mut joined = |line: &str| trial.line(line.as_bytes(), None, NOW, false).joined;
+    assert_eq!(joined("Jan 15 11:59:59 [1] bad"), [""; 0]);
+    assert_eq!(joined("Jan 15 11:59:59 [2] bad"), [""; 0]);
+    assert_eq!(joined("Jan 15 11:59:59 [1] end 1.2.3.4"), ["Jan 15 11:59:59 [1] bad"]);
+    assert_eq!(joined("Jan 15 11:59:59 [2] end 1.2.3.4"), ["Jan 15 11:59:59 [2] bad"]);
+}

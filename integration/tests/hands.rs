@@ -1,0 +1,483 @@
+//! Others' hands: what other programs do to our table is an admin's will or is undone.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use banset::nft::{Heard, Kernel, Monitor};
+use banset::terms::Family;
+use banset_integration::{
+    Daemon, Lab, Log, Probe, Stamp, assert_same_text, elements, expires, in_netns, nft, nft_try, wait_for, wait_until,
+};
+use nix::sys::signal::Signal;
+
+fn sshd(log: &Log, nft: &str) -> String {
+    format!(
+        "[nft]\n{nft}\n[jail.sshd]\nenabled = true\nlogpath = {:?}\nmaxretry = 1\nfindtime = \"1h\"\nbantime = \"1h\"\n",
+        log.path()
+    )
+}
+
+fn fail(log: &mut Log, from: &str) {
+    log.line(&format!("{} mx sshd[506]: Failed password for root from {from} port 37957 ssh2", Stamp::now().syslog()));
+}
+
+/// The `n`th of many addresses that nobody sends packets from.
+fn nth(n: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(0x0b00_0000 + n)
+}
+
+/// Has an admin ban so many addresses with nft, and waits until the daemon knows.
+fn hold(lab: &Lab, daemon: &Daemon, from: u32, count: u32) {
+    // More at once than the daemon can hear would be compared as a whole, and thrown out.
+    for first in (from..count).step_by(25_000) {
+        load(lab, "sshd-v4", first..count.min(first + 25_000));
+        wait_for(Duration::from_secs(120), "the daemon knows the bans", || held(daemon) >= u64::from(count.min(first + 25_000)));
+    }
+}
+
+fn load(lab: &Lab, set: &str, range: std::ops::Range<u32>) {
+    let mut text = format!("add element inet banset {set} {{\n");
+    range.for_each(|n| writeln!(text, "{} timeout 2h,", nth(n)).expect("a string takes any text"));
+    text.push_str("}\n");
+    let file = lab.dir().join("bans.nft");
+    std::fs::write(&file, text).expect("a file");
+    nft(&["-f", file.to_str().expect("a path of our own")]);
+}
+
+fn held(daemon: &Daemon) -> u64 {
+    daemon.jail("sshd")["bans"]["current"].as_u64().unwrap_or(0)
+}
+
+fn restored(daemon: &Daemon) -> u64 {
+    daemon.status()["nft"][0]["restored"].as_u64().unwrap_or(0)
+}
+
+/// How many of the first `count` are in the kernel's set, asked by key.
+fn in_kernel(kernel: &mut Kernel, count: u32) -> usize {
+    let Ok(Some(table)) = kernel.table(Family::Inet, "banset") else { return 0 };
+    let Some(set) = table.set("sshd-v4") else { return 0 };
+    let keys: Vec<IpAddr> = (0..count).map(|n| nth(n).into()).collect();
+    kernel.find(Family::Inet, "banset", set, &keys).map_or(0, |found| found.len())
+}
+
+/// The table without elements, and without what changes by itself.
+fn shape() -> String {
+    nft_try(&["-s", "-t", "list", "table", "inet", "banset"]).unwrap_or_default()
+}
+
+#[test]
+fn what_nft_adds_is_a_ban_and_what_it_deletes_an_unban() {
+    in_netns("what_nft_adds_is_a_ban_and_what_it_deletes_an_unban", || {
+        let lab = Lab::new();
+        let mut log = Log::create(lab.dir().join("auth.log"));
+        let mut daemon = Daemon::start(&lab, &sshd(&log, ""));
+        daemon.wait_running();
+        let banned = |daemon: &Daemon, who: &str| daemon.cli(&["banned", who]).code == 0;
+        nft(&["add", "element", "inet", "banset", "sshd-v4", "{ 198.51.100.50 timeout 30m, 198.51.100.51 }"]);
+        daemon.wait_log("[sshd] Ban 198.51.100.51, added by nft, thread ");
+        assert!(banned(&daemon, "198.51.100.50") && banned(&daemon, "198.51.100.51"));
+        nft(&["delete", "element", "inet", "banset", "sshd-v4", "{ 198.51.100.51 }"]);
+        daemon.wait_log("[sshd] Unban 198.51.100.51, removed by nft");
+        assert!(!banned(&daemon, "198.51.100.51"));
+
+        // Another end, in one transaction.
+        let file = lab.dir().join("end.nft");
+        let end = "delete element inet banset sshd-v4 { 198.51.100.50 }\nadd element inet banset sshd-v4 { 198.51.100.50 timeout 5m }\n";
+        std::fs::write(&file, end).expect("a file");
+        nft(&["-f", file.to_str().expect("a path of our own")]);
+        wait_until("the ban ends in five minutes", || {
+            let bans = daemon.banned();
+            bans.iter().any(|ban| ban["addr"] == "198.51.100.50" && ban["left_s"].as_u64().is_some_and(|left| left <= 300))
+        });
+        assert!(expires("sshd-v4", "198.51.100.50").is_some_and(|(left, given)| left <= 300 && given == 300));
+
+        // An address where prefixes are banned: the prefix takes its place, and bites.
+        assert!(lab.attackers().run(|| true));
+        nft(&["add", "element", "inet", "banset", "sshd-v6", "{ 2001:db8:1000:7::1234 timeout 30m }"]);
+        wait_until("the prefix stands in its place", || elements("sshd-v6") == ["2001:db8:1000:7::"]);
+        assert!(banned(&daemon, "2001:db8:1000:7::99"));
+
+        // It all outlives a restart, and our own bans wake nobody.
+        fail(&mut log, "198.51.100.60");
+        wait_until("ours is in", || elements("sshd-v4").contains(&"198.51.100.60".to_owned()));
+        assert_eq!(restored(&daemon), 0);
+        daemon.restart();
+        daemon.wait_running();
+        assert_eq!(elements("sshd-v4"), ["198.51.100.50", "198.51.100.60"]);
+        assert!(banned(&daemon, "198.51.100.50") && !banned(&daemon, "198.51.100.51"));
+
+        // Added to whom we ignore: the configuration's matter. It is taken out again and said how it goes.
+        nft(&["add", "element", "inet", "banset", "ignore-v4", "{ 198.51.100.60 }"]);
+        daemon.wait_log("write the address into ignoreip");
+        wait_until("the ignore set is as configured", || !elements("ignore-v4").contains(&"198.51.100.60".to_owned()));
+    });
+}
+
+#[test]
+fn whatever_is_done_to_the_table_is_undone_whole() {
+    in_netns("whatever_is_done_to_the_table_is_undone_whole", || {
+        let lab = Lab::new();
+        let mut log = Log::create(lab.dir().join("auth.log"));
+        let daemon = Daemon::start(&lab, &sshd(&log, ""));
+        daemon.wait_running();
+        for who in ["198.51.100.7", "198.51.100.8", "2001:db8:1000:7::1"] {
+            fail(&mut log, who);
+        }
+        nft(&["add", "element", "inet", "banset", "sshd-v4", "{ 198.51.100.66 }"]);
+        wait_until("four bans", || held(&daemon) == 4 && elements("sshd-v6").len() == 1);
+        let (shape_before, saved) = (shape(), lab.dir().join("saved.nft"));
+        // A stale copy: 198.51.100.66 is unbanned after it was saved.
+        std::fs::write(&saved, nft(&["list", "ruleset"])).expect("a file");
+        daemon.cli(&["unban", "198.51.100.66"]).ok();
+        let saved = saved.to_str().expect("a path of our own").to_owned();
+        let restart = lab.dir().join("restart.nft");
+        std::fs::write(&restart, format!("flush ruleset\ninclude \"{saved}\"\n")).expect("a file");
+        let handle = || {
+            let text = nft(&["-a", "list", "chain", "inet", "banset", "input"]);
+            let line = text.lines().find(|line| line.contains("@sshd-v4")).expect("a rule").to_owned();
+            line.rsplit(' ').next().expect("a handle").to_owned()
+        };
+        let acts: Vec<(&str, Box<dyn Fn()>)> = vec![
+            ("flush ruleset", Box::new(|| _ = nft(&["flush", "ruleset"]))),
+            ("delete table", Box::new(|| _ = nft(&["delete", "table", "inet", "banset"]))),
+            ("flush table", Box::new(|| _ = nft(&["flush", "table", "inet", "banset"]))),
+            ("flush chain", Box::new(|| _ = nft(&["flush", "chain", "inet", "banset", "input"]))),
+            ("delete rule", Box::new(|| _ = nft(&["delete", "rule", "inet", "banset", "input", "handle", &handle()]))),
+            ("insert a rule", Box::new(|| _ = nft(&["insert", "rule", "inet", "banset", "input", "accept"]))),
+            ("add a set of somebody's", Box::new(|| _ = nft(&["add", "set", "inet", "banset", "mine", "{ type ipv4_addr; }"]))),
+            ("flush set", Box::new(|| _ = nft(&["flush", "set", "inet", "banset", "sshd-v4"]))),
+            (
+                "flush chain, then delete the set",
+                Box::new(|| {
+                    nft(&["flush", "chain", "inet", "banset", "input"]);
+                    let _ = nft_try(&["delete", "set", "inet", "banset", "sshd-v4"]);
+                }),
+            ),
+            ("load the saved ruleset over it", Box::new(|| _ = nft(&["-f", &saved]))),
+            (
+                "flush and load, as systemctl restart nftables does",
+                Box::new(|| {
+                    nft(&["flush", "ruleset"]);
+                    nft(&["-f", restart.to_str().expect("a path of our own")]);
+                }),
+            ),
+        ];
+        for (what, act) in acts {
+            let before = restored(&daemon);
+            act();
+            wait_until(&format!("{what}: undone"), || {
+                restored(&daemon) > before
+                    && shape() == shape_before
+                    && elements("sshd-v4") == ["198.51.100.7", "198.51.100.8"]
+                    && elements("sshd-v6") == ["2001:db8:1000:7::"]
+            });
+            assert_same_text(what, &shape(), &shape_before);
+            assert_eq!(held(&daemon), 3, "{what}");
+            println!("| {what} | undone whole |");
+        }
+        assert_eq!(daemon.log().matches("Unban 198.51.100").count(), 1, "nothing of it was taken for an unban");
+        assert!(daemon.status()["nft"][0]["degraded"].is_null());
+        assert!(daemon.log().contains("was changed by nft, thread "));
+    });
+}
+
+#[test]
+fn ten_thousand_bans_stand_while_the_ruleset_is_flushed_every_200_ms() {
+    in_netns("ten_thousand_bans_stand_while_the_ruleset_is_flushed_every_200_ms", || {
+        let lab = Lab::new();
+        let mut log = Log::create(lab.dir().join("auth.log"));
+        let daemon = Daemon::start(&lab, &sshd(&log, ""));
+        daemon.wait_running();
+        fail(&mut log, "198.51.100.7");
+        hold(&lab, &daemon, 0, 10_000);
+        let probe = Probe::start(&lab, "198.51.100.7", 22);
+        probe.pass(50);
+        assert_eq!(probe.through(), 0);
+        let (start, mut flushes, mut attackers) = (Instant::now(), 0, 0u32);
+        while start.elapsed() < Duration::from_secs(10) {
+            nft(&["flush", "ruleset"]);
+            flushes += 1;
+            let next = start + flushes * Duration::from_millis(200);
+            while Instant::now() < next {
+                attackers += 1;
+                fail(&mut log, &format!("203.0.{}.{}", attackers / 250 % 250, attackers % 250));
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+        let mut kernel = Kernel::open().expect("nf_tables can be read");
+        wait_for(Duration::from_secs(60), "every ban is in the kernel", || in_kernel(&mut kernel, 10_000) == 10_000);
+        wait_for(Duration::from_secs(60), "every attacker is, too", || {
+            let held = elements("sshd-v4").into_iter().collect::<BTreeSet<_>>();
+            (1..=attackers).all(|n| held.contains(&format!("203.0.{}.{}", n / 250 % 250, n % 250)))
+        });
+        let mut gaps = probe.gaps();
+        gaps.sort();
+        let (median, worst) = (gaps.get(gaps.len() / 2).copied().unwrap_or_default(), gaps.last().copied().unwrap_or_default());
+        println!(
+            "| flush ruleset every 200 ms for 10 s | {flushes} flushes, {attackers} attackers meanwhile | gaps {}: median {median:.1?}, worst {worst:.1?} | lost 0 |",
+            gaps.len()
+        );
+        assert!(daemon.status()["nft"][0]["degraded"].is_null());
+    });
+}
+
+/// From the foreign NEWGEN to the whole table. Printed, not judged: the bound is for an idle machine and an optimised program.
+#[test]
+fn how_long_it_takes_to_be_whole_again() {
+    in_netns("how_long_it_takes_to_be_whole_again", || {
+        let lab = Lab::new();
+        let log = Log::create(lab.dir().join("auth.log"));
+        let daemon = Daemon::start(&lab, &sshd(&log, ""));
+        daemon.wait_running();
+        let mut kernel = Kernel::open().expect("nf_tables can be read");
+        let mut from = 0;
+        for count in [10u32, 1_000, 10_000, 100_000] {
+            hold(&lab, &daemon, from, count);
+            from = count;
+            let table = kernel.table(Family::Inet, "banset").expect("readable").expect("our table");
+            let set = table.set("sshd-v4").expect("our set").clone();
+            let mut took: Vec<Duration> = (0..5)
+                .map(|_| {
+                    // Nobody has this port: it hears us and nft alike, and the first to be heard is nft.
+                    let mut monitor = Monitor::open(Family::Inet, "banset", u32::MAX).expect("a monitor");
+                    let mut child = std::process::Command::new("nft").args(["flush", "ruleset"]).spawn().expect("nft");
+                    monitor.wait().expect("it hears");
+                    while !matches!(monitor.hear(), Ok(Some(Heard::Foreign(_)))) {}
+                    let heard = Instant::now();
+                    let keys = [nth(0).into(), nth(count - 1).into()];
+                    while kernel.find(Family::Inet, "banset", &set, &keys).map_or(0, |found| found.len()) < 2 {
+                        assert!(heard.elapsed() < Duration::from_secs(60), "never whole again");
+                    }
+                    let took = heard.elapsed();
+                    child.wait().expect("nft ends");
+                    wait_until("it is told", || daemon.status()["nft"][0]["degraded"].is_null());
+                    took
+                })
+                .collect();
+            took.sort();
+            assert_eq!(in_kernel(&mut kernel, count), count as usize);
+            let bound = Duration::from_millis(50 + 2 * u64::from(count) / 1000);
+            println!(
+                "| flush ruleset with {count} bans | whole after: median {:.1?}, worst {:.1?} | bound {bound:?} |",
+                took[2], took[4]
+            );
+        }
+    });
+}
+
+#[test]
+fn a_listing_of_100_000_elements_ends_while_bans_keep_coming() {
+    in_netns("a_listing_of_100_000_elements_ends_while_bans_keep_coming", || {
+        let lab = Lab::new();
+        let mut log = Log::create(lab.dir().join("auth.log"));
+        let daemon = Daemon::start(&lab, &sshd(&log, ""));
+        daemon.wait_running();
+        hold(&lab, &daemon, 0, 100_000);
+        let alone = Instant::now();
+        nft(&["list", "set", "inet", "banset", "sshd-v4"]);
+        let alone = alone.elapsed();
+        let listing = std::thread::spawn(|| {
+            // The first second of a burst is unpaced.
+            std::thread::sleep(Duration::from_millis(1500));
+            let start = Instant::now();
+            let text = nft(&["list", "set", "inet", "banset", "sshd-v4"]);
+            (start.elapsed(), text.len())
+        });
+        let (mut n, start) = (0u32, Instant::now());
+        while !listing.is_finished() {
+            n += 1;
+            fail(&mut log, &format!("203.{}.{}.{}", n / 62_500, n / 250 % 250, n % 250));
+            std::thread::sleep(Duration::from_millis(5));
+            assert!(start.elapsed() < Duration::from_secs(120), "the listing never ends");
+        }
+        let (took, bytes) = listing.join().expect("nft lists");
+        println!("| nft list set of 100 000 elements | {n} bans meanwhile | {took:.1?}, alone {alone:.1?} | {bytes} bytes |");
+    });
+}
+
+#[test]
+fn a_hundred_thousand_bans_let_no_packet_through_over_restarts() {
+    in_netns("a_hundred_thousand_bans_let_no_packet_through_over_restarts", || {
+        let lab = Lab::new();
+        let mut log = Log::create(lab.dir().join("auth.log"));
+        let mut daemon = Daemon::start(&lab, &sshd(&log, ""));
+        daemon.wait_running();
+        fail(&mut log, "198.51.100.7");
+        wait_until("the prober is banned", || daemon.cli(&["banned", "198.51.100.7"]).code == 0);
+        hold(&lab, &daemon, 0, 100_000);
+        let mut kernel = Kernel::open().expect("nf_tables can be read");
+        let probe = Probe::start(&lab, "198.51.100.7", 22);
+        for how in ["SIGTERM", "kill -9", "kill -9, again"] {
+            let (sent, start) = (probe.sent(), Instant::now());
+            if how == "SIGTERM" {
+                _ = daemon.stop()
+            } else {
+                daemon.kill()
+            }
+            probe.pass(20);
+            daemon.start_again();
+            let took = start.elapsed();
+            probe.pass(20);
+            println!(
+                "| restart by {how} with 100 000 bans | {} packets sent, {} through | {took:.1?} |",
+                probe.sent() - sent,
+                probe.through()
+            );
+            assert_eq!((probe.through(), held(&daemon), in_kernel(&mut kernel, 100_000)), (0, 100_001, 100_000), "{how}");
+        }
+        assert_eq!(daemon.log().matches("Restore Ban").count(), 0, "nothing had to be restored");
+
+        // As after a reboot: no table, another boot id, a log that grew meanwhile. Everything is back before the first line is read.
+        daemon.stop();
+        nft(&["delete", "table", "inet", "banset"]);
+        let boot = lab.dir().join("boot_id");
+        std::fs::write(&boot, "00000000-0000-4000-8000-000000000000\n").expect("a file");
+        bind(&boot, Path::new("/proc/sys/kernel/random/boot_id"));
+        fail(&mut log, "198.51.100.99");
+        let start = Instant::now();
+        daemon.start_again();
+        daemon.wait_running();
+        let took = start.elapsed();
+        probe.pass(20);
+        probe.gaps();
+        probe.pass(20);
+        assert_eq!((probe.through(), held(&daemon), in_kernel(&mut kernel, 100_000)), (0, 100_002, 100_000));
+        let text = daemon.log();
+        let (back, first) =
+            (text.rfind("100001 bans go on").expect("said"), text.rfind("[sshd] Ban 198.51.100.99").expect("judged"));
+        assert!(back < first, "bans first, then lines");
+        assert_eq!(text.matches("Restore Ban").count(), 100);
+        assert!(text.contains("99901 more bans were restored"));
+        println!("| reboot with 100 000 bans | all back, then the first line | up after {took:.1?} |");
+    });
+}
+
+fn bind(from: &Path, to: &Path) {
+    nix::mount::mount(Some(from), to, None::<&str>, nix::mount::MsFlags::MS_BIND, None::<&str>).expect("a mount of our own");
+}
+
+#[test]
+fn a_set_too_large_to_be_listed_is_asked_by_key_at_the_start() {
+    in_netns("a_set_too_large_to_be_listed_is_asked_by_key_at_the_start", || {
+        let lab = Lab::new();
+        let log = Log::create(lab.dir().join("auth.log"));
+        let mut daemon = Daemon::start(&lab, &sshd(&log, ""));
+        daemon.wait_running();
+        hold(&lab, &daemon, 0, 210_000);
+        daemon.stop();
+        nft(&["delete", "element", "inet", "banset", "sshd-v4", &format!("{{ {}, {} }}", nth(5), nth(100_000))]);
+        let start = Instant::now();
+        daemon.start_again();
+        println!("| start over a set of 210 000 elements | asked by key | {:.1?} |", start.elapsed());
+        daemon.wait_log("asked for 210000 by key");
+        daemon.wait_log("0 bans added, 2 lifted");
+        assert_eq!(held(&daemon), 209_998);
+    });
+}
+
+#[test]
+fn an_owned_table_is_nobody_elses_to_change() {
+    in_netns("an_owned_table_is_nobody_elses_to_change", || {
+        let lab = Lab::new();
+        let mut log = Log::create(lab.dir().join("auth.log"));
+        let mut daemon = Daemon::start(&lab, &sshd(&log, ""));
+        daemon.wait_running();
+        for who in ["198.51.100.7", "198.51.100.8"] {
+            fail(&mut log, who);
+        }
+        wait_until("banned", || elements("sshd-v4").len() == 2);
+        if !owner_works() {
+            return banset_integration::skip(
+                "an_owned_table_is_nobody_elses_to_change",
+                "this kernel has no OWNER|PERSIST (Linux 6.9)",
+            );
+        }
+        let probe = Probe::start(&lab, "198.51.100.7", 22);
+        // From plain to owned, over a restart and by reload; back again too. No packet passes in between.
+        let owned = |daemon: &Daemon| daemon.status()["nft"][0]["owner"] == true;
+        assert!(!owned(&daemon));
+        daemon.configure(&sshd(&log, "owner = true"));
+        daemon.cli(&["reload"]).ok();
+        assert!(owned(&daemon), "{}", daemon.status());
+        assert_eq!(elements("sshd-v4").len(), 2);
+        for refused in [
+            &["delete", "table", "inet", "banset"][..],
+            &["flush", "set", "inet", "banset", "sshd-v4"],
+            &["add", "element", "inet", "banset", "sshd-v4", "{ 198.51.100.9 }"],
+            &["flush", "chain", "inet", "banset", "input"],
+        ] {
+            let why = nft_try(refused).expect_err("the kernel refuses");
+            assert!(why.contains("not permitted"), "{why}");
+        }
+        nft(&["flush", "ruleset"]);
+        // The price that stands beside the key: a saved ruleset that contains the table does not load, as a whole.
+        let saved = lab.dir().join("saved.nft");
+        std::fs::write(&saved, format!("table inet other {{ }}\n{}", nft(&["list", "ruleset"]).replace("flags owner", "")))
+            .expect("a file");
+        assert!(nft_try(&["-f", saved.to_str().expect("a path of our own")]).is_err());
+        assert!(nft_try(&["list", "table", "inet", "other"]).is_err(), "nor the rest of it");
+        fail(&mut log, "198.51.100.10");
+        wait_until("our own hand still works", || elements("sshd-v4").len() == 3);
+        // Without its owner the table stays and is taken over again, kill -9 or not.
+        for how in ["SIGTERM", "SIGKILL"] {
+            if how == "SIGTERM" {
+                _ = daemon.stop()
+            } else {
+                daemon.kill()
+            }
+            assert_eq!(elements("sshd-v4").len(), 3, "{how}");
+            daemon.start_again();
+            daemon.wait_running();
+            assert!(owned(&daemon), "{how}");
+            assert!(nft_try(&["delete", "table", "inet", "banset"]).is_err());
+        }
+        assert_eq!((restored(&daemon), elements("sshd-v4").len()), (0, 3));
+        daemon.configure(&sshd(&log, ""));
+        daemon.restart();
+        assert!(!owned(&daemon));
+        assert_eq!(elements("sshd-v4").len(), 3);
+        probe.pass(20);
+        println!(
+            "| owner: plain, owned, two restarts, plain again | {} packets sent, {} through |",
+            probe.sent(),
+            probe.through()
+        );
+        assert_eq!(probe.through(), 0);
+    });
+}
+
+fn owner_works() -> bool {
+    banset::nft::Socket::open().is_ok_and(|socket| socket.features().owner)
+}
+
+#[test]
+fn bans_in_flight_while_the_table_vanishes_are_not_lost() {
+    in_netns("bans_in_flight_while_the_table_vanishes_are_not_lost", || {
+        let lab = Lab::new();
+        let mut log = Log::create(lab.dir().join("auth.log"));
+        let daemon = Daemon::start(&lab, &sshd(&log, ""));
+        daemon.wait_running();
+        // The listener is stopped with all the rest: when it goes on, the commit and the flush race.
+        for round in 0..10u32 {
+            daemon.signal(Signal::SIGSTOP);
+            for n in 0..50 {
+                fail(&mut log, &format!("203.0.{round}.{n}"));
+            }
+            nft(&["flush", "ruleset"]);
+            daemon.signal(Signal::SIGCONT);
+            if round % 2 == 0 {
+                nft(&["flush", "ruleset"]);
+            }
+        }
+        wait_until("all of them are banned", || elements("sshd-v4").len() == 500 && held(&daemon) == 500);
+        let text = daemon.log();
+        for round in 0..10 {
+            for n in 0..50 {
+                assert_eq!(text.matches(&format!("[sshd] Ban 203.0.{round}.{n}\n")).count(), 1, "told once: 203.0.{round}.{n}");
+            }
+        }
+    });
+}

@@ -1,0 +1,602 @@
+//! The journal as a source, with a real journald and real journal files.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, SystemTime};
+
+use banset_integration::{Daemon, Entries, Journald, Lab, Log, Stamp, elements, have_journal, in_netns, wait_for, wait_until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A jail that reads `door`'s entries, with a filter of its own; `more` says the rest.
+fn door(more: &str) -> String {
+    let usual = [("maxretry", "3"), ("findtime", "\"1h\""), ("bantime", "\"1d\""), ("port", "\"ssh\"")];
+    let usual: String =
+        usual.iter().filter(|(key, _)| !more.contains(key)).map(|(key, value)| format!("{key} = {value}\n")).collect();
+    format!(
+        "[jail.door]\nenabled = true\n{usual}{more}\n\n\
+         [filter.door]\nfailregex = '^\\s*\\S+ door\\[\\d+\\]: refused <F-USER>\\S*</F-USER> from <HOST>$'\njournalmatch = \"SYSLOG_IDENTIFIER=door\"\n"
+    )
+}
+
+fn refuse(journald: &Journald, addr: &str, times: usize) {
+    for _ in 0..times {
+        journald.log("door", &format!("refused bob from {addr}"));
+    }
+}
+
+fn wait_banned(set: &str, addr: &str) {
+    wait_for(PATIENCE, &format!("{addr} is banned"), || elements(set).contains(&addr.to_owned()));
+}
+
+fn now() -> i64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_micros() as i64
+}
+
+/// The one source of a jail.
+fn source(daemon: &Daemon, jail: &str) -> Value {
+    daemon.jail(jail)["sources"][0].clone()
+}
+
+fn wait_source(daemon: &Daemon, jail: &str, state: &str) {
+    wait_for(PATIENCE, &format!("the source of {jail} is {state}"), || source(daemon, jail)["state"] == state);
+}
+
+/// The processes called `name` below another, children's children too.
+fn below(pid: Pid, name: &str) -> Vec<Pid> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    // A thread may be the parent.
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().filter_map(Result::ok);
+    let more = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok()).collect::<Vec<_>>().join(" ");
+    let mut all: Vec<i32> = format!("{children} {more}").split_whitespace().filter_map(|n| n.parse().ok()).collect();
+    all.sort_unstable();
+    all.dedup();
+    let mut found = Vec::new();
+    for child in all {
+        let comm = fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
+        if comm.trim() == name {
+            found.push(Pid::from_raw(child));
+        }
+        found.extend(below(Pid::from_raw(child), name));
+    }
+    found
+}
+
+#[test]
+fn a_failure_in_the_journal_bans_and_a_forged_line_does_not() {
+    const NAME: &str = "a_failure_in_the_journal_bans_and_a_forged_line_does_not";
+    in_netns(NAME, || {
+        if !have_journal(NAME) {
+            return;
+        }
+        let lab = Lab::new();
+        Journald::prepare();
+        let journald = Journald::start(true);
+        refuse(&journald, "198.51.100.1", 3);
+        journald.journalctl(&["--sync"]);
+        let daemon = Daemon::start(&lab, &door("backend = \"journal\""));
+        // What was there already counts, back to findtime.
+        wait_banned("door-v4", "198.51.100.1");
+        wait_source(&daemon, "door", "live");
+        // A message that holds a newline and a whole line of another program is one line.
+        for _ in 0..5 {
+            let host = nix::unistd::gethostname().expect("a name").to_string_lossy().into_owned();
+            let forged = format!("refused x from nobody\n{host} door[77]: refused bob from 198.51.100.66");
+            journald.send(&[("SYSLOG_IDENTIFIER", b"door"), ("SYSLOG_PID", b"77"), ("MESSAGE", forged.as_bytes())]);
+            // Nor does another program's entry count, nor one whose program's name holds a newline.
+            journald.log("window", "refused bob from 198.51.100.67");
+            let ident = format!("window\n{host} door");
+            journald.send(&[
+                ("SYSLOG_IDENTIFIER", ident.as_bytes()),
+                ("SYSLOG_PID", b"77"),
+                ("MESSAGE", b"refused b from 198.51.100.68"),
+            ]);
+        }
+        // Bytes that are no text, and a message of a megabyte, harm nobody.
+        journald.send(&[("SYSLOG_IDENTIFIER", b"door"), ("MESSAGE", b"\xff\xfe\x00 refused \xff\n")]);
+        let long = "refused ".repeat(130_000);
+        journald.send(&[("SYSLOG_IDENTIFIER", b"door"), ("SYSLOG_PID", b"77"), ("MESSAGE", long.as_bytes())]);
+        refuse(&journald, "198.51.100.2", 3);
+        wait_banned("door-v4", "198.51.100.2");
+        assert_eq!(elements("door-v4"), ["198.51.100.1", "198.51.100.2"]);
+        let jail = daemon.jail("door");
+        assert_eq!((&jail["backend"], &jail["state"]), (&"journal".into(), &"running".into()), "{jail:#}");
+        let source = &jail["sources"][0];
+        assert_eq!(source["path"], "journal: SYSLOG_IDENTIFIER=door", "{jail:#}");
+        assert_eq!(source["note"], "1 long messages cut to 64 KiB", "{jail:#}");
+        assert_eq!(jail["failures"]["total"], 6, "{jail:#}");
+        // The children hold no capability, and are gone with the daemon, however it goes.
+        let (spawners, readers) = (below(daemon.pid(), "banset"), below(daemon.pid(), "journalctl"));
+        let names: Vec<String> = spawners.iter().chain(&readers).map(|pid| format!("/proc/{pid}/status")).collect();
+        assert_eq!((spawners.len().max(1), readers.len()), (1, 1), "{names:?}");
+        for name in &names {
+            let text = fs::read_to_string(name).expect("it runs");
+            let caps = |set: &str| text.lines().find(|line| line.starts_with(set)).map(|line| line.ends_with("0000000000000000"));
+            assert_eq!((caps("CapPrm"), caps("CapEff")), (Some(true), Some(true)), "{name}: {text}");
+        }
+        daemon.signal(Signal::SIGKILL);
+        wait_until("the children are gone", || {
+            !names.iter().any(|name| fs::read_to_string(name).is_ok_and(|text| !text.contains("State:\tZ")))
+        });
+    });
+}
+
+#[test]
+fn reading_goes_on_exactly_where_it_stopped() {
+    const NAME: &str = "reading_goes_on_exactly_where_it_stopped";
+    in_netns(NAME, || {
+        if !have_journal(NAME) {
+            return;
+        }
+        let lab = Lab::new();
+        Journald::prepare();
+        let journald = Journald::start(true);
+        let mut daemon = Daemon::start(&lab, &door("backend = \"journal\""));
+        wait_source(&daemon, "door", "live");
+        let total = |daemon: &Daemon| daemon.jail("door")["failures"]["total"].as_u64().unwrap_or(0);
+        refuse(&journald, "198.51.100.1", 2);
+        wait_for(PATIENCE, "two failures", || total(&daemon) == 2);
+        // Stopped and killed, with entries while it is away, and the journal rotated and vacuumed meanwhile.
+        let mut expected = 2;
+        for (round, addr) in ["198.51.100.11", "198.51.100.12", "198.51.100.13", "198.51.100.14"].iter().enumerate() {
+            if round % 2 == 0 {
+                daemon.stop();
+            } else {
+                // Saved first: what is not saved is read again, and counted with what it belongs to.
+                wait_for(PATIENCE, "the state is saved", || kept(&lab).contains("\"cursor\":\"s="));
+                std::thread::sleep(Duration::from_millis(600));
+                daemon.kill();
+            }
+            refuse(&journald, addr, 1);
+            if round >= 2 {
+                journald.journalctl(&["--rotate"]);
+                refuse(&journald, addr, 1);
+                expected += 1;
+            }
+            if round == 3 {
+                // What vacuuming deletes is gone, the entry of the saved cursor with it: only the last one is there.
+                journald.journalctl(&["--rotate"]);
+                journald.journalctl(&["--vacuum-size=1"]);
+                refuse(&journald, addr, 1);
+                expected -= 1;
+            }
+            expected += 1;
+            daemon.start_again();
+            wait_source(&daemon, "door", "live");
+            wait_for(PATIENCE, &format!("round {round}: {expected} failures"), || total(&daemon) >= expected);
+            std::thread::sleep(Duration::from_millis(700));
+            assert_eq!(total(&daemon), expected, "round {round}");
+        }
+        // A cursor that is none: sought by time, nothing twice.
+        daemon.stop();
+        let database = lab.dir().join("banset/state/banset.sqlite3");
+        let mark = kept(&lab);
+        let broken = mark.replacen("\"cursor\":\"s=", "\"cursor\":\"s=zz", 1);
+        let broken = broken.replacen(";i=", ";q=", 1);
+        assert_ne!(mark, broken);
+        let state = rusqlite_update(&database, &broken);
+        assert!(state, "the state can be changed");
+        refuse(&journald, "198.51.100.15", 1);
+        daemon.start_again();
+        wait_for(PATIENCE, "one more failure", || total(&daemon) > expected);
+        std::thread::sleep(Duration::from_millis(700));
+        assert_eq!(total(&daemon), expected + 1, "none twice");
+    });
+}
+
+/// The kept position of the journal.
+fn kept(lab: &Lab) -> String {
+    let database = lab.dir().join("banset/state/banset.sqlite3");
+    let Ok(connection) = rusqlite::Connection::open(database) else { return String::new() };
+    connection.query_row("SELECT mark FROM position WHERE path = 'journal'", [], |row| row.get(0)).unwrap_or_default()
+}
+
+fn rusqlite_update(database: &Path, mark: &str) -> bool {
+    let connection = rusqlite::Connection::open(database).expect("the state");
+    connection.execute("UPDATE position SET mark = ?1 WHERE path = 'journal'", [mark]).is_ok_and(|rows| rows == 1)
+}
+
+#[test]
+fn a_reader_that_dies_is_started_again_and_rotation_loses_nothing() {
+    const NAME: &str = "a_reader_that_dies_is_started_again_and_rotation_loses_nothing";
+    in_netns(NAME, || {
+        if !have_journal(NAME) {
+            return;
+        }
+        let lab = Lab::new();
+        Journald::prepare();
+        let journald = Journald::start(true);
+        let daemon = Daemon::start(&lab, &door("backend = \"journal\"\nmaxretry = 1"));
+        wait_source(&daemon, "door", "live");
+        // 1 200 attackers, the journal rotated meanwhile again and again, the reader killed twice.
+        for n in 0..1200_u32 {
+            refuse(&journald, &format!("198.51.{}.{}", n / 250, n % 250 + 1), 1);
+            if n % 100 == 99 {
+                journald.journalctl(&["--rotate"]);
+            }
+            if n == 300 || n == 700 {
+                below(daemon.pid(), "journalctl").into_iter().for_each(|pid| kill(pid, Signal::SIGKILL).expect("it runs"));
+            }
+        }
+        let total = || daemon.jail("door")["failures"]["total"].as_u64().unwrap_or(0);
+        wait_for(PATIENCE, "every failure is counted", || total() >= 1200);
+        std::thread::sleep(Duration::from_millis(700));
+        assert_eq!(total(), 1200, "each once");
+        assert!(daemon.log().contains("unreadable, journalctl ended"), "it says so");
+        // The spawner itself dies: another one takes its place.
+        for pid in below(daemon.pid(), "banset") {
+            kill(pid, Signal::SIGKILL).expect("it runs");
+        }
+        refuse(&journald, "203.0.113.9", 1);
+        wait_banned("door-v4", "203.0.113.9");
+    });
+}
+
+#[test]
+fn a_journal_that_comes_late_is_read() {
+    const NAME: &str = "a_journal_that_comes_late_is_read";
+    in_netns(NAME, || {
+        if !have_journal(NAME) {
+            return;
+        }
+        let lab = Lab::new();
+        Journald::prepare();
+        let _ = fs::remove_dir_all("/run/log/journal");
+        let daemon = Daemon::start(&lab, &door("backend = \"journal\""));
+        wait_source(&daemon, "door", "waiting");
+        assert_eq!(daemon.jail("door")["state"], "waiting");
+        let journald = Journald::start(false);
+        refuse(&journald, "198.51.100.1", 3);
+        wait_banned("door-v4", "198.51.100.1");
+        // It moves to /var, as at boot: entries are copied there, and none is counted twice.
+        fs::create_dir_all("/var/log/journal").expect("a directory");
+        journald.journalctl(&["--flush"]);
+        refuse(&journald, "198.51.100.2", 3);
+        wait_banned("door-v4", "198.51.100.2");
+        assert_eq!(daemon.jail("door")["failures"]["total"], 6);
+        assert!(Path::new("/var/log/journal").read_dir().expect("a directory").next().is_some(), "it has moved");
+    });
+}
+
+#[test]
+fn without_journalctl_the_daemon_starts_and_says_so() {
+    const NAME: &str = "without_journalctl_the_daemon_starts_and_says_so";
+    in_netns(NAME, || {
+        if !have_journal(NAME) {
+            return;
+        }
+        let lab = Lab::new();
+        Journald::prepare();
+        let journald = Journald::start(true);
+        refuse(&journald, "198.51.100.1", 3);
+        let hidden = "/run/empty";
+        fs::write(hidden, "").expect("a file");
+        let program =
+            ["/usr/bin/journalctl", "/bin/journalctl"].into_iter().find(|path| Path::new(path).is_file()).expect("installed");
+        let none = None::<&str>;
+        let bind = nix::mount::MsFlags::MS_BIND;
+        nix::mount::mount(Some(hidden), program, none, bind, none).expect("it can be hidden");
+        let daemon = Daemon::start(&lab, &door("backend = \"journal\""));
+        wait_source(&daemon, "door", "unreadable");
+        let note = source(&daemon, "door")["note"].as_str().unwrap_or_default().to_owned();
+        assert!(note.contains("cannot start journalctl: permission denied; again in"), "{note}");
+        nix::mount::umount(program).expect("it can be shown again");
+        wait_banned("door-v4", "198.51.100.1");
+    });
+}
+
+#[test]
+fn auto_takes_the_file_that_is_alive_and_else_the_journal() {
+    const NAME: &str = "auto_takes_the_file_that_is_alive_and_else_the_journal";
+    in_netns(NAME, || {
+        if !have_journal(NAME) {
+            return;
+        }
+        let lab = Lab::new();
+        Journald::prepare();
+        let journald = Journald::start(true);
+        let path = lab.dir().join("auth.log");
+        let mut log = Log::create(path.clone());
+        let line = |addr: &str| format!("{} mx door[77]: refused bob from {addr}", Stamp::now().iso());
+        // A log that was last written in another decade, and entries that are newer.
+        log.line(&line("198.51.100.9"));
+        let set_age = |secs: u64| {
+            let then = SystemTime::now() - Duration::from_secs(secs);
+            fs::File::options().write(true).open(&path).and_then(|file| file.set_modified(then)).expect("its time can be set");
+        };
+        set_age(10 * 365 * 86_400);
+        refuse(&journald, "198.51.100.1", 3);
+        journald.journalctl(&["--sync"]);
+        let config = door(&format!("logpath = {path:?}"));
+        let mut daemon = Daemon::start(&lab, &config);
+        wait_banned("door-v4", "198.51.100.1");
+        let jail = daemon.jail("door");
+        let why = |jail: &Value| jail["backend_why"].as_str().unwrap_or_default().to_owned();
+        assert_eq!(jail["backend"], "journal", "{jail:#}");
+        assert!(
+            why(&jail).contains("was last written on 20") && why(&jail).contains("the journal holds newer entries"),
+            "{jail:#}"
+        );
+        daemon.wait_log("[door] reads the journal: ");
+        assert_eq!(jail["failures"]["total"], 3, "nothing was read from the file");
+        // The file comes alive: from the next judging on it is read, and what the journal told is not counted again.
+        for _ in 0..3 {
+            log.line(&line("198.51.100.1"));
+        }
+        std::thread::sleep(Duration::from_millis(1500));
+        daemon.cli(&["reload"]).ok();
+        wait_for(PATIENCE, "the file is chosen", || daemon.jail("door")["backend"] == "file");
+        let jail = daemon.jail("door");
+        assert!(why(&jail).contains("auth.log is alive, written"), "{jail:#}");
+        std::thread::sleep(Duration::from_millis(1500));
+        for _ in 0..3 {
+            log.line(&line("198.51.100.3"));
+            refuse(&journald, "198.51.100.4", 1);
+        }
+        wait_banned("door-v4", "198.51.100.3");
+        assert!(!elements("door-v4").contains(&"198.51.100.4".to_owned()), "one source, not both");
+        // Quiet, and nothing newer in the journal: it stays with the file.
+        set_age(3 * 86_400);
+        daemon.configure(&config.replace("SYSLOG_IDENTIFIER=door", "SYSLOG_IDENTIFIER=gate"));
+        daemon.restart();
+        wait_for(PATIENCE, "a choice", || daemon.jail("door")["backend_why"].is_string());
+        let jail = daemon.jail("door");
+        assert_eq!(jail["backend"], "file", "{jail:#}");
+        assert!(why(&jail).contains("and the journal holds nothing newer"), "{jail:#}");
+        // No file at all: the journal.
+        fs::remove_file(&path).expect("it is there");
+        daemon.restart();
+        wait_for(PATIENCE, "the journal is chosen", || daemon.jail("door")["backend"] == "journal");
+        assert!(why(&daemon.jail("door")).contains("no file of logpath exists"));
+    });
+}
+
+#[test]
+fn namespaces_and_other_directories_are_journals_of_their_own() {
+    const NAME: &str = "namespaces_and_other_directories_are_journals_of_their_own";
+    in_netns(NAME, || {
+        if !have_journal(NAME) {
+            return;
+        }
+        let lab = Lab::new();
+        Journald::prepare();
+        let own = Journald::start(true);
+        let mail = Journald::start_namespace();
+        let remote = lab.dir().join("remote");
+        fs::create_dir_all(&remote).expect("a directory");
+        let mut entries = Entries::new();
+        for _ in 0..3 {
+            let message = b"refused bob from 198.51.100.3";
+            let fields: [(&str, &[u8]); 3] = [("SYSLOG_IDENTIFIER", b"door"), ("_PID", b"1"), ("MESSAGE", message)];
+            entries.add(now() - 5_000_000, &fields);
+        }
+        entries.write(&remote.join("remote-mx.journal"));
+        let config = format!(
+            "{}\n[jail.mail]\nenabled = true\nfilter = \"door\"\nbackend = \"journal\"\njournal_path = \"@mail\"\nport = \"smtp\"\nmaxretry = 3\n\
+             [jail.far]\nenabled = true\nfilter = \"door\"\nbackend = \"journal\"\njournal_path = {remote:?}\nport = \"smtp\"\nmaxretry = 3\n",
+            door("backend = \"journal\"")
+        );
+        let daemon = Daemon::start(&lab, &config);
+        refuse(&own, "198.51.100.1", 3);
+        refuse(&mail, "198.51.100.2", 3);
+        wait_banned("door-v4", "198.51.100.1");
+        wait_banned("mail-v4", "198.51.100.2");
+        wait_banned("far-v4", "198.51.100.3");
+        for (jail, addr) in [("door", "198.51.100.1"), ("mail", "198.51.100.2"), ("far", "198.51.100.3")] {
+            assert_eq!(elements(&format!("{jail}-v4")), [addr]);
+        }
+        assert_eq!(below(daemon.pid(), "journalctl").len(), 3, "a reader for each");
+    });
+}
+
+#[test]
+fn a_jail_that_joins_reads_back_and_nobody_counts_twice() {
+    const NAME: &str = "a_jail_that_joins_reads_back_and_nobody_counts_twice";
+    in_netns(NAME, || {
+        if !have_journal(NAME) {
+            return;
+        }
+        let lab = Lab::new();
+        Journald::prepare();
+        let journald = Journald::start(true);
+        let config = door("backend = \"journal\"");
+        let mut daemon = Daemon::start(&lab, &config);
+        wait_source(&daemon, "door", "live");
+        refuse(&journald, "198.51.100.1", 2);
+        for _ in 0..3 {
+            journald.log("gate", "refused bob from 198.51.100.5");
+        }
+        let total = |daemon: &Daemon| daemon.jail("door")["failures"]["total"].as_u64();
+        wait_for(PATIENCE, "two failures", || total(&daemon) == Some(2));
+        let gate = "[jail.gate]\nenabled = true\nport = \"ssh\"\nmaxretry = 3\nfindtime = \"1h\"\nbackend = \"journal\"\n\
+                    [filter.gate]\nfailregex = '^\\S+ gate\\[\\d+\\]: refused \\S* from <HOST>$'\njournalmatch = \"SYSLOG_IDENTIFIER=gate\"\n";
+        daemon.configure(&format!("{config}{gate}"));
+        daemon.cli(&["reload"]).ok();
+        wait_banned("gate-v4", "198.51.100.5");
+        assert_eq!(below(daemon.pid(), "journalctl").len(), 1, "one reader for both");
+        refuse(&journald, "198.51.100.1", 1);
+        wait_banned("door-v4", "198.51.100.1");
+        assert_eq!(total(&daemon), Some(3));
+        // Over a restart, too.
+        daemon.restart();
+        wait_source(&daemon, "door", "live");
+        refuse(&journald, "198.51.100.6", 1);
+        wait_for(PATIENCE, "one more", || total(&daemon) == Some(4));
+        assert_eq!(daemon.jail("gate")["failures"]["total"], 3);
+        // Nor does anything count again when the entries that a jail is for change, by reload or between two runs.
+        let wider = config.replace("SYSLOG_IDENTIFIER=door\"", "SYSLOG_IDENTIFIER=door + SYSLOG_IDENTIFIER=porch\"");
+        assert_ne!(wider, config);
+        daemon.configure(&wider);
+        daemon.cli(&["reload"]).ok();
+        wait_for(PATIENCE, "the new match is read", || {
+            let source = source(&daemon, "door");
+            source["path"].as_str().is_some_and(|path| path.contains("porch")) && source["state"] == "live"
+        });
+        refuse(&journald, "198.51.100.7", 1);
+        wait_for(PATIENCE, "one more", || total(&daemon) == Some(5));
+        daemon.stop();
+        daemon.configure(&config);
+        daemon.start_again();
+        wait_source(&daemon, "door", "live");
+        refuse(&journald, "198.51.100.8", 1);
+        wait_for(PATIENCE, "one more", || total(&daemon) == Some(6));
+        std::thread::sleep(Duration::from_millis(500));
+        assert_eq!(total(&daemon), Some(6));
+    });
+}
+
+#[test]
+fn half_a_million_entries_are_caught_up_with_through_kills() {
+    const NAME: &str = "half_a_million_entries_are_caught_up_with_through_kills";
+    in_netns(NAME, || {
+        if !have_journal(NAME) {
+            return;
+        }
+        let lab = Lab::new();
+        let disk = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("room on the disk");
+        let count: i64 = std::env::var("BANSET_ENTRIES").ok().and_then(|n| n.parse().ok()).unwrap_or(500_000);
+        let (mut entries, begin) = (Entries::new(), now() - count * 1000 - 60_000_000);
+        for n in 0..count {
+            let failed = n % 100 == 7;
+            let addr = n / 100;
+            let message = match failed {
+                true => format!("refused u{n} from 10.{}.{}.{}", addr >> 16 & 255, addr >> 8 & 255, addr & 255),
+                false => format!("accepted connection {n} on port {}", 1024 + n % 60_000),
+            };
+            let (pid, unit): (String, &[u8]) =
+                ((1000 + n % 5000).to_string(), if failed { b"door.service" } else { b"other.service" });
+            entries.add(
+                begin + n * 1000,
+                &[
+                    ("SYSLOG_IDENTIFIER", if failed { b"door" } else { b"other" }),
+                    ("_PID", pid.as_bytes()),
+                    ("PRIORITY", b"6"),
+                    ("_TRANSPORT", b"syslog"),
+                    ("_SYSTEMD_UNIT", unit),
+                    ("_SYSTEMD_CGROUP", b"/system.slice/door.service"),
+                    ("_EXE", b"/usr/sbin/door"),
+                    ("MESSAGE", message.as_bytes()),
+                ],
+            );
+        }
+        entries.write(&disk.path().join("remote.journal"));
+        let path = disk.path();
+        let config = door(&format!(
+            "backend = \"journal\"\njournal_path = {path:?}\nmaxretry = 1\njournalmatch = \"_SYSTEMD_UNIT=door.service\"\nfindtime = \"1d\""
+        ));
+        let mut daemon = Daemon::start(&lab, &config);
+        let want = count as u64 / 100;
+        let mut kills = 0;
+        let total = |daemon: &Daemon| daemon.jail("door")["failures"]["total"].as_u64().unwrap_or(0);
+        while kills < 4 && total(&daemon) < want {
+            let pause = [400, 900, 150, 1300][kills];
+            std::thread::sleep(Duration::from_millis(pause));
+            daemon.kill();
+            kills += 1;
+            daemon.start_again();
+        }
+        wait_for(Duration::from_secs(120), "everything is caught up with", || total(&daemon) >= want);
+        wait_source(&daemon, "door", "live");
+        std::thread::sleep(Duration::from_millis(500));
+        let banned = elements("door-v4").len() as u64;
+        println!("{count} entries, {kills} kills: {} failures of {want}, {banned} bans", total(&daemon));
+        assert_eq!((total(&daemon), banned), (want, want), "none lost, none twice");
+        assert!(kills > 0, "it was over before the first kill");
+    });
+}
+
+#[test]
+fn the_daemons_own_log_reaches_the_journal() {
+    const NAME: &str = "the_daemons_own_log_reaches_the_journal";
+    in_netns(NAME, || {
+        if !have_journal(NAME) {
+            return;
+        }
+        let lab = Lab::new();
+        Journald::prepare();
+        let journald = Journald::start(true);
+        let mut log = Log::create(lab.dir().join("auth.log"));
+        let config = door(&format!("backend = \"file\"\nlogpath = {:?}", lab.dir().join("auth.log")));
+        let daemon = Daemon::prepared(&lab, &config);
+        let text = fs::read_to_string(daemon.config()).expect("the configuration");
+        fs::write(daemon.config(), text.replacen("[daemon]\n", "[daemon]\nlog = \"journal\"\n", 1)).expect("written");
+        let mut daemon = daemon;
+        daemon.start_again();
+        wait_source(&daemon, "door", "live");
+        for _ in 0..3 {
+            log.line(&format!("{} mx door[77]: refused bob from 198.51.100.1", Stamp::now().iso()));
+        }
+        wait_banned("door-v4", "198.51.100.1");
+        let said = || journald.journalctl(&["-o", "json", "SYSLOG_IDENTIFIER=banset"]);
+        wait_until("the ban is in the journal", || said().contains("[door] Ban 198.51.100.1"));
+        let line = said().lines().find(|line| line.contains("Ban 198.51.100.1")).expect("just seen").to_owned();
+        let entry: Value = serde_json::from_str(&line).expect("JSON");
+        assert_eq!(entry["PRIORITY"], "4", "a warning: {entry:#}");
+        // File sources alone: no process was started.
+        assert!(below(daemon.pid(), "banset").is_empty() && below(daemon.pid(), "journalctl").is_empty());
+    });
+}
+
+#[test]
+fn regex_tries_a_filter_on_the_journal() {
+    const NAME: &str = "regex_tries_a_filter_on_the_journal";
+    in_netns(NAME, || {
+        if !have_journal(NAME) {
+            return;
+        }
+        let lab = Lab::new();
+        Journald::prepare();
+        let journald = Journald::start(true);
+        refuse(&journald, "198.51.100.1", 2);
+        journald.log("gate", "refused bob from 198.51.100.1");
+        journald.journalctl(&["--sync"]);
+        let filter = lab.dir().join("door.toml");
+        let text = "failregex = '^\\S+ door\\[\\d+\\]: refused \\S* from <HOST>$'\njournalmatch = \"SYSLOG_IDENTIFIER=door\"\n";
+        fs::write(&filter, text).expect("a filter");
+        let tried = |more: &[&str]| {
+            let mut command = Command::new(banset_integration::binary());
+            command.args(["regex", "--json"]).args(more).args(["journal", filter.to_str().expect("text")]);
+            banset_integration::Answer::of(&mut command).json()
+        };
+        let found = tried(&[]);
+        assert_eq!((&found["lines"], &found["matched"]), (&2.into(), &2.into()), "{found:#}");
+        let found = tried(&["-m", "SYSLOG_IDENTIFIER=gate"]);
+        assert_eq!((&found["lines"], &found["matched"]), (&1.into(), &0.into()), "{found:#}");
+    });
+}
+
+#[test]
+fn a_filter_of_fail2ban_judges_the_journal_as_its_backend_would() {
+    const NAME: &str = "a_filter_of_fail2ban_judges_the_journal_as_its_backend_would";
+    in_netns(NAME, || {
+        if !have_journal(NAME) {
+            return;
+        }
+        let lab = Lab::new();
+        Journald::prepare();
+        let journald = Journald::start(true);
+        let filter = lab.dir().join("porch.conf");
+        let text = "[Init]\nlogtype = file\n[Definition]\nfailregex = <line_<logtype>>\nline_file = ^refused \\S* from <HOST> by the file$\n\
+                    line_journal = ^\\s*\\S+ porch\\[\\d+\\]: refused \\S* from <HOST>$\njournalmatch = SYSLOG_IDENTIFIER=porch\n";
+        fs::write(&filter, text).expect("a filter");
+        let config = format!(
+            "[jail.porch]\nenabled = true\nfilter = {filter:?}\nlogpath = \"/run/none.log\"\nport = \"ssh\"\nmaxretry = 3\nbantime = \"1d\"\n"
+        );
+        let daemon = Daemon::start(&lab, &config);
+        for _ in 0..3 {
+            journald.log("porch", "refused bob from 198.51.100.1");
+        }
+        wait_banned("porch-v4", "198.51.100.1");
+        assert_eq!(daemon.jail("porch")["backend"], "journal");
+        assert!(
+            daemon
+                .cli(&["explain", "porch", "--journal", "mx porch[7]: refused bob from 198.51.100.9"])
+                .ok()
+                .contains("a failure of")
+        );
+    });
+}

@@ -423,3 +423,30 @@ fn lines_about_many_addresses_of_a_subnet_ban_the_subnet() {
         assert_eq!(daemon.cli(&["ruleset"]).code, 0);
     });
 }
+
+#[test]
+fn others_hands_on_a_set_of_subnets_are_heeded_and_a_flush_is_put_back() {
+    in_netns("others_hands_on_a_set_of_subnets_are_heeded_and_a_flush_is_put_back", || {
+        let lab = Lab::new();
+        let log = Log::create(lab.dir().join("auth"));
+        let daemon = Daemon::start(&lab, &sshd(&log, ""));
+        daemon.wait_running();
+        for (net, span) in [("198.51.100.0/24", "2h"), ("198.51.100.0/26", "5h"), ("203.0.113.0/25", "3h")] {
+            daemon.cli(&["ban", "sshd", net, "--for", span]).ok();
+        }
+        nft(&["delete element inet banset sshd-net4 { 198.51.100.0/26 }"]);
+        daemon.wait_log("Unban 198.51.100.0/26, removed by nft");
+        nft(&["add element inet banset sshd-net4 { 192.0.2.129-192.0.2.131 }"]);
+        daemon.wait_log("Ban 192.0.2.130/31, added by nft");
+        let told = ["192.0.2.129", "192.0.2.130/31", "198.51.100.128/25", "198.51.100.64/26", "203.0.113.0/25"];
+        let is_told = || banned(&daemon).iter().map(|(addr, _)| addr.as_str()).eq(told);
+        assert!(is_told(), "{:?}", banned(&daemon));
+        let held = || elements("sshd-v4") == told[..1] && elements("sshd-net4") == told[1..];
+        wait_until("the stretch becomes subnets", held);
+        for flush in ["flush set inet banset sshd-net4", "flush ruleset"] {
+            nft(&[flush]);
+            wait_until("it is put back", held);
+            assert!(is_told(), "{flush}: {:?}", banned(&daemon));
+        }
+    });
+}

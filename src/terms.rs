@@ -84,6 +84,30 @@ impl fmt::Display for Span {
     }
 }
 
+/// When the bans of many addresses become one of their subnet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Aggregate {
+    /// The prefix of an IPv4 subnet, 8 to 31; `None`: none is ever banned so.
+    pub v4: Option<u8>,
+    /// The prefix of an IPv6 subnet, 16 to 127; `None`: none is ever banned so.
+    pub v6: Option<u8>,
+    /// How many of its addresses (IPv6: of the prefixes that stand for them) have to be banned at once; at least 2.
+    pub count: u32,
+}
+
+/// As a configuration writes it.
+impl fmt::Display for Aggregate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("{ ")?;
+        for (name, prefix) in [("v4", self.v4), ("v6", self.v6)] {
+            if let Some(prefix) = prefix {
+                write!(f, "{name} = {prefix}, ")?;
+            }
+        }
+        write!(f, "count = {} }}", self.count)
+    }
+}
+
 /// How long a ban lasts, or how long an entry stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lasting {

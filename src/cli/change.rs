@@ -57,7 +57,8 @@ pub fn ban(global: &Global, what: Vec<String>, options: Ban, shown: Shown) -> u8
             let banned = rows(value, "banned").map(|row| format!("{} banned by {}\n", word(row, "addr"), word(row, "jail")));
             let already = rows(value, "already")
                 .map(|row| format!("{} is banned by {} for at least as long\n", word(row, "addr"), word(row, "jail")));
-            banned.chain(already).collect()
+            let notes = rows(value, "notes").filter_map(Value::as_str).map(|note| format!("{note}\n"));
+            banned.chain(already).chain(notes).collect()
         }),
         Err(code) => code,
     }

@@ -75,7 +75,7 @@ fn ruleset_text(global: &Global) -> Result<String, String> {
     let (_, loaded) = load::read(&load::paths(global));
     let Some(config) = loaded.config else { return Err(loaded.report.to_string()) };
     let machine = machine::read().unwrap_or_else(|_| Machine::default());
-    let core = Core::new(load::specs(&config, None)?, machine, clock::now(), 0);
+    let mut core = Core::new(load::specs(&config, None)?, machine, clock::now(), 0);
     let wanted = core.establish();
     let tables = wanted.specs.families().map(|family| {
         let ruleset = Ruleset::of(&kernel::plan(&wanted, family, true)).map_err(|e| e.to_string())?;

@@ -207,6 +207,8 @@ fn establish(core: &mut Core, writer: &mut Writer, restored: Option<&Restored>) 
         }
         Some(_) => {
             info!("table {table} is not the one that was left: {} bans are put back", core.bans_held());
+            core.refill();
+            wanted = core.establish();
             wanted.exact = Suspects::All;
             restored_bans = core.restorable();
         }

@@ -95,9 +95,10 @@ enum Command {
     },
     /// Tell what happened: bans, unbans, ignores, pauses; when, by whom, by which lines
     History(Box<history::Args>),
-    /// Ban addresses by hand
+    /// Ban addresses or subnets by hand
     Ban {
-        /// The jail, if not `manual` (all ports and hooks), then the addresses
+        /// The jail, if not `manual` (all ports and hooks), then addresses, or subnets such as 192.0.2.0/24. An IPv6 address stands for
+        /// its prefix; with /128 it is meant by itself
         #[arg(required = true, value_name = "[JAIL] ADDR")]
         what: Vec<String>,
         /// For this long, such as 2h, instead of the jail's bantime

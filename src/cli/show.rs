@@ -357,7 +357,11 @@ fn holders_text(value: &Value, utc: bool) -> String {
     for asked in value.as_array().map(Vec::as_slice).unwrap_or_default() {
         let jails = asked["jails"].as_array().map(Vec::as_slice).unwrap_or_default();
         if jails.is_empty() {
-            out.push_str(&format!("{}: not banned\n", text(asked, "addr")));
+            let within = match asked["within"].as_u64() {
+                Some(bans @ 1..) => format!(" as a whole; bans within it: {bans}"),
+                _ => String::new(),
+            };
+            out.push_str(&format!("{}: not banned{within}\n", text(asked, "addr")));
         }
         for row in jails {
             let as_what = if row["addr"] == asked["addr"] { String::new() } else { format!(" as {}", text(row, "addr")) };

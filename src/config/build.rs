@@ -18,7 +18,7 @@ use super::source::{Source, quoted};
 use super::values::{self, FilterName, Meaning};
 use crate::filter::{Definition, Mistake};
 use crate::terms::journal::{Journal, Match};
-use crate::terms::{Blocktype, Family, Hook, Ports, Protocols};
+use crate::terms::{Aggregate, Blocktype, Family, Hook, Ports, Protocols};
 
 /// Everything needed while building.
 pub struct Builder<'a> {
@@ -164,6 +164,15 @@ impl Builder<'_> {
             let (file, at) = held.map_or((file, at.clone()), |held| (held.layer.file, held.field.node.span.clone()));
             let help = "write port = \"all\", or the protocols that have ports".to_owned();
             self.jail_mistake(name, file, at, "protocol: all goes with all ports only".to_owned(), help);
+        }
+        if let (Some(Aggregate { v6: Some(bits), .. }), Some(held)) =
+            (jail.aggregate, values.get("aggregate").and_then(|held| held.last()))
+            && bits >= jail.ipv6_prefix
+        {
+            let what =
+                format!("aggregate: v6 = {bits} is no wider than ipv6_prefix = {}: nothing would ever add up", jail.ipv6_prefix);
+            let help = format!("write a v6 below {}", jail.ipv6_prefix);
+            self.jail_mistake(name, held.layer.file, held.field.node.span.clone(), what, help);
         }
         if jail.observe
             && let Some(held) = values.get("observe").and_then(|held| held.last())
@@ -618,6 +627,7 @@ fn set(jail: &mut Jail, held: &Held<'_>) {
         ("ignoreself", Meaning::Bool(yes)) => jail.ignoreself = *yes,
         ("ipv4_prefix", Meaning::Number(bits)) => jail.ipv4_prefix = u8::try_from(*bits).unwrap_or(32),
         ("ipv6_prefix", Meaning::Number(bits)) => jail.ipv6_prefix = u8::try_from(*bits).unwrap_or(64),
+        ("aggregate", Meaning::Aggregate(aggregate)) => jail.aggregate = *aggregate,
         ("logtimezone", Meaning::Zone(zone)) => jail.logtimezone = Some(zone.clone()),
         ("observe", Meaning::Bool(yes)) => jail.observe = *yes,
         ("label", Meaning::Text(text)) => jail.label = Some(text.clone()),

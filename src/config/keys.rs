@@ -89,6 +89,8 @@ pub enum Kind {
     Ignore,
     /// A filter's name, with parameters.
     Filter,
+    /// Prefix lengths and a count.
+    Aggregate,
     /// A time zone.
     Zone,
     /// A table of the keys of that place.
@@ -249,7 +251,15 @@ pub const KEYS: &[Key] = &[
     key(Jail, "maxretry_user", Planned, Number(1, 65_535), "", "20", "failures of one account from everywhere that ban"),
     key(Jail, "count", Planned, Word(&["all", "distinct"]), "", "\"distinct\"", "whether the same wrong password counts once"),
     key(Jail, "known_good", Planned, Any, "", "3", "more tries for addresses that logged in before"),
-    key(Jail, "aggregate", Planned, Any, "", "true", "ban a subnet when many of its addresses are banned"),
+    key(
+        Jail,
+        "aggregate",
+        Now,
+        Aggregate,
+        "",
+        "{ v4 = 24, v6 = 48, count = 8 }",
+        "ban a subnet while so many of its addresses are banned",
+    ),
     key(Jail, "increment", Now, Table(Increment), "", "", "longer bans for repeat offenders"),
     // Whom never
     key(

@@ -11,7 +11,7 @@ use ipnetwork::IpNetwork;
 
 use crate::filter::Definition;
 use crate::terms::journal::{Journal, Match};
-use crate::terms::{Blocktype, Family, Hook, Lasting, Ports, Protocol, Protocols, Span};
+use crate::terms::{Aggregate, Blocktype, Family, Hook, Lasting, Ports, Protocol, Protocols, Span};
 
 /// Everything the daemon runs on.
 #[derive(Clone, Debug, PartialEq)]
@@ -254,6 +254,8 @@ pub struct Jail {
     pub ipv4_prefix: u8,
     /// IPv6 addresses are counted and banned by this prefix; 1 to 128.
     pub ipv6_prefix: u8,
+    /// Bans a subnet when many of its addresses are banned.
+    pub aggregate: Option<Aggregate>,
     /// The zone of stamps that name none; the machine's own if not set.
     pub logtimezone: Option<jiff::tz::TimeZone>,
     /// Decides and logs, but bans nobody.
@@ -417,6 +419,7 @@ impl Jail {
             ignoreself: true,
             ipv4_prefix: 32,
             ipv6_prefix: 64,
+            aggregate: None,
             logtimezone: None,
             observe: false,
             label: None,

@@ -356,6 +356,7 @@ fn described(jail: &Jail) -> Vec<(&'static str, String)> {
         ("ignoreself", jail.ignoreself.to_string()),
         ("ipv4_prefix", jail.ipv4_prefix.to_string()),
         ("ipv6_prefix", jail.ipv6_prefix.to_string()),
+        ("aggregate", jail.aggregate.map(|aggregate| aggregate.to_string()).unwrap_or_default()),
         ("logtimezone", jail.logtimezone.as_ref().map(|zone| format!("{zone:?}")).unwrap_or_default()),
         ("observe", jail.observe.to_string()),
         ("label", jail.label.clone().unwrap_or_default()),

@@ -15,7 +15,7 @@ use super::services;
 use super::source::{Source, quoted};
 use super::written::{Node, Raw, Table};
 use crate::terms::journal::Match;
-use crate::terms::{Family, Hook, Lasting, Ports, Protocol, Protocols, Span};
+use crate::terms::{Aggregate, Family, Hook, Lasting, Ports, Protocol, Protocols, Span};
 
 /// The most mistakes told of one value.
 const TOLD: usize = 100;
@@ -58,6 +58,8 @@ pub enum Meaning {
     Ignore(IgnoreList),
     /// A filter and its parameters.
     Filter(FilterName),
+    /// When a subnet is banned, if it ever is.
+    Aggregate(Option<Aggregate>),
     /// A time zone.
     Zone(jiff::tz::TimeZone),
     /// A table or something else that another room of this one reads.
@@ -288,6 +290,7 @@ pub fn mean(key: &Key, node: &Node, source: &Source) -> Result<Meaning, Vec<Wron
         },
         Kind::Ignore => ignore(node, source).map(Meaning::Ignore),
         Kind::Filter => filter(node, source).map(Meaning::Filter),
+        Kind::Aggregate => aggregate(node).map(Meaning::Aggregate),
         Kind::Zone => zone(node).map(Meaning::Zone),
         Kind::Expect => match &node.value {
             Raw::Bool(false) | Raw::Text(_) => Ok(Meaning::Other),
@@ -985,6 +988,55 @@ fn filter_name(name: &str, at: &Range<usize>) -> Result<(), Vec<Wrong>> {
         Some(fault) => told(format!("{} {fault}", quoted(name)), FILTER_HELP),
         None => Ok(()),
     }
+}
+
+const AGGREGATE_HELP: &str = "write { v4 = 24, count = 8 }, or false";
+
+/// `{ v4 = 24, v6 = 48, count = 8 }`, or `false`.
+fn aggregate(node: &Node) -> Result<Option<Aggregate>, Vec<Wrong>> {
+    let table = match &node.value {
+        Raw::Bool(false) => return Ok(None),
+        Raw::Table(table) => table,
+        other => return wrong(node, format!("takes a table, not {}", other.noun()), AGGREGATE_HELP),
+    };
+    let mut bad = Vec::new();
+    let mut number = |name: &str, least: i64, most: i64| {
+        let entry = table.get(name)?;
+        match &entry.node.value {
+            Raw::Integer(Some(number)) if (least..=most).contains(number) => Some(*number),
+            other => {
+                let what = match other {
+                    Raw::Integer(_) => format!("{name} is out of range"),
+                    other => format!("{name} is a number, not {}", other.noun()),
+                };
+                bad.push(Wrong {
+                    span: entry.node.span.clone(),
+                    what,
+                    help: Some(format!("write a number from {least} to {most}")),
+                });
+                None
+            }
+        }
+    };
+    let prefix = |number: i64| u8::try_from(number).ok();
+    let found = Aggregate {
+        v4: number("v4", 8, 31).and_then(prefix),
+        v6: number("v6", 16, 127).and_then(prefix),
+        count: number("count", 2, 1_000_000).and_then(|count| u32::try_from(count).ok()).unwrap_or(2),
+    };
+    for (key, entry) in table.iter().filter(|(key, _)| !matches!(key.as_str(), "v4" | "v6" | "count")) {
+        let what = format!("{} is none of v4, v6 and count", quoted(key));
+        bad.push(Wrong { span: entry.key.clone(), what, help: Some(AGGREGATE_HELP.to_owned()) });
+    }
+    let mut lacks =
+        |what: &str| bad.push(Wrong { span: node.span.clone(), what: what.to_owned(), help: Some(AGGREGATE_HELP.to_owned()) });
+    if !table.contains_key("v4") && !table.contains_key("v6") {
+        lacks("neither v4 nor v6 says how wide a subnet is");
+    }
+    if !table.contains_key("count") {
+        lacks("count does not say how many addresses are needed");
+    }
+    if bad.is_empty() { Ok(Some(found)) } else { Err(bad) }
 }
 
 fn filter_table(node: &Node, table: &Table) -> Result<FilterName, Vec<Wrong>> {

@@ -30,6 +30,7 @@ mod people;
 mod room;
 mod settings;
 mod stream;
+mod subnets;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -62,6 +63,8 @@ enum Effect {
 struct Flight {
     changes: Vec<Change>,
     effects: Vec<(usize, Effect)>,
+    /// For each element sent the change it was sent for: a subnet may take several, or none.
+    sent_for: Vec<usize>,
 }
 
 /// A reply that waits for changes.
@@ -93,8 +96,19 @@ struct Running {
     key: Arc<str>,
     ignored: Nets,
     sources: BTreeMap<Arc<str>, Source>,
+    nets: NetSets,
     /// Between file and journal.
     choice: Option<Choice>,
+}
+
+/// Whether a jail has its sets of subnets, which come to be with the first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum NetSets {
+    #[default]
+    No,
+    /// The kernel is asked to make them.
+    Asked,
+    Yes,
 }
 
 impl Running {
@@ -123,6 +137,8 @@ pub struct Core {
     jails: Vec<Running>,
     by_id: HashMap<JailId, usize>,
     machine: Machine,
+    /// Our own IPv6 links, where addresses are banned one by one.
+    links: Arc<Nets>,
     names: Resolved,
     pending: Flight,
     flying: Option<Flight>,
@@ -181,6 +197,7 @@ impl Core {
             specs: Arc::new(Specs::default()),
             jails: Vec::new(),
             by_id: HashMap::new(),
+            links: subnets::exact_links(&machine),
             machine,
             names: Resolved::new(),
             pending: Flight::default(),
@@ -231,7 +248,8 @@ impl Core {
     }
 
     /// What the start wants of the kernel.
-    pub fn establish(&self) -> Establish {
+    pub fn establish(&mut self) -> Establish {
+        self.ask_for_nets();
         self.establish_for(&self.specs, Suspects::None)
     }
 
@@ -261,6 +279,7 @@ impl Core {
             Event::Machine(machine) => {
                 if machine != self.machine {
                     self.machine = machine;
+                    self.know_links();
                     self.ignored_otherwise(now);
                 }
             }
@@ -287,6 +306,7 @@ impl Core {
         if let Rebuild::Wanted { not_before, failed, .. } = self.rebuild {
             // What waits for the table waits on: it is part of what the rebuild puts in, and is committed after it.
             if not_before <= now.mono {
+                self.ask_for_nets();
                 let suspects = self.take_suspects();
                 let establish = self.establish_for(&self.specs, suspects);
                 self.restated();
@@ -297,13 +317,14 @@ impl Core {
         }
         if let Some((cause, specs)) = self.queued_reload.take() {
             let specs = Arc::new(self.number(specs));
+            self.ask_for_nets();
             let establish = self.establish_for(&specs, Suspects::None);
             self.restated();
             self.reloading = Some((cause, specs));
             self.actions.push(Action::Establish(establish));
             return;
         }
-        if self.restate {
+        if self.ask_for_nets() || self.restate {
             let specs = self.specs.clone();
             let establish = self.establish_for(&specs, Suspects::None);
             self.restated();
@@ -315,8 +336,9 @@ impl Core {
             return;
         }
         self.pace.commit(now.mono);
-        let flight = std::mem::take(&mut self.pending);
-        self.actions.push(Action::Commit(flight.changes.clone()));
+        let mut flight = std::mem::take(&mut self.pending);
+        let elements = self.elements_of(now, &mut flight);
+        self.actions.push(Action::Commit(elements));
         self.flying = Some(flight);
     }
 
@@ -449,6 +471,7 @@ impl Core {
                 self.make_room(now, at, ban.subject);
                 self.want(now, at, ban.subject, &ban.held, Effect::Log(Level::Warn, text));
                 self.feed(now, at, &ban, live);
+                self.aggregate(now, at, ban.subject);
             }
         }
     }
@@ -493,7 +516,8 @@ impl Core {
     }
 
     fn change(&mut self, now: Now, at: usize, subject: IpNetwork, to: Target, effect: Effect) {
-        let set = self.jails[at].spec.set(subject);
+        let spec = &self.jails[at].spec;
+        let (set, what) = (spec.set(subject), spec.element(subject));
         self.keep.ban(now, &self.jails[at].key, subject);
         if let Effect::Tell(client) = effect
             && let Some(waiting) = self.waiting.get_mut(&client)
@@ -501,7 +525,7 @@ impl Core {
             waiting.open += 1;
         }
         self.pending.effects.push((self.pending.changes.len(), effect));
-        self.pending.changes.push(Change { set, what: subject.network().into(), to });
+        self.pending.changes.push(Change { set, what, to });
     }
 
     fn expire(&mut self, now: Now) {

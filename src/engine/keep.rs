@@ -384,9 +384,9 @@ pub enum Change {
 
 /// A held ban as it is kept.
 pub fn kept(now: Now, held: &Held) -> KeptBan {
-    let (uid, reason) = match &held.origin {
-        Origin::Manual { uid, reason } => (Some(*uid), reason.clone()),
-        Origin::Failures | Origin::Adopted => (None, None),
+    let uid = match &held.origin {
+        Origin::Manual { uid, .. } => Some(*uid),
+        Origin::Failures | Origin::Adopted | Origin::Aggregate(_) => None,
     };
     KeptBan {
         since: held.since,
@@ -394,7 +394,7 @@ pub fn kept(now: Now, held: &Held) -> KeptBan {
         lasting: held.lasting,
         failures: held.failures,
         uid,
-        reason,
+        reason: held.origin.reason(),
         in_kernel: held.in_kernel,
     }
 }
@@ -406,9 +406,10 @@ pub fn held(now: Now, kept: &KeptBan) -> Option<Held> {
         Some(until) => Some(now.mono + until.since(now.wall)),
         None => None,
     };
-    let origin = match kept.uid {
-        Some(uid) => Origin::Manual { uid, reason: kept.reason.clone() },
-        None => Origin::Failures,
+    let origin = match (kept.uid, kept.reason.as_deref()) {
+        (Some(uid), _) => Origin::Manual { uid, reason: kept.reason.clone() },
+        (None, None) => Origin::Failures,
+        (None, Some(reason)) => Origin::Aggregate(reason.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0)),
     };
     Some(Held {
         since: kept.since,

@@ -321,8 +321,12 @@ impl Writer {
                     continue;
                 }
                 let meant = wanted.held.get(set.name.as_str()).map_or(0, Vec::len);
-                // A dump is quadratic in the size: a large set is made anew sooner than it is read.
-                match found.count.is_none_or(|n| n as usize <= transaction::AT_ONCE) && meant <= transaction::AT_ONCE {
+                // A dump is quadratic in the size: a large set is made anew sooner than it is read. So is one of intervals, which may be
+                // cut otherwise than is meant.
+                match !set.interval
+                    && found.count.is_none_or(|n| n as usize <= transaction::AT_ONCE)
+                    && meant <= transaction::AT_ONCE
+                {
                     true => suspects.push(set),
                     false => found.set = None,
                 }
@@ -334,6 +338,7 @@ impl Writer {
             let renewed = nft::transaction::renewed_sets(ruleset, Some(kept));
             let is_renewed = |set: &Set| renewed.iter().any(|renewed| renewed.name == set.name);
             for set in ruleset.sets.iter().filter(|set| set.content == Content::Bans) {
+                let several = several && !set.interval;
                 let Some(old) = kept.set(&set.name) else { continue };
                 let fits = kept.sets.iter().any(|of| of.name == set.name && of.count.is_none_or(|n| n as usize <= LEVELLED));
                 if !(is_renewed(set) || several && fits) {
@@ -380,12 +385,24 @@ impl Writer {
     pub fn commit(&mut self, changes: &[Change]) -> Result<Committed, String> {
         let (before, own) = (self.generation(), self.transactions);
         let mut refusals = Vec::new();
-        for (part, slice) in changes.chunks(AT_ONCE).enumerate() {
-            self.commit_part(slice, part * AT_ONCE, &mut refusals)?;
+        let mut base = 0;
+        while base < changes.len() {
+            let end = self.boundary(changes, (base + AT_ONCE).min(changes.len()), base);
+            self.commit_part(&changes[base..end], base, &mut refusals)?;
+            base = end;
         }
         let after = self.generation();
         let alone = before != 0 && after.wrapping_sub(before) == self.transactions.wrapping_sub(own);
         Ok(Committed { refusals, before, after, alone })
+    }
+
+    /// Where changes can be parted, near `wanted` and after `from`: never between those of a set of intervals, which hold only together.
+    fn boundary(&self, changes: &[Change], wanted: usize, from: usize) -> usize {
+        let is_net =
+            |change: &Change| self.rulesets.iter().filter_map(|ruleset| ruleset.set(&change.set)).any(|set| set.interval);
+        let parts = |at: &usize| *at == changes.len() || !is_net(&changes[*at - 1]) || changes[*at].set != changes[*at - 1].set;
+        let before = (from + 1..=wanted).rev().find(parts);
+        before.or_else(|| (wanted.max(from + 1)..=changes.len()).find(parts)).unwrap_or(changes.len())
     }
 
     /// Commits a part; a part that is refused because of one element is halved until that element is found.
@@ -402,7 +419,12 @@ impl Writer {
                 Ok(())
             }
             _ => {
-                let (left, right) = changes.split_at(changes.len() / 2);
+                let middle = self.boundary(changes, changes.len() / 2, 0);
+                if middle == changes.len() {
+                    refusals.push(Refusal { index: base, why: refused.to_string(), full: false });
+                    return Ok(());
+                }
+                let (left, right) = changes.split_at(middle);
                 self.commit_part(left, base, refusals)?;
                 self.commit_part(right, base + left.len(), refusals)
             }
@@ -415,12 +437,24 @@ impl Writer {
         let mut transaction = Transaction::about(main);
         for ruleset in &self.rulesets {
             transaction.turn_to(ruleset.family);
-            for change in changes {
+            let mut changes = changes.iter().peekable();
+            while let Some(change) = changes.next() {
                 // A jail without IPv6 sets has no place for the element; the ban is held and bites nobody. A jail that is not in this
                 // table has none either.
                 let Some(set) = ruleset.set(&change.set) else { continue };
+                let elements = |change: &Change| element(now, change).into_iter().collect::<Vec<_>>();
+                let comes_back = changes.peek().is_some_and(|next| next.set == change.set && next.what == change.what);
                 match change.to {
-                    Target::Held { .. } => transaction.add(set, element(now, change).into_iter().collect::<Vec<_>>()),
+                    Target::Held { .. } => transaction.add(set, elements(change)),
+                    // An interval that is removed and comes back with another end.
+                    Target::Gone if set.interval && comes_back => {
+                        let next = changes.next().unwrap_or(change);
+                        transaction.add(set, elements(next));
+                        if !self.socket.features().timeout_update {
+                            transaction.remove(set, [change.what]);
+                            transaction.add(set, elements(next));
+                        }
+                    }
                     Target::Gone => transaction.remove(set, [change.what]),
                 }
             }

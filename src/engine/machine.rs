@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
 use neli::consts::nl::{NlmF, Nlmsg};
 use neli::consts::rtnl::{RtAddrFamily, RtScope, RtTable, Rta, Rtm, Rtn, Rtprot};
 use neli::consts::socket::{Msg, NlFamily};
@@ -18,6 +19,7 @@ use neli::socket::synchronous::NlSocketHandle;
 use neli::utils::Groups;
 
 use super::core::Machine;
+use crate::jail::{ignore::is_nobody, network};
 use crate::terms::fold;
 
 /// RTNLGRP_* (linux/rtnetlink.h): IPv4 and IPv6 addresses, IPv4 and IPv6 routes.
@@ -27,7 +29,25 @@ const GROUPS: [u32; 4] = [5, 9, 7, 11];
 pub fn read() -> io::Result<Machine> {
     let addresses: BTreeSet<IpAddr> =
         nix::ifaddrs::getifaddrs()?.filter_map(|interface| ip_of(interface.address.as_ref()?)).collect();
-    Ok(Machine { addresses: addresses.into_iter().collect(), gateways: gateways().unwrap_or_default() })
+    let links: BTreeSet<IpNetwork> = nix::ifaddrs::getifaddrs()?
+        .filter_map(|one| link_of(ip_of(one.address.as_ref()?)?, ip_of(one.netmask.as_ref()?)?))
+        .collect();
+    Ok(Machine {
+        addresses: addresses.into_iter().collect(),
+        gateways: gateways().unwrap_or_default(),
+        links: links.into_iter().collect(),
+    })
+}
+
+/// The network around an address of ours: neighbours, unless it is one address, loopback or link-local.
+fn link_of(address: IpAddr, mask: IpAddr) -> Option<IpNetwork> {
+    let prefix = match (address, mask) {
+        (IpAddr::V4(_), IpAddr::V4(mask)) => mask.to_bits().leading_ones(),
+        (IpAddr::V6(_), IpAddr::V6(mask)) => mask.to_bits().leading_ones(),
+        _ => return None,
+    };
+    let whole = if address.is_ipv4() { 32 } else { 128 };
+    (prefix > 0 && prefix < whole && !is_nobody(address)).then(|| network(address, prefix as u8)).flatten()
 }
 
 fn ip_of(address: &nix::sys::socket::SockaddrStorage) -> Option<IpAddr> {
@@ -113,6 +133,7 @@ mod tests {
     fn the_loopback_address_is_our_own() {
         let machine = read().expect("rtnetlink answers anybody");
         assert!(machine.addresses.contains(&IpAddr::from([127, 0, 0, 1])), "{machine:?}");
+        assert!(machine.links.iter().all(|link| !is_nobody(link.network())), "{machine:?}");
         println!("{machine:?}");
     }
 }

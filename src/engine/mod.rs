@@ -3,6 +3,7 @@
 pub mod clerk;
 pub mod clock;
 pub mod core;
+pub mod cut;
 pub mod historian;
 pub mod journal;
 pub mod keep;

@@ -16,6 +16,7 @@ use tracing::{debug, error, info, warn};
 
 use super::clerk::{self, Errand, Load};
 use super::core::{Action, Asked, ClientId, Core, Event, Level};
+use super::cut::{self, Cut};
 use super::historian;
 use super::journal::Sources;
 use super::keep::Keeping;
@@ -75,6 +76,7 @@ pub fn run(ready: Ready) -> Result<(), String> {
 /// The ends of the threads' channels that the loop holds.
 struct Performer {
     work: std_mpsc::Sender<Work>,
+    cuts: std_mpsc::Sender<Vec<Cut>>,
     errands: std_mpsc::Sender<Errand>,
     history: std_mpsc::Sender<historian::Errand>,
     sources: Sources,
@@ -106,6 +108,8 @@ async fn drive(ready: Ready) -> Result<(), String> {
     let (errands, to_run) = std_mpsc::channel();
     let done = events.clone();
     thread("clerk").spawn(move || clerk::run(&to_run, load, &done)).map_err(failed("clerk"))?;
+    let (cuts, to_cut) = std_mpsc::channel();
+    thread("cutter").spawn(move || cut::run(&to_cut)).map_err(failed("cutter"))?;
     let (history, to_look_up) = std_mpsc::channel();
     let (done, state_dir) = (events.clone(), core.specs().daemon.state_dir.clone());
     thread("historian").spawn(move || historian::run(state_dir, &to_look_up, &done)).map_err(failed("historian"))?;
@@ -141,7 +145,7 @@ async fn drive(ready: Ready) -> Result<(), String> {
         }
     }
     let mut performer =
-        Performer { saves, work, errands, history, sources, names, applied, clients: HashMap::new(), next_client: 0 };
+        Performer { saves, work, cuts, errands, history, sources, names, applied, clients: HashMap::new(), next_client: 0 };
     performer.perform(&mut core);
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     info!("ready: {} jails, {} bans held", core.specs().jails.len(), core.bans_held());
@@ -250,6 +254,9 @@ impl Performer {
                     if let Some(saves) = &self.saves {
                         let _ = saves.send(*keeping);
                     }
+                }
+                Action::Cut(cuts) => {
+                    let _ = self.cuts.send(cuts);
                 }
                 Action::Reply(client, reply) => {
                     if let Some(waiting) = self.clients.remove(&client) {

@@ -9,7 +9,8 @@ use ipnetwork::IpNetwork;
 use super::core::JailId;
 use crate::config::run::{self, Config};
 use crate::filter::Filter;
-use crate::jail::{Counting, Growth, Policy, network};
+use crate::jail::{Counting, Growth, Policy};
+use crate::nft::Interval;
 use crate::terms::journal::{Journal, Match};
 use crate::terms::{Blocktype, Family, Hook, Ports, Protocols, fold};
 
@@ -115,6 +116,10 @@ pub struct Spec {
     pub set_v4: Arc<str>,
     /// The set of IPv6 prefixes.
     pub set_v6: Arc<str>,
+    /// The set of IPv4 subnets, which exists once there is one.
+    pub set_net4: Arc<str>,
+    /// The set of IPv6 subnets and exact addresses, which exists once there is one.
+    pub set_net6: Arc<str>,
     /// Ports of its rules.
     pub ports: Ports,
     /// The same for people.
@@ -156,18 +161,33 @@ pub struct Spec {
 impl Spec {
     /// The set a subject's element stands in.
     pub fn set(&self, subject: IpNetwork) -> Arc<str> {
-        if subject.is_ipv4() { self.set_v4.clone() } else { self.set_v6.clone() }
+        let set = match (subject.is_ipv4(), self.policy.is_net(subject)) {
+            (true, false) => &self.set_v4,
+            (false, false) => &self.set_v6,
+            (true, true) => &self.set_net4,
+            (false, true) => &self.set_net6,
+        };
+        set.clone()
+    }
+
+    /// The element of a subject in its set.
+    pub fn element(&self, subject: IpNetwork) -> Interval {
+        if self.policy.is_net(subject) { subject.into() } else { subject.network().into() }
+    }
+
+    /// The subject that an element of one of its sets stands for; `None` where that is no subnet.
+    pub fn subject(&self, set: &str, element: Interval) -> Option<IpNetwork> {
+        if self.is_net_set(set) { element.network() } else { Some(self.policy.prefixed(element.first())) }
+    }
+
+    /// Whether a set holds subnets.
+    pub fn is_net_set(&self, set: &str) -> bool {
+        *self.set_net4 == *set || *self.set_net6 == *set
     }
 
     /// Whether a set is one of this jail's.
     pub fn holds(&self, set: &str) -> bool {
-        *self.set_v4 == *set || *self.set_v6 == *set
-    }
-
-    /// A subject held under another prefix, as it is held under this one.
-    pub fn subject(&self, subject: IpNetwork) -> IpNetwork {
-        let prefix = if subject.is_ipv4() { self.policy.ipv4_prefix } else { self.policy.ipv6_prefix };
-        network(subject.network(), prefix).unwrap_or(subject)
+        *self.set_v4 == *set || *self.set_v6 == *set || self.is_net_set(set)
     }
 
     /// Where its rules stand in the table of a family; `None`: it is not in that table.
@@ -282,6 +302,7 @@ fn spec(config: &Config, jail: &run::Jail, default_ignore: &Arc<[IpNetwork]>) ->
             counting,
             ipv4_prefix: jail.ipv4_prefix,
             ipv6_prefix: jail.ipv6_prefix,
+            aggregate: jail.aggregate,
             growth,
             remember,
             observe: jail.observe,
@@ -293,6 +314,8 @@ fn spec(config: &Config, jail: &run::Jail, default_ignore: &Arc<[IpNetwork]>) ->
         ignoreself: jail.ignoreself,
         set_v4: format!("{}-v4", jail.name).into(),
         set_v6: format!("{}-v6", jail.name).into(),
+        set_net4: format!("{}-net4", jail.name).into(),
+        set_net6: format!("{}-net6", jail.name).into(),
         ports: jail.ports.clone(),
         ports_text: ports_text(&jail.ports),
         protocols: jail.protocols.clone(),

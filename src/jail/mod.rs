@@ -1,25 +1,32 @@
 //! Jails: policy over failures. A failure goes in, a [`Verdict`] comes out; nothing here touches a kernel, a file or a clock.
 //!
-//! A [`Jail`] holds what it has counted ([`window`]) and what is banned ([`Held`]). The ends of bans lie on the monotonic
+//! A [`Jail`] holds what it has counted ([`window`]) and what is banned ([`Held`]); subnets among it also as [`cover`] lays them out
+//! for the kernel. The ends of bans lie on the monotonic
 //! clock, as the kernel's own timeouts do: a wall clock that jumps neither lifts bans nor prolongs them. Failures bear the
 //! log's wall time; [`Now`] carries both clocks.
 
+pub mod cover;
 pub mod growth;
 pub mod ignore;
 pub mod window;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use crate::terms::{Lasting, Span, Time};
+use crate::terms::{Aggregate, Lasting, Span, Time};
+pub use cover::{Cover, Difference, Piece, Stay};
 pub use growth::Growth;
 pub use ignore::Nets;
 pub use window::{Count, Counting, Place, Window};
 
 /// Addresses a jail tracks at most; beyond it the least recent are dropped and counted.
 pub const TRACKED_AT_MOST: usize = 1_000_000;
+
+/// Subnets a jail bans at most: a set of intervals slows with every one, and is read whole by `nft list`.
+pub const NETS_AT_MOST: usize = 8192;
 
 /// Offenders remembered at most per jail.
 const OFFENDERS_AT_MOST: usize = 1_000_000;
@@ -68,12 +75,27 @@ pub struct Policy {
     pub ipv4_prefix: u8,
     /// IPv6 addresses are counted and banned by this prefix.
     pub ipv6_prefix: u8,
+    /// Bans a subnet when many of its addresses are banned.
+    pub aggregate: Option<Aggregate>,
     /// Longer bans for repeat offenders.
     pub growth: Option<Growth>,
     /// How long a ban is remembered after its end, for this jail's growth or another's; zero: not at all.
     pub remember: Span,
     /// Decide and log, but ban nobody.
     pub observe: bool,
+}
+
+impl Policy {
+    /// The prefix that stands for `address`.
+    pub fn prefixed(&self, address: IpAddr) -> IpNetwork {
+        let prefix = if address.is_ipv4() { self.ipv4_prefix } else { self.ipv6_prefix };
+        network(address, prefix).unwrap_or_else(|| address.into())
+    }
+
+    /// Whether the ban of `subject` stands in an interval set: it is neither an address nor the prefix IPv6 addresses are banned by.
+    pub fn is_net(&self, subject: IpNetwork) -> bool {
+        subject.prefix() != if subject.is_ipv4() { 32 } else { self.ipv6_prefix }
+    }
 }
 
 /// How a ban came about.
@@ -90,6 +112,19 @@ pub enum Origin {
     },
     /// It was in the kernel's set when the daemon started.
     Adopted,
+    /// So many addresses of the subnet were banned at once.
+    Aggregate(u32),
+}
+
+impl Origin {
+    /// Why, in words, if there is more to say than that it failed.
+    pub fn reason(&self) -> Option<String> {
+        match self {
+            Origin::Manual { reason, .. } => reason.clone(),
+            Origin::Aggregate(addresses) => Some(format!("{addresses} of its addresses were banned")),
+            Origin::Failures | Origin::Adopted => None,
+        }
+    }
 }
 
 /// A ban that is held: decided, and in the kernel or on its way there.
@@ -112,6 +147,11 @@ pub struct Held {
 }
 
 impl Held {
+    /// How long it stays.
+    pub fn stay(&self) -> Stay {
+        Stay { lasting: self.lasting, until: self.until }
+    }
+
     /// What is left of it; `None` is permanent, zero is over.
     pub fn left(&self, now: Now) -> Option<Span> {
         self.until.map(|until| until.since(now.mono))
@@ -162,6 +202,12 @@ pub struct Jail {
     window: Window,
     held: HashMap<IpNetwork, Held>,
     ends: BTreeSet<(Time, IpNetwork)>,
+    /// Those of the bans held that an interval set stands for.
+    cover: Cover,
+    /// IPv6 networks whose addresses are counted and banned one by one: our own links.
+    exact: Arc<Nets>,
+    /// By subnet: how many bans held count for it.
+    crowds: HashMap<IpNetwork, u32>,
     offenders: HashMap<IpNetwork, Offender>,
     /// Failures counted since the start.
     pub failures_total: u64,
@@ -180,6 +226,9 @@ impl Jail {
             window,
             held: HashMap::new(),
             ends: BTreeSet::new(),
+            cover: Cover::default(),
+            exact: Arc::default(),
+            crowds: HashMap::new(),
             offenders: HashMap::new(),
             failures_total: 0,
             bans_total: 0,
@@ -192,24 +241,51 @@ impl Jail {
         &self.policy
     }
 
-    /// Takes a new policy; bans and counts stay, unless the way of counting or the prefix changed.
+    /// Takes a new policy; bans and counts stay, unless the way of counting or the prefix changed: then counts begin anew. A ban stays
+    /// one of the prefix it was given for; which set it stands in may change.
     pub fn reform(&mut self, policy: Policy) {
         let prefix = |p: &Policy| (p.ipv4_prefix, p.ipv6_prefix);
-        if self.policy.counting != policy.counting || prefix(&self.policy) != prefix(&policy) {
+        let rekeyed = prefix(&self.policy) != prefix(&policy);
+        if self.policy.counting != policy.counting || rekeyed {
             self.window = Window::new(policy.counting, TRACKED_AT_MOST);
         }
-        if prefix(&self.policy) != prefix(&policy) {
-            for (subject, held) in std::mem::take(&mut self.held) {
-                self.insert(prefixed(subject.network(), &policy), held);
-            }
-            self.ends = self.held.iter().filter_map(|(subject, held)| Some((held.until?, *subject))).collect();
-        }
         self.policy = policy;
+        for (subject, held) in &self.held {
+            self.cover.mean(*subject, self.policy.is_net(*subject).then(|| held.stay()));
+        }
+        self.crowds.clear();
+        let aggregate = self.policy.aggregate;
+        for net in self.held.keys().filter_map(|subject| crowd_of(aggregate?, *subject)) {
+            *self.crowds.entry(net).or_default() += 1;
+        }
+    }
+
+    /// Addresses of these IPv6 networks are counted and banned one by one from now on.
+    pub fn exactly(&mut self, links: &Arc<Nets>) {
+        self.exact = links.clone();
     }
 
     /// The address or prefix that stands for `address` here.
     pub fn subject(&self, address: IpAddr) -> IpNetwork {
-        prefixed(address, &self.policy)
+        match address.is_ipv6() && self.exact.find(address).is_some() {
+            true => address.into(),
+            false => self.policy.prefixed(address),
+        }
+    }
+
+    /// Whether an interval set stands for the ban of `subject`.
+    pub fn is_net(&self, subject: IpNetwork) -> bool {
+        self.policy.is_net(subject)
+    }
+
+    /// The subnets it bans, as they are laid out for the kernel.
+    pub fn cover(&self) -> &Cover {
+        &self.cover
+    }
+
+    /// The same, to be told what the kernel holds.
+    pub fn cover_mut(&mut self) -> &mut Cover {
+        &mut self.cover
     }
 
     /// Judges a failure. `random` in 0.0..1.0 and `elsewhere`, offences in other jails that count here, are used by growth alone.
@@ -228,6 +304,18 @@ impl Jail {
                 return Verdict::AlreadyBanned;
             }
             return self.claim(subject, failure, time);
+        }
+        if !self.cover.is_empty() {
+            let until = match self.grown(now, subject, random, elsewhere) {
+                Lasting::Permanent => None,
+                Lasting::For(span) => Some(now.mono + (time + span).since(now.wall)),
+            };
+            if let Some(around) = self.covered_longer(subject, until) {
+                if let Some(held) = self.held.get_mut(&around) {
+                    held.failures = held.failures.saturating_add(failure.attempts.max(1));
+                }
+                return Verdict::AlreadyBanned;
+            }
         }
         let Policy { maxretry, findtime, .. } = self.policy;
         let (failures, places) =
@@ -299,7 +387,7 @@ impl Jail {
         // What was counted before may be what led to a ban that is found in the kernel.
         let forget = held.origin != Origin::Adopted;
         self.insert(subject, held);
-        if forget {
+        if forget && self.subject(subject.network()) == subject {
             self.window.forget(subject.network());
         }
         true
@@ -311,7 +399,61 @@ impl Jail {
         if let Some(until) = held.until {
             self.ends.remove(&(until, subject));
         }
+        self.let_go(subject);
         Some(held)
+    }
+
+    /// Cuts `hole` out of the bans that lie around it: each is lifted and goes on as bans of what is left of it. Tells what was cut,
+    /// and what came of it.
+    pub fn cut(&mut self, hole: IpNetwork) -> (Vec<(IpNetwork, Held)>, Vec<IpNetwork>) {
+        let around: Vec<IpNetwork> =
+            self.covering(hole.network()).into_iter().map(|(net, _)| net).filter(|net| net.prefix() < hole.prefix()).collect();
+        let (mut cut, mut left) = (Vec::new(), Vec::new());
+        for net in around {
+            let Some(held) = self.lift(net) else { continue };
+            for part in cover::around(net, hole) {
+                let shorter = self.held.get(&part).is_some_and(|present| !held.stay().outlasts(present.stay()));
+                if !shorter {
+                    self.insert(part, Held { in_kernel: false, ..held.clone() });
+                    left.push(part);
+                }
+            }
+            cut.push((net, held));
+        }
+        left.sort();
+        left.dedup();
+        (cut, left)
+    }
+
+    /// The bans that lie within `net`, itself among them.
+    pub fn within(&self, net: IpNetwork) -> Vec<IpNetwork> {
+        let mut within: Vec<IpNetwork> = self.held.keys().filter(|subject| cover::holds(net, **subject)).copied().collect();
+        within.sort();
+        within
+    }
+
+    /// The subnet that is to be banned because of the ban of `subject`: enough of its addresses are banned, and it is not. The ban ends
+    /// when that of `subject` does.
+    pub fn aggregated(&self, subject: IpNetwork) -> Option<Ban> {
+        let aggregate = self.policy.aggregate?;
+        let net = crowd_of(aggregate, subject)?;
+        let crowd = *self.crowds.get(&net)?;
+        let last = self.held.get(&subject)?;
+        if crowd < aggregate.count || self.held.contains_key(&net) || self.covered_longer(net, last.until).is_some() {
+            return None;
+        }
+        let held = Held { failures: 0, origin: Origin::Aggregate(crowd), in_kernel: false, ..last.clone() };
+        Some(Ban { subject: net, held, places: Vec::new() })
+    }
+
+    /// The ban of a subnet around `subject` that ends no sooner than `until`.
+    fn covered_longer(&self, subject: IpNetwork, until: Option<Time>) -> Option<IpNetwork> {
+        if self.cover.is_empty() {
+            return None;
+        }
+        let new = Stay { lasting: Lasting::Permanent, until };
+        let around = self.covering(subject.network()).into_iter().filter(|(net, _)| net.prefix() < subject.prefix());
+        around.filter(|(_, held)| !new.outlasts(held.stay())).map(|(net, _)| net).next()
     }
 
     /// The kernel said yes to the ban of a subject, by this generation of its ruleset.
@@ -422,8 +564,12 @@ impl Jail {
             }
             self.ends.pop_first();
             if let Some(held) = self.held.remove(&subject) {
+                self.let_go(subject);
                 ended.push((subject, held));
             }
+        }
+        if ended.iter().any(|(subject, _)| self.is_net(*subject)) {
+            self.cover.tidy(now.mono);
         }
         ended
     }
@@ -431,17 +577,42 @@ impl Jail {
     /// Drops failures and offences too old to matter; called now and then. Tells whose offences were dropped.
     pub fn tidy(&mut self, now: Now) -> Vec<IpNetwork> {
         self.window.forget_older(now.wall, self.policy.findtime);
+        self.cover.tidy(now.mono);
         let memory = self.policy.remember;
         self.offenders.extract_if(|_, offender| offender.until + memory <= now.mono).map(|(subject, _)| subject).collect()
     }
 
     fn insert(&mut self, subject: IpNetwork, held: Held) {
         let until = held.until;
-        if let Some(Held { until: Some(old), .. }) = self.held.insert(subject, held) {
-            self.ends.remove(&(old, subject));
+        if self.is_net(subject) {
+            self.cover.mean(subject, Some(held.stay()));
+        }
+        match self.held.insert(subject, held) {
+            Some(Held { until: Some(old), .. }) => _ = self.ends.remove(&(old, subject)),
+            Some(_) => {}
+            None => {
+                if let Some(net) = self.policy.aggregate.and_then(|aggregate| crowd_of(aggregate, subject)) {
+                    *self.crowds.entry(net).or_default() += 1;
+                }
+            }
         }
         if let Some(until) = until {
             self.ends.insert((until, subject));
+        }
+    }
+
+    /// What else knows of a ban that is held no more.
+    fn let_go(&mut self, subject: IpNetwork) {
+        if self.is_net(subject) {
+            self.cover.mean(subject, None);
+        }
+        if let Some(net) = self.policy.aggregate.and_then(|aggregate| crowd_of(aggregate, subject))
+            && let Some(crowd) = self.crowds.get_mut(&net)
+        {
+            *crowd -= 1;
+            if *crowd == 0 {
+                self.crowds.remove(&net);
+            }
         }
     }
 
@@ -479,9 +650,10 @@ pub fn network(address: IpAddr, prefix: u8) -> Option<IpNetwork> {
     IpNetwork::new(net.network(), prefix).ok()
 }
 
-fn prefixed(address: IpAddr, policy: &Policy) -> IpNetwork {
-    let prefix = if address.is_ipv4() { policy.ipv4_prefix } else { policy.ipv6_prefix };
-    network(address, prefix).unwrap_or_else(|| address.into())
+/// The subnet that `subject` counts for, if it is narrower.
+fn crowd_of(aggregate: Aggregate, subject: IpNetwork) -> Option<IpNetwork> {
+    let prefix = if subject.is_ipv4() { aggregate.v4 } else { aggregate.v6 }?;
+    (subject.prefix() > prefix).then(|| network(subject.network(), prefix)).flatten()
 }
 
 #[cfg(test)]
@@ -496,6 +668,7 @@ mod tests {
             counting: Counting::Sliding,
             ipv4_prefix: 32,
             ipv6_prefix: 64,
+            aggregate: None,
             growth: None,
             remember: Span(0),
             observe: false,

@@ -63,7 +63,7 @@ impl Key {
         })
     }
     /// Every address of this kind.
-    const fn whole(self) -> Interval {
+    pub const fn whole(self) -> Interval {
         match self {
             Key::V4 => Interval { first: IpAddr::V4(Ipv4Addr::UNSPECIFIED), last: IpAddr::V4(Ipv4Addr::BROADCAST) },
             Key::V6 => Interval { first: IpAddr::V6(Ipv6Addr::UNSPECIFIED), last: IpAddr::V6(Ipv6Addr::from_bits(u128::MAX)) },

@@ -82,7 +82,8 @@ pub enum Change {
     },
     /// `add element`: afterwards each is there with this timeout, whether it was before or not.
     AddElements(Elements),
-    /// `destroy element`: afterwards none is there, whether it was before or not.
+    /// `destroy element`: afterwards none is there, whether it was before or not. Of a set with both `flags interval` and `timeout` each
+    /// has to be there just so, or the transaction is refused.
     DestroyElements(Elements),
 }
 
@@ -613,13 +614,18 @@ impl Change {
             Change::AddElements(elements) => {
                 // Before Linux 6.12 adding what is there changes nothing. Adding, deleting and adding again does, on every kernel and
                 // without knowing whether it was there.
-                if features.timeout_update {
+                // Of intervals whoever changes them knows what is there, and two beginnings at one address in one batch mislead the kernel.
+                if features.timeout_update || elements.interval {
                     return write_elements(batch, table, kind::NEWSETELEM, elements, true);
                 }
                 let once = elements.once_each();
                 write_elements(batch, table, kind::NEWSETELEM, &once, true);
                 write_elements(batch, table, kind::DELSETELEM, &once, false);
                 write_elements(batch, table, kind::NEWSETELEM, &once, true);
+            }
+            // Half an interval that is not there as a whole would be removed silently: better that nothing of the batch is carried out.
+            Change::DestroyElements(elements) if elements.interval && elements.timeout => {
+                write_elements(batch, table, kind::DELSETELEM, &elements.once_each(), false);
             }
             Change::DestroyElements(elements) if features.destroy => {
                 write_elements(batch, table, kind::DESTROYSETELEM, elements, false);

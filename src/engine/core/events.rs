@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 
 use crate::control::{Rank, Reply, Request};
+use crate::engine::cut::Cut;
 use crate::engine::historian::{Dig, Search};
 use crate::engine::keep::Keeping;
 use crate::engine::spec::{Resolved, Specs};
@@ -67,6 +68,8 @@ pub struct Machine {
     pub addresses: Vec<IpAddr>,
     /// Next hops of default routes.
     pub gateways: Vec<IpAddr>,
+    /// The networks of our interfaces, wider than an address; without loopback and link-local ones.
+    pub links: Vec<IpNetwork>,
 }
 
 /// A table that is as it was wanted.
@@ -352,6 +355,8 @@ pub enum Action {
     Dig(Box<Dig>),
     /// Look into the history.
     Search(Box<Search>),
+    /// Close the connections that those who are banned now have open with us.
+    Cut(Vec<Cut>),
     /// Answer a client.
     Reply(ClientId, Reply),
     /// Write a log line.

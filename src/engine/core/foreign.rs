@@ -207,6 +207,12 @@ impl Core {
                 if coming.contains(&key) {
                     continue;
                 }
+                if self.jails[at].spec.is_net_set(&set) {
+                    if added || !flushed.contains_key(&*set) {
+                        self.net_touched(now, at, &set, element, added, foreign.generation, &by, &mut told);
+                    }
+                    continue;
+                }
                 match added {
                     true => self.added(now, at, key, element, foreign.generation, &by, &mut told),
                     false if flushed.contains_key(&*set) => {}
@@ -235,7 +241,13 @@ impl Core {
         removed.retain(|_, keys| keys.len() >= 2);
         let mut flushed = BTreeMap::new();
         for (set, keys) in removed {
+            if let Some(bans) = self.flushed_nets(now, set, &keys) {
+                flushed.insert(set.to_owned(), bans);
+            }
             let Some(running) = self.jails.iter().find(|running| running.spec.holds(set)) else { continue };
+            if running.spec.is_net_set(set) {
+                continue;
+            }
             let name: Arc<str> = set.into();
             let held_then = running.jail.bans().filter(|(subject, held)| {
                 *running.spec.set(*subject) == *name
@@ -267,6 +279,47 @@ impl Core {
             return None;
         }
         Some(after(ours, theirs))
+    }
+
+    /// A stretch of a set of subnets was added or removed.
+    #[expect(clippy::too_many_arguments, reason = "one element of one transaction, spelt out")]
+    fn net_touched(
+        &mut self,
+        now: Now,
+        at: usize,
+        set: &Arc<str>,
+        element: &Element,
+        added: bool,
+        generation: u32,
+        by: &str,
+        told: &mut Told,
+    ) {
+        let name = self.jails[at].spec.name.clone();
+        let jail = &self.jails[at].jail;
+        let ours = jail.covering(element.interval.first()).into_iter().filter(|(net, _)| jail.is_net(*net));
+        let latest = ours.map(|(_, held)| held.generation).reduce(|a, b| if after(a, b) { a } else { b });
+        if latest.is_some_and(|latest| self.ours_later(latest, generation) != Some(false))
+            || !after(generation, self.hands.established)
+        {
+            // What the set holds now is not known for sure: it is made anew.
+            let why = format!("set {set} was changed by {by} at the same time as by us");
+            self.log(Level::Warn, format!("{why}: it is made anew"));
+            return self.make_whole(now, why, Suspects::Sets(BTreeSet::from([set.to_string()])));
+        }
+        if added {
+            let (timeout, left) = element.timeout.map_or((None, None), |t| (Some(t.timeout), Some(t.expiration)));
+            let found = super::Adopted { set: set.to_string(), what: element.interval, timeout, left };
+            for net in self.adopt_net(now, at, &found) {
+                self.jails[at].jail.bans_total += 1;
+                told.tell(self, format!("[{name}] Ban {}, added by {by}", shown(net)));
+            }
+            return;
+        }
+        for net in self.removed_net(now, at, element.interval) {
+            let reason = Some(format!("removed by {by}").into());
+            self.record_about(now, at, net, Row { what: What::Unban, origin: "kernel".into(), reason, ..Row::default() });
+            told.tell(self, format!("[{name}] Unban {}, removed by {by}", shown(net)));
+        }
     }
 
     #[expect(clippy::too_many_arguments, reason = "one element of one transaction, spelt out")]
@@ -389,10 +442,8 @@ impl Core {
 
 /// What an element of a ban set stands for.
 fn subject_of(spec: &Spec, set: &str, interval: Interval) -> Option<IpNetwork> {
-    let net = interval.network()?;
     // In a set of single addresses each stands for the prefix that its jail bans by.
-    let hash = *spec.set_v4 == *set || *spec.set_v6 == *set;
-    Some(if hash { spec.subject(net) } else { net })
+    spec.subject(set, interval)
 }
 
 /// Who did it.

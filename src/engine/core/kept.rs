@@ -134,8 +134,7 @@ impl Core {
         for (jail, subject, kept) in &restored.bans {
             let Some(running) = self.jails.iter_mut().find(|running| running.key == *jail) else { continue };
             if let Some(held) = keep::held(now, kept) {
-                let subject = running.spec.subject(*subject);
-                running.jail.hold(subject, held);
+                running.jail.hold(*subject, held);
             }
         }
         for (jail, subject, offence) in &restored.offences {
@@ -207,7 +206,10 @@ impl Core {
         for (at, running) in self.jails.iter().enumerate() {
             for (subject, held) in running.jail.bans() {
                 let set = running.spec.set(subject);
-                match (present.contains(&(&*set, subject.network().into())), held.in_kernel) {
+                // Subnets overlap, and stand in their set as pieces.
+                let is_present =
+                    running.jail.is_net(subject) && held.in_kernel || present.contains(&(&*set, running.spec.element(subject)));
+                match (is_present, held.in_kernel) {
                     (true, _) => {}
                     // It was about to end: the kernel's clock and ours differ by a little.
                     (false, true) if held.left(now).is_some_and(|left| left < Span::from_secs(3)) => {}
@@ -228,6 +230,7 @@ impl Core {
             );
             self.log(Level::Warn, text);
         }
+        let lifted_nets = self.compare_nets(now, found);
         let more = missing.len().saturating_sub(TOLD_AT_MOST);
         for (told, (at, subject, held)) in missing.into_iter().enumerate() {
             let text = format!("[{}] Restore Ban {}", self.jails[at].spec.name, shown(subject));
@@ -243,6 +246,6 @@ impl Core {
         for element in found {
             self.adopt(now, element);
         }
-        (self.bans_held() - held_before, lifted.len())
+        (self.bans_held() - held_before, lifted.len() + lifted_nets)
     }
 }

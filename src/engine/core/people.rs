@@ -1,17 +1,18 @@
 //! The core's half that faces people: requests over the control socket, and what they are shown.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
 use super::history::Behalf;
+use super::subnets::Freed;
 use super::{
     Action, Asked, ClientId, Core, Effect, KernelView, Level, Rebuild, Row, Running, Source, SourceState, Target, Waiting, What,
+    covers,
 };
 use crate::control::{Reply, Request};
-use crate::jail::{self, Held, Now, Origin};
+use crate::jail::{self, Held, NETS_AT_MOST, Now, Origin, cover, ignore::is_nobody};
 use crate::state::packed::Step;
 use crate::terms::{Family, Lasting, Span, Time, escape};
 
@@ -103,24 +104,16 @@ impl Core {
         let lasting = lasting.unwrap_or(self.jails[at].spec.policy.bantime);
         let (mut banned, mut already, mut refused) = (Vec::new(), Vec::new(), Vec::new());
         let mut wanted = Vec::new();
+        let mut notes = Vec::new();
         for addr in addrs {
-            let address = match parse_address(addr) {
-                Ok(address) => address,
+            let subject = match self.bannable(at, addr, force) {
+                Ok(subject) => subject,
                 Err(why) => {
                     refused.push(why);
                     continue;
                 }
             };
-            if address.is_ipv6() && !self.specs.ipv6 {
-                refused.push(format!("{address}: there are no sets for IPv6, see `ipv6` in [nft]"));
-                continue;
-            }
-            if let (Some(by), false) = (self.ignored_by(at, address), force) {
-                refused.push(format!("{address}: ignored by {by}; --force bans it all the same"));
-                continue;
-            }
             let running = &mut self.jails[at];
-            let subject = running.jail.subject(address);
             let until = match lasting {
                 Lasting::Permanent => None,
                 Lasting::For(span) => Some(now.mono + span),
@@ -131,7 +124,9 @@ impl Core {
             let origin = Origin::Manual { uid, reason };
             let held = Held { since: now.wall, until, lasting, failures: 0, origin, in_kernel: false, generation: 0 };
             if running.jail.hold(subject, held.clone()) {
-                self.keep.step(now, &running.key, Step::Forget(subject.network()));
+                if running.jail.subject(subject.network()) == subject {
+                    self.keep.step(now, &running.key, Step::Forget(subject.network()));
+                }
                 running.jail.bans_total += 1;
                 let until = until.map(|until| now.wall_of(until));
                 let row = Row {
@@ -145,6 +140,10 @@ impl Core {
                 self.record_about(now, at, subject, row);
                 banned.push(json!({ "jail": name, "addr": shown(subject) }));
                 wanted.push((subject, held));
+                let spared = self.jails[at].ignored.iter().filter(|entry| cover::holds(subject, *entry) && *entry != subject);
+                notes.extend(
+                    spared.take(5).map(|entry| format!("{} in {} is ignored and stays let in", shown(entry), shown(subject))),
+                );
             } else {
                 already.push(json!({ "jail": name, "addr": shown(subject) }));
             }
@@ -154,7 +153,7 @@ impl Core {
             (false, true) => 1,
             (false, false) => 4,
         };
-        let result = json!({ "banned": banned, "already": already });
+        let result = json!({ "banned": banned, "already": already, "notes": notes });
         let error = (!refused.is_empty()).then(|| refused.join("\n"));
         let reply = Reply { error, ..Reply::done(result).exit(exit) };
         if wanted.is_empty() {
@@ -184,75 +183,161 @@ impl Core {
             Some(Ok(at)) => vec![at],
             Some(Err(reply)) => return self.actions.push(Action::Reply(client, reply)),
         };
-        let mut wanted: Vec<(usize, IpNetwork)> = Vec::new();
-        let (mut absent, mut refused, mut notes) = (Vec::new(), Vec::new(), Vec::new());
+        let mut freed: Vec<(usize, IpNetwork, Freed)> = Vec::new();
+        let (mut absent, mut refused) = (Vec::new(), Vec::new());
+        let forgets = forget && !dry_run;
         match self.selected(&places, chosen) {
-            Ok(chosen) => wanted.extend(chosen),
+            Ok(chosen) => {
+                for (at, subject) in chosen {
+                    if forgets {
+                        self.forget(now, at, subject);
+                    }
+                    let lifted = self.jails[at].jail.held(subject).map(|held| (subject, held.clone())).into_iter().collect();
+                    freed.push((at, subject, Freed { lifted, ..Freed::default() }));
+                }
+            }
             Err(why) => refused.push(why),
         }
-        let forgets = forget && !dry_run;
-        if forgets {
-            wanted.iter().for_each(|(at, subject)| self.forget(now, *at, *subject));
-        }
         for addr in addrs {
-            let net = match parse_subject(addr) {
-                Ok(net) => net,
+            let (net, exact) = match parse_named(addr) {
+                Ok(named) => named,
                 Err(why) => {
                     refused.push(why);
                     continue;
                 }
             };
-            let before = wanted.len();
+            let mut found = false;
             for &at in &places {
                 let running = &mut self.jails[at];
-                let host = net.prefix() == if net.is_ipv4() { 32 } else { 128 };
-                let subject = if host && running.jail.held(net).is_none() { running.jail.subject(net.network()) } else { net };
+                // An address stands for its prefix, and may be banned by itself, too.
+                let subject = if exact { net } else { running.jail.subject(net.network()) };
                 if forgets {
                     running.jail.forget(subject);
                     self.keep.step(now, &running.key, Step::Forget(subject.network()));
                     self.keep.offence(now, &running.key, subject);
                 }
-                if running.jail.held(subject).is_some() {
-                    wanted.push((at, subject));
-                    let name = &running.spec.name;
-                    let rest = running.jail.covering(net.network()).into_iter().filter(|(other, _)| *other != subject);
-                    notes.extend(rest.map(|(other, _)| format!("{} is still covered by {} in {name}", shown(net), shown(other))));
+                let mut holes = vec![net, subject];
+                holes.retain(|hole| *hole == subject || self.jails[at].jail.held(*hole).is_some());
+                holes.dedup();
+                for hole in holes {
+                    let free = self.freeing(at, hole, exact);
+                    found |= !free.lifted.is_empty() || !free.cut.is_empty();
+                    freed.push((at, hole, free));
                 }
             }
-            if wanted.len() == before {
+            if !found {
                 absent.push(shown(net));
             }
         }
-        wanted.sort();
-        wanted.dedup();
-        let lifted: Vec<Value> = wanted
-            .iter()
-            .map(|(at, subject)| {
-                let running = &self.jails[*at];
-                let left = running.jail.held(*subject).and_then(|held| held.left(now)).map(Span::secs);
-                json!({ "jail": running.spec.name, "addr": shown(*subject), "left_s": left })
-            })
-            .collect();
+        self.unbanned(now, client, freed, &absent, &refused, dry_run);
+    }
+
+    /// Tells the kernel and the client of what is lifted in the books.
+    fn unbanned(
+        &mut self,
+        now: Now,
+        client: ClientId,
+        mut freed: Vec<(usize, IpNetwork, Freed)>,
+        absent: &[String],
+        refused: &[String],
+        dry_run: bool,
+    ) {
+        freed.retain(|(_, _, free)| !free.lifted.is_empty() || !free.cut.is_empty());
+        // The widest first: what is lifted whole needs no cut.
+        freed.sort_by_key(|(at, hole, _)| (*at, hole.prefix(), *hole));
+        let (mut lifted, mut notes, mut said) = (Vec::new(), Vec::new(), Vec::new());
+        let row = |jail: &str, net: IpNetwork, held: &Held| json!({ "jail": jail, "addr": shown(net), "left_s": held.left(now).map(Span::secs) });
+        for (at, hole, free) in &freed {
+            let name = &self.jails[*at].spec.name;
+            for (subject, held) in &free.lifted {
+                lifted.push(row(name, *subject, held));
+                said.push((Level::Warn, format!("[{name}] Unban {}", shown(*subject))));
+            }
+            for (net, held) in &free.cut {
+                if !free.lifted.iter().any(|(subject, _)| subject == hole) {
+                    lifted.push(row(name, *hole, held));
+                    said.push((Level::Warn, format!("[{name}] Unban {}", shown(*hole))));
+                }
+                let note = format!("the rest of {} stays banned by {name}", shown(*net));
+                said.push((Level::Info, format!("[{name}] {} is let in: {note}", shown(*hole))));
+                notes.push(note);
+            }
+            if let ([(subject, _)], within) = (free.lifted.as_slice(), self.jails[*at].jail.within(*hole).len().saturating_sub(1))
+                && subject == hole
+                && within > 0
+            {
+                notes.push(format!("{within} bans within {} go on in {name}", shown(*hole)));
+            }
+        }
+        lifted.dedup();
+        said.dedup();
         let exit = match (absent.is_empty() && refused.is_empty(), lifted.is_empty()) {
             (true, _) => 0,
             (false, true) => 1,
             (false, false) => 4,
         };
         let error = (!refused.is_empty()).then(|| refused.join("\n"));
-        let reply = Reply {
-            error,
-            ..Reply::done(json!({ "lifted": lifted, "absent": absent, "notes": notes, "dry_run": dry_run })).exit(exit)
-        };
-        if wanted.is_empty() || dry_run {
+        let result = json!({ "lifted": lifted, "absent": absent, "notes": notes, "dry_run": dry_run });
+        let reply = Reply { error, ..Reply::done(result).exit(exit) };
+        if freed.is_empty() || dry_run {
             return self.actions.push(Action::Reply(client, reply));
         }
         self.waiting.insert(client, Waiting { open: 0, refused: Vec::new(), reply });
-        for (at, subject) in wanted {
-            self.jails[at].jail.lift(subject);
-            self.record_about(now, at, subject, Row { what: What::Unban, origin: "manual".into(), ..Row::default() });
-            let text = format!("[{}] Unban {}", self.jails[at].spec.name, shown(subject));
-            self.log(Level::Warn, text);
-            self.change(now, at, subject, Target::Gone, Effect::Tell(client));
+        said.into_iter().for_each(|(level, text)| self.log(level, text));
+        for (at, hole, free) in freed {
+            let unban = || Row { what: What::Unban, origin: "manual".into(), ..Row::default() };
+            for (subject, _) in free.lifted {
+                if self.jails[at].jail.lift(subject).is_some() {
+                    self.record_about(now, at, subject, unban());
+                    self.change(now, at, subject, Target::Gone, Effect::Tell(client));
+                }
+            }
+            if free.cut.is_empty() {
+                continue;
+            }
+            let (cut, left) = self.jails[at].jail.cut(hole);
+            if !cut.is_empty() {
+                self.record_about(now, at, hole, unban());
+            }
+            for (subject, _) in cut {
+                self.change(now, at, subject, Target::Gone, Effect::Tell(client));
+            }
+            for subject in left {
+                let Some(held) = self.jails[at].jail.held(subject).cloned() else { continue };
+                self.want(now, at, subject, &held, Effect::Tell(client));
+            }
+        }
+    }
+
+    /// What a ban of `text` would be a ban of, or why there can be none.
+    fn bannable(&self, at: usize, text: &str, force: bool) -> Result<IpNetwork, String> {
+        let (net, exact) = parse_named(text)?;
+        let running = &self.jails[at];
+        let subject = if exact { net } else { running.jail.subject(net.network()) };
+        let name = shown(net);
+        if net.is_ipv6() && !self.specs.ipv6 {
+            return Err(format!("{name}: there are no sets for IPv6, see `ipv6` in [nft]"));
+        }
+        if running.jail.is_net(subject) && running.jail.held(subject).is_none() && running.jail.cover().len() >= NETS_AT_MOST {
+            return Err(format!(
+                "{name}: {} bans {NETS_AT_MOST} subnets already, more would slow the firewall",
+                running.spec.name
+            ));
+        }
+        let by = match is_host(net) {
+            true => self.ignored_by(at, net.network()),
+            false if is_nobody(net.network()) && is_nobody(net.broadcast()) && net.prefix() >= 4 => {
+                Some("address class".to_owned())
+            }
+            false => covers(&running.ignored, net).map(|entry| format!("ip {}", shown(entry))),
+        };
+        match by {
+            _ if force => Ok(subject),
+            Some(by) => Err(format!("{name}: ignored by {by}; --force bans it all the same")),
+            None if net.prefix() < if net.is_ipv4() { 8 } else { 16 } => {
+                Err(format!("{name}: that is most likely more than was meant; --force bans it all the same"))
+            }
+            None => Ok(subject),
         }
     }
 
@@ -291,8 +376,9 @@ impl Core {
 
     /// What is known of an address, jail by jail.
     fn explain(&self, now: Now, addr: &str, jail: Option<&str>) -> Reply {
-        let address = match parse_address(addr) {
-            Ok(address) => address,
+        let address = match parse_subject(addr) {
+            Ok(net) if is_host(net) => net.network(),
+            Ok(net) => return Reply::refused(2, format!("{net}: a subnet; one address can be explained"), None),
             Err(why) => return Reply::refused(2, why, None),
         };
         let places: Vec<usize> = match jail.map(|name| self.at(name)) {
@@ -434,10 +520,12 @@ impl Core {
     pub(super) fn banned_row(&self, now: Now, running: &Running, subject: IpNetwork, held: &Held, kernel: &KernelView) -> Value {
         let set = running.spec.set(subject);
         let counted = kernel.elements.get(&(set.to_string(), subject.network()));
-        let (reason, origin, uid) = match &held.origin {
-            Origin::Manual { reason, uid } => (reason.clone(), "manual", Some(*uid)),
-            Origin::Failures => (None, "log", None),
-            Origin::Adopted => (None, "kernel", None),
+        let reason = held.origin.reason();
+        let (origin, uid) = match &held.origin {
+            Origin::Manual { uid, .. } => ("manual", Some(*uid)),
+            Origin::Failures => ("log", None),
+            Origin::Adopted => ("kernel", None),
+            Origin::Aggregate(_) => ("aggregate", None),
         };
         json!({
             "jail": running.spec.name, "addr": shown(subject),
@@ -468,7 +556,16 @@ impl Core {
                 }
             }
             free |= jails.is_empty();
-            rows.push(json!({ "addr": shown(net), "jails": jails }));
+            let within = match is_host(net) {
+                true => 0,
+                false => self
+                    .jails
+                    .iter()
+                    .map(|running| running.jail.within(net))
+                    .map(|all| all.iter().filter(|n| **n != net).count())
+                    .sum(),
+            };
+            rows.push(json!({ "addr": shown(net), "jails": jails, "within": within }));
         }
         if !refused.is_empty() {
             return Reply::refused(2, refused.join("\n"), None);
@@ -521,22 +618,31 @@ pub fn rfc3339(time: Time) -> String {
     jiff::Timestamp::from_second(time.secs()).map_or_else(|_| "?".to_owned(), |stamp| stamp.to_string())
 }
 
-pub(super) fn parse_address(text: &str) -> Result<IpAddr, String> {
-    let net = parse_subject(text)?;
-    match net.prefix() == if net.is_ipv4() { 32 } else { 128 } {
-        true => Ok(net.network()),
-        false => Err(format!("{net}: this version bans addresses, not subnets; an IPv6 address stands for its prefix")),
-    }
+fn is_host(net: IpNetwork) -> bool {
+    net.prefix() == if net.is_ipv4() { 32 } else { 128 }
+}
+
+/// As [`parse_subject`], and whether it was written with a prefix length: `2001:db8::7/128` is meant as written, `2001:db8::7` stands
+/// for the prefix around it.
+pub(super) fn parse_named(text: &str) -> Result<(IpNetwork, bool), String> {
+    parse_subject(text).map(|net| (net, text.contains('/')))
 }
 
 /// An address or subnet as people write it; IPv4-mapped addresses are folded, host bits of a subnet refused.
 pub(super) fn parse_subject(text: &str) -> Result<IpNetwork, String> {
     let named = || escape(text.as_bytes(), 100);
-    if let Ok(address) = text.parse::<IpAddr>() {
+    if let Ok(address) = text.parse::<std::net::IpAddr>() {
         return Ok(crate::terms::fold(address).into());
     }
     let net: IpNetwork =
         text.parse().map_err(|_| format!("\"{}\": not an address, such as 192.0.2.7 or 2001:db8::7", named()))?;
+    let net = match net {
+        IpNetwork::V6(v6) if v6.prefix() >= 96 => match v6.ip().to_ipv4_mapped() {
+            Some(v4) => jail::network(v4.into(), v6.prefix() - 96).filter(|clean| clean.network() == v4).unwrap_or(net),
+            None => net,
+        },
+        _ => net,
+    };
     match jail::network(net.ip(), net.prefix()) {
         Some(clean) if clean.network() == net.ip() => Ok(clean),
         Some(clean) => Err(format!("\"{}\": host bits are set; the subnet is {clean}", named())),

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::{Action, Cause, Core, Effect, JailId, Level, Reloaded, Row, Running, Suspects, Target, What, covers, shown};
+use super::{
+    Action, Cause, Core, Effect, JailId, Level, NetSets, Reloaded, Row, Running, Suspects, Target, What, covers, shown, subnets,
+};
 use crate::control::Reply;
 use crate::engine::spec::Specs;
 use crate::jail::{Jail, Nets, Now, Origin};
@@ -52,17 +54,21 @@ impl Core {
             let ignored = self.ignores.with(spec, &self.names);
             let running = match old.remove(&spec.name) {
                 Some(running) => {
-                    let Running { id, spec: before, mut jail, sources, choice, .. } = running;
-                    rekeyed |= before.policy.ipv6_prefix != spec.policy.ipv6_prefix
-                        || before.policy.ipv4_prefix != spec.policy.ipv4_prefix;
+                    let Running { id, spec: before, mut jail, sources, nets, choice, .. } = running;
                     jail.reform(spec.policy.clone());
-                    Running { id, key: spec.name.as_str().into(), spec: spec.clone(), jail, ignored, sources, choice }
+                    if subnets::rekeyed(&before, spec) {
+                        rekeyed = true;
+                        jail.cover_mut().refill();
+                    }
+                    let key = spec.name.as_str().into();
+                    Running { id, key, spec: spec.clone(), jail, ignored, sources, nets, choice }
                 }
                 None => {
                     let id = spec.id.unwrap_or(JailId(u32::MAX));
-                    let jail = Jail::new(spec.policy.clone());
-                    let key = spec.name.as_str().into();
-                    Running { id, key, spec: spec.clone(), jail, ignored, sources: BTreeMap::new(), choice: None }
+                    let mut jail = Jail::new(spec.policy.clone());
+                    jail.exactly(&self.links);
+                    let (key, sources, nets) = (spec.name.as_str().into(), BTreeMap::new(), NetSets::No);
+                    Running { id, key, spec: spec.clone(), jail, ignored, sources, nets, choice: None }
                 }
             };
             self.jails.push(running);
@@ -112,7 +118,7 @@ impl Core {
             };
             for (subject, held) in running.jail.bans() {
                 let by = covers(&running.ignored, subject).or_else(|| covers(&own, subject));
-                if let (Some(entry), Origin::Failures | Origin::Adopted) = (by, &held.origin) {
+                if let (Some(entry), Origin::Failures | Origin::Adopted | Origin::Aggregate(_)) = (by, &held.origin) {
                     lifted.push((at, subject, entry));
                 }
             }

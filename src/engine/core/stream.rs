@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::people::parse_subject;
-use super::{Action, ClientId, Core, Effect, Level, Row, Target, Waiting, What, rfc3339, shown};
+use super::{Action, ClientId, Core, Effect, Level, Row, Target, Waiting, What, covers, rfc3339, shown};
 use crate::config::run::MANUAL;
 use crate::control::Reply;
 use crate::control::request::{Given, GivenWhat};
@@ -95,6 +95,7 @@ impl Core {
                     Origin::Manual { reason, .. } => ("manual", reason.clone()),
                     Origin::Failures => ("log", None),
                     Origin::Adopted => ("kernel", None),
+                    Origin::Aggregate(_) => ("aggregate", held.origin.reason()),
                 };
                 events.push(json!({
                     "seq": self.seq, "time": rfc3339(now.wall), "what": "ban", "jail": running.spec.name, "addr": shown(subject),
@@ -135,19 +136,19 @@ impl Core {
                     continue;
                 }
             };
-            let subject = self.jails[at].jail.subject(net.network());
             let host = net.prefix() == if net.is_ipv4() { 32 } else { 128 };
-            if !host && subject != net {
-                refused.push(format!("{net}: not a prefix that jail {} bans by", self.jails[at].spec.name));
-                continue;
-            }
+            let subject = if host { self.jails[at].jail.subject(net.network()) } else { net };
             if net.is_ipv6() && !self.specs.ipv6 {
                 refused.push(format!("{}: there are no sets for IPv6, see `ipv6` in [nft]", shown(net)));
                 continue;
             }
             match event.what {
                 GivenWhat::Ban => {
-                    if let Some(by) = self.ignored_by(at, net.network()) {
+                    let by = match host {
+                        true => self.ignored_by(at, net.network()),
+                        false => covers(&self.jails[at].ignored, net).map(|entry| format!("ip {}", shown(entry))),
+                    };
+                    if let Some(by) = by {
                         refused.push(format!("{}: ignored by {by}", shown(net)));
                         continue;
                     }

@@ -7,13 +7,14 @@ use ipnetwork::IpNetwork;
 use serde_json::json;
 
 use super::{
-    Action, Adopted, Cause, Change, ClientId, Committed, Core, Done, Effect, Establish, Level, Rebuild, Refusal, Row, Suspects,
-    Target, What, covers,
+    Action, Adopted, Cause, Change, ClientId, Committed, Core, Done, Effect, Establish, Level, NetSets, Rebuild, Refusal, Row,
+    Suspects, Target, What, covers, subnets,
 };
 use crate::control::Reply;
+use crate::engine::cut::Cut;
 use crate::engine::spec::{Spec, Specs, addresses};
-use crate::jail::{Held, Now, Origin};
-use crate::terms::{Lasting, Span};
+use crate::jail::{Held, Nets, Now, Origin, cover};
+use crate::terms::{Family, Hook, Lasting, Protocol, Protocols, Span};
 
 /// Ends that differ by less, in microseconds, are the same.
 const SAME: u64 = 3_000_000;
@@ -22,6 +23,10 @@ impl Core {
     /// An element found in one of our sets: a ban that goes on. Tells whether a jail of ours has that set.
     pub fn adopt(&mut self, now: Now, found: &Adopted) -> bool {
         let Some(at) = self.jails.iter().position(|running| running.spec.holds(&found.set)) else { return false };
+        if self.jails[at].spec.is_net_set(&found.set) {
+            self.adopt_net(now, at, found);
+            return true;
+        }
         let running = &mut self.jails[at];
         let lasting = found.timeout.or(found.left).map_or(Lasting::Permanent, Lasting::For);
         let elapsed = match (lasting, found.left) {
@@ -38,7 +43,7 @@ impl Core {
             in_kernel: true,
             generation: 0,
         };
-        let subject = running.jail.subject(found.what.first());
+        let subject = running.spec.policy.prefixed(found.what.first());
         let since = held.since;
         // The element of a ban that is held is no news: the kernel's clock and ours differ by a little.
         let known = running.jail.held(subject).is_some_and(|known| match (known.until, until) {
@@ -61,20 +66,34 @@ impl Core {
 
     pub(super) fn committed(&mut self, now: Now, committed: Committed) {
         let Some(mut flight) = self.flying.take() else { return };
+        // Which change an element was sent for.
+        let sent_for = std::mem::take(&mut flight.sent_for);
+        let mut committed = committed;
+        for refusal in &mut committed.refusals {
+            refusal.index = sent_for.get(refusal.index).copied().unwrap_or(refusal.index);
+        }
+        // A stretch of a set of subnets is right or wrong as a whole.
+        let is_net = |set: &str| self.jails.iter().any(|running| running.spec.is_net_set(set));
+        let torn = committed.refusals.iter().find(|refusal| flight.changes.get(refusal.index).is_some_and(|c| is_net(&c.set)));
+        if let Some(why) = torn.map(|refusal| refusal.why.clone()) {
+            self.flying = Some(flight);
+            return self.damaged(now, why);
+        }
         let changes = std::mem::take(&mut flight.changes);
         let gone = changes.iter().filter(|change| change.to == Target::Gone);
         self.committed_at(now, &committed, gone.map(|change| (change.set.clone(), change.what.first())));
         let mut refused: HashMap<usize, Refusal> =
             committed.refusals.into_iter().map(|refusal| (refusal.index, refusal)).collect();
-        let (mut again, mut rows) = (HashMap::new(), Vec::new());
+        let (mut again, mut rows, mut banned) = (HashMap::new(), Vec::new(), Vec::new());
         for (index, change) in changes.into_iter().enumerate() {
             let Some(at) = self.jails.iter().position(|running| running.spec.holds(&change.set)) else { continue };
-            let subject = self.jails[at].jail.subject(change.what.first());
+            let Some(subject) = self.jails[at].spec.subject(&change.set, change.what) else { continue };
             match (change.to, refused.get(&index)) {
                 (Target::Held { .. }, None) => {
                     let running = &mut self.jails[at];
                     running.jail.confirm(subject, committed.after);
                     self.keep.ban(now, &running.key, subject);
+                    banned.push((at, subject));
                 }
                 // The oldest makes room, and it goes once more.
                 (Target::Held { .. }, Some(refusal)) if refusal.full && self.evict(now, at, &change.set, subject, false) => {
@@ -99,6 +118,10 @@ impl Core {
         for refusal in refused.values() {
             self.log(Level::Error, refusal.why.clone());
         }
+        let cuts = if banned.is_empty() { Vec::new() } else { self.cuts(&banned) };
+        if !cuts.is_empty() {
+            self.actions.push(Action::Cut(cuts));
+        }
         for (index, effect) in flight.effects {
             match (again.get(&index), effect, refused.get(&index)) {
                 (Some(later), effect, _) => self.pending.effects.push((*later, effect)),
@@ -107,6 +130,30 @@ impl Core {
                 (None, Effect::Tell(client), why) => self.told(now, client, why.map(|refusal| refusal.why.clone())),
             }
         }
+    }
+
+    /// What these bans mean for connections that are open, where their jails guard our own sockets.
+    fn cuts(&self, banned: &[(usize, IpNetwork)]) -> Vec<Cut> {
+        let all: Nets = self.ignored_for(&self.specs).into_iter().collect();
+        let cut = |(at, subject): &(usize, IpNetwork)| {
+            let running = &self.jails[*at];
+            let spec = &running.spec;
+            let ours = spec.hooks_in(Family::Inet)?.iter().any(|(hook, _)| *hook == Hook::Input);
+            let tcp = match &spec.protocols {
+                Protocols::All => true,
+                Protocols::List(list) => list.contains(&Protocol::Tcp),
+            };
+            let ignored = [&all, &running.ignored].iter().any(|nets| covers(nets, *subject).is_some());
+            if !ours || !tcp || ignored || running.jail.held(*subject).is_none() || self.pauses.holds(&spec.name) {
+                return None;
+            }
+            let spared = match subject.prefix() == if subject.is_ipv4() { 32 } else { 128 } {
+                true => Vec::new(),
+                false => all.iter().chain(running.ignored.iter()).filter(|net| cover::holds(*subject, *net)).collect(),
+            };
+            Some(Cut { subject: *subject, ports: spec.ports.clone(), spared })
+        };
+        banned.iter().filter_map(cut).collect()
     }
 
     /// One of a client's changes is through.
@@ -133,6 +180,7 @@ impl Core {
             let base = flight.changes.len();
             flight.effects.extend(late.effects.into_iter().map(|(index, effect)| (base + index, effect)));
             flight.changes.extend(late.changes);
+            flight.sent_for.clear();
             self.pending = flight;
         }
         self.log(Level::Error, format!("{why}\n  help: the table is not as it was left; rebuilding it now"));
@@ -147,6 +195,7 @@ impl Core {
             }
             Err(_) => self.still_suspect(),
         }
+        self.nets_made(result.is_ok());
         if let Some((cause, specs)) = self.reloading.take() {
             return self.reestablished(now, cause, specs, result);
         }
@@ -206,17 +255,24 @@ impl Core {
     /// Everything wanted of the kernel under `specs`, with what is held now.
     pub(super) fn establish_for(&self, specs: &Arc<Specs>, exact: Suspects) -> Establish {
         let mut held: HashMap<Arc<str>, Vec<Change>> = HashMap::new();
+        let (mut nets, mut rekeyed) = (Vec::new(), false);
         for spec in &specs.jails {
-            let Some(running) = self.jails.iter().find(|running| running.spec.name == spec.name) else { continue };
+            let running = self.jails.iter().find(|running| running.spec.name == spec.name);
+            nets.push(running.is_some_and(|running| running.nets != NetSets::No));
+            let Some(running) = running else { continue };
+            rekeyed |= subnets::rekeyed(&running.spec, spec);
+            for (set, change) in subnets::stretches(&running.jail, &running.spec, spec) {
+                held.entry(set).or_default().push(change);
+            }
             let ignored = self.ignores.with(spec, &self.names);
             for (subject, ban) in running.jail.bans() {
-                let subject = spec.subject(subject);
-                if covers(&ignored, subject).is_some() && ban.origin == Origin::Failures {
+                let own = matches!(ban.origin, Origin::Failures | Origin::Aggregate(_));
+                if spec.policy.is_net(subject) || (own && covers(&ignored, subject).is_some()) {
                     continue;
                 }
                 let set = spec.set(subject);
                 let to = Target::Held { lasting: ban.lasting, until: ban.until };
-                held.entry(set.clone()).or_default().push(Change { set, what: subject.network().into(), to });
+                held.entry(set.clone()).or_default().push(Change { set, what: spec.element(subject), to });
             }
         }
         let own_ignored = specs.jails.iter().map(|spec| self.own_ignored(spec)).collect();
@@ -224,10 +280,10 @@ impl Core {
             specs: specs.clone(),
             ignored: self.ignored_for(specs),
             own_ignored,
-            nets: vec![false; specs.jails.len()],
+            nets,
             paused: specs.jails.iter().map(|spec| self.pauses.holds(&spec.name)).collect(),
             held,
-            exact,
+            exact: if rekeyed { Suspects::All } else { exact },
             adopt: self.specs.degraded.is_some() && self.specs.jails.is_empty(),
         }
     }

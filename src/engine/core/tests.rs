@@ -4,6 +4,7 @@ use super::*;
 use crate::config::run::{self, Config};
 use crate::control::{Rank, Request};
 use crate::jail::Place;
+use crate::nft::Interval;
 use crate::terms::Family;
 
 mod hands;
@@ -41,7 +42,11 @@ impl Bench {
     fn new(jails: &[&str]) -> Bench {
         let mut core = Core::new(
             Specs::new(&config(jails)),
-            Machine { addresses: vec![ip("192.0.2.1")], gateways: vec![ip("192.0.2.254")] },
+            Machine {
+                addresses: vec![ip("192.0.2.1")],
+                gateways: vec![ip("192.0.2.254")],
+                links: vec![net("203.0.113.0/24"), net("2001:db8:1::/64")],
+            },
             at(0),
             7,
         );
@@ -56,7 +61,10 @@ impl Bench {
     fn event(&mut self, secs: i64, event: Event) -> String {
         self.core.handle(at(secs), event);
         self.core.settle(at(secs));
-        self.core.take_actions().iter().map(tell).collect::<Vec<_>>().join("; ")
+        // Cuts go with every ban, and are another test's matter.
+        let actions = self.core.take_actions();
+        let told = actions.iter().filter(|action| !matches!(action, Action::Cut(_)));
+        told.map(tell).collect::<Vec<_>>().join("; ")
     }
     fn fail(&mut self, secs: i64, jail: &str, who: &str) -> String {
         let failure = Failure { address: ip(who), time: at(secs).wall, attempts: 1, place: Place(0) };
@@ -83,6 +91,10 @@ impl Bench {
     }
 }
 
+fn net(text: &str) -> IpNetwork {
+    text.parse().expect("a subnet")
+}
+
 fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
@@ -105,6 +117,7 @@ fn tell(action: &Action) -> String {
         Action::Log(_, text) => text.lines().next().unwrap_or("").to_owned(),
         Action::Reload(_) => "reload".to_owned(),
         Action::Watch(_) => "watch".to_owned(),
+        Action::Cut(_) => "cut".to_owned(),
         Action::Save(_) => "save".to_owned(),
         Action::Dig(dig) => format!("dig {} {:?}", dig.seq, dig.places.iter().map(|(_, offset)| *offset).collect::<Vec<_>>()),
         Action::Search(_) => "search".to_owned(),
@@ -163,10 +176,13 @@ fn ignored_own_and_nobodys_addresses_are_not_banned() {
 #[test]
 fn manual_bans_and_unbans_are_answered_after_the_kernel_said_yes() {
     let mut bench = Bench::new(&["sshd"]);
-    let said = bench.ask(1, ban(&["198.51.100.7", "x", "198.51.100.0/24"], false));
+    let said = bench.ask(1, ban(&["198.51.100.7", "x", "198.51.100.1/24"], false));
     assert_eq!(said, "[manual] Ban 198.51.100.7 by uid 0; commit +manual-v4 198.51.100.7");
     let said = bench.yes(1);
-    assert!(said.starts_with(r#"reply 4 {"already":[],"banned":[{"addr":"198.51.100.7","jail":"manual"}]}"#), "{said}");
+    assert!(
+        said.starts_with(r#"reply 4 {"already":[],"banned":[{"addr":"198.51.100.7","jail":"manual"}],"notes":[]}"#),
+        "{said}"
+    );
     assert!(bench.ask(2, ban(&["198.51.100.7"], false)).contains("commit"), "a ban that ends later replaces it");
     bench.yes(2);
     assert_eq!(bench.ask(3, unban(&["198.51.100.7"])), "[manual] Unban 198.51.100.7; commit -manual-v4 198.51.100.7");
@@ -280,6 +296,281 @@ fn elements_found_at_the_start_are_bans_that_go_on() {
     assert_eq!(bench.core.specs().family, Family::Inet);
 }
 
+#[test]
+fn open_connections_of_the_banned_are_cut_but_not_of_those_who_are_ignored() {
+    let mut bench = Bench::new(&["sshd"]);
+    let cuts = |bench: &mut Bench| {
+        bench.core.handle(at(1), Event::Committed(Committed::default()));
+        bench.core.settle(at(1));
+        let actions = bench.core.take_actions();
+        let cuts = actions.iter().filter_map(|action| if let Action::Cut(cuts) = action { Some(cuts.clone()) } else { None });
+        cuts.flatten().collect::<Vec<_>>()
+    };
+    bench.ask(1, ban_for("198.51.100.7", 60));
+    let one = cuts(&mut bench);
+    assert_eq!((one.len(), one[0].subject, one[0].spared.len()), (1, net("198.51.100.7/32"), 0));
+    bench.ask(1, ban(&["10.1.2.3"], true));
+    assert_eq!(cuts(&mut bench), [], "by force, and ignored by the kernel all the same");
+    bench.ask(1, ban_for("192.0.2.0/24", 60));
+    bench.event(1, made());
+    let net = cuts(&mut bench);
+    let mut spared: Vec<String> = net[0].spared.iter().map(ToString::to_string).collect();
+    spared.sort();
+    assert_eq!(spared, ["192.0.2.1/32", "192.0.2.254/32"], "we ourselves, and our gateway");
+}
+
+fn ban_for(addr: &str, secs: u64) -> Request {
+    Request::Ban {
+        jail: Some("sshd".into()),
+        addrs: vec![addr.into()],
+        for_s: Some(secs),
+        permanent: false,
+        reason: None,
+        force: false,
+    }
+}
+
+fn made() -> Event {
+    Event::Established(Ok(Done::default()))
+}
+
+/// What `banned` shows, in order of address: `198.51.100.0/24 60` is left for 60 s.
+fn banned(bench: &Bench, secs: i64) -> String {
+    let rows = bench.core.banned(at(secs), &KernelView::default());
+    let row = |row: &serde_json::Value| (row["addr"].as_str().map(str::to_owned), row["left_s"].as_u64().unwrap_or(0));
+    let mut rows: Vec<_> = rows.as_array().expect("an array").iter().map(row).collect();
+    rows.sort();
+    rows.iter().map(|(addr, left)| format!("{} {left}", addr.as_deref().unwrap_or("?"))).collect::<Vec<_>>().join("; ")
+}
+
+#[test]
+fn the_first_subnet_of_a_jail_has_its_sets_made_and_the_next_ones_only_change_them() {
+    let mut bench = Bench::new(&["sshd"]);
+    assert_eq!(bench.ask(1, ban_for("198.51.100.0/24", 600)), "[sshd] Ban 198.51.100.0/24 by uid 0; establish");
+    assert_eq!(bench.event(1, made()), "commit +sshd-net4 198.51.100.0/24");
+    assert_eq!(bench.yes(1), r#"reply 0 {"already":[],"banned":[{"addr":"198.51.100.0/24","jail":"sshd"}],"notes":[]}"#);
+    // Shorter and inside: nothing is to do, and it is told all the same.
+    assert_eq!(bench.ask(2, ban_for("198.51.100.64/26", 599)), "[sshd] Ban 198.51.100.64/26 by uid 0; commit ");
+    assert!(bench.yes(2).starts_with("reply 0"));
+    // Longer and inside.
+    let said = bench.ask(3, ban_for("198.51.100.128/25", 1000));
+    assert_eq!(
+        said,
+        "[sshd] Ban 198.51.100.128/25 by uid 0; commit -sshd-net4 198.51.100.0/24 +sshd-net4 198.51.100.0/25 +sshd-net4 198.51.100.128/25"
+    );
+    bench.yes(3);
+    // An address is another set's.
+    assert!(bench.ask(4, ban_for("198.51.100.7", 10)).ends_with("commit +sshd-v4 198.51.100.7"));
+    bench.yes(4);
+    assert_eq!(banned(&bench, 4), "198.51.100.0/24 597; 198.51.100.128/25 999; 198.51.100.64/26 597; 198.51.100.7 10");
+    let said = bench.ask(5, Request::Banned { addrs: vec!["198.51.100.65".into(), "198.51.100.0/25".into()] });
+    assert!(said.contains(r#""addr":"198.51.100.64/26""#) && said.contains(r#""addr":"198.51.100.0/24""#), "{said}");
+    assert!(said.contains(r#""within":2"#), "{said}");
+    assert_eq!(bench.event(14, Event::Wake), "[sshd] Unban 198.51.100.7");
+    assert_eq!(bench.event(601, Event::Wake), "[sshd] Unban 198.51.100.0/24; [sshd] Unban 198.51.100.64/26", "and no message");
+    assert_eq!(bench.event(1003, Event::Wake), "[sshd] Unban 198.51.100.128/25");
+}
+
+#[test]
+fn subnets_that_are_more_than_was_meant_or_ignored_are_refused() {
+    let mut bench = Bench::new(&["sshd"]);
+    let table = [
+        ("0.0.0.0/0", "most likely more than was meant"),
+        ("10.1.0.0/16", "ignored by ip 10.0.0.0/8"),
+        ("127.0.0.0/8", "ignored by address class"),
+        ("198.51.100.7/24", "host bits are set; the subnet is 198.51.100.0/24"),
+    ];
+    for (what, why) in table {
+        let said = bench.ask(1, ban_for(what, 60));
+        assert!(said.starts_with("reply 1") && said.contains(why), "{said}");
+    }
+    // Wider than what is ignored: that stays let in.
+    assert!(bench.ask(2, ban_for("10.0.0.0/7", 60)).contains("more than was meant"));
+    let force = Request::Ban {
+        jail: Some("sshd".into()),
+        addrs: vec!["10.0.0.0/7".into()],
+        for_s: None,
+        permanent: true,
+        reason: None,
+        force: true,
+    };
+    bench.ask(2, force);
+    bench.event(2, made());
+    assert!(bench.yes(2).contains("10.0.0.0/8 in 10.0.0.0/7 is ignored and stays let in"));
+    // Mapped addresses are IPv4.
+    assert!(bench.ask(3, ban_for("::ffff:198.51.100.0/120", 60)).contains("+sshd-net4 198.51.100.0/24"));
+}
+
+#[test]
+fn one_address_is_let_in_out_of_a_banned_subnet() {
+    let mut bench = Bench::new(&["sshd"]);
+    bench.ask(1, ban_for("198.51.100.0/29", 610));
+    bench.event(1, made());
+    bench.yes(1);
+    let said = bench.ask(11, unban(&["198.51.100.2"]));
+    let expected = "[sshd] Unban 198.51.100.2; [sshd] 198.51.100.2 is let in: the rest of 198.51.100.0/29 stays banned by sshd; \
+                    commit -sshd-net4 198.51.100.0/29 +sshd-net4 198.51.100.0/31 +sshd-net4 198.51.100.4/30 +sshd-v4 198.51.100.3";
+    assert_eq!(said, expected);
+    let said = bench.yes(11);
+    assert_eq!(
+        said,
+        r#"reply 0 {"absent":[],"dry_run":false,"lifted":[{"addr":"198.51.100.2","jail":"sshd","left_s":600}],"notes":["the rest of 198.51.100.0/29 stays banned by sshd"]}"#
+    );
+    assert_eq!(banned(&bench, 11), "198.51.100.0/31 600; 198.51.100.3 600; 198.51.100.4/30 600");
+    assert!(bench.ask(12, Request::Banned { addrs: vec!["198.51.100.2".into()] }).starts_with("reply 1"), "it is free");
+    // The subnet is not banned as such any more: all of it that still is goes.
+    let said = bench.ask(13, unban(&["198.51.100.0/29"]));
+    assert!(said.ends_with("commit -sshd-net4 198.51.100.0/31 -sshd-net4 198.51.100.4/30 -sshd-v4 198.51.100.3"), "{said}");
+    bench.yes(13);
+    assert_eq!(banned(&bench, 13), "");
+}
+
+#[test]
+fn unbanning_a_subnet_leaves_bans_of_their_own_within_it_and_cuts_those_around_it() {
+    let mut bench = Bench::new(&["sshd"]);
+    for (what, secs) in [("198.51.100.0/24", 600), ("198.51.0.0/16", 300), ("198.51.100.7", 900)] {
+        bench.ask(1, ban_for(what, secs));
+        bench.event(1, made());
+        bench.yes(1);
+    }
+    let said = bench.ask(2, unban(&["198.51.100.0/24"]));
+    assert!(said.contains("commit -sshd-net4"), "{said}");
+    let said = bench.yes(2);
+    assert!(said.contains("1 bans within 198.51.100.0/24 go on in sshd"), "{said}");
+    assert!(said.contains("the rest of 198.51.0.0/16 stays banned by sshd"), "{said}");
+    let free = |bench: &mut Bench, who: &str| bench.ask(3, Request::Banned { addrs: vec![who.into()] }).starts_with("reply 1");
+    assert!(free(&mut bench, "198.51.100.8") && !free(&mut bench, "198.51.100.7") && !free(&mut bench, "198.51.101.8"));
+}
+
+#[test]
+fn ipv6_is_banned_as_written_by_prefix_or_exactly_on_our_own_links() {
+    let mut bench = Bench::new(&["sshd"]);
+    assert!(bench.ask(1, ban_for("2001:db8:2::7", 60)).ends_with("commit +sshd-v6 2001:db8:2::"));
+    bench.yes(1);
+    assert!(bench.ask(1, ban_for("2001:db8:2::/64", 90)).ends_with("commit +sshd-v6 2001:db8:2::"));
+    bench.yes(1);
+    bench.ask(1, ban_for("2001:db8:3::7/128", 60));
+    assert_eq!(bench.event(1, made()), "commit +sshd-net6 2001:db8:3::7");
+    bench.yes(1);
+    assert!(bench.ask(1, ban_for("2001:db8:2::/48", 30)).ends_with("commit +sshd-net6 2001:db8:2::/48"));
+    bench.yes(1);
+    // A neighbour on our own link stands for nobody but itself.
+    bench.fail(2, "sshd", "2001:db8:1::7");
+    assert!(!bench.fail(2, "sshd", "2001:db8:1::8").contains("commit"));
+    assert_eq!(bench.fail(2, "sshd", "2001:db8:1::7"), "[sshd] Found 2001:db8:1::7; commit +sshd-net6 2001:db8:1::7");
+    assert_eq!(bench.yes(2), "[sshd] Ban 2001:db8:1::7");
+    assert_eq!(banned(&bench, 2), "2001:db8:1::7 600; 2001:db8:2::/48 29; 2001:db8:2::/64 89; 2001:db8:3::7 59");
+    assert!(bench.ask(3, unban(&["2001:db8:1::7"])).ends_with("commit -sshd-net6 2001:db8:1::7"));
+}
+
+#[test]
+fn enough_banned_addresses_of_a_subnet_ban_the_subnet() {
+    let mut wanted = config(&["sshd"]);
+    for jail in &mut wanted.jails {
+        jail.maxretry = 1;
+        jail.aggregate = Some(crate::terms::Aggregate { v4: Some(24), v6: Some(48), count: 3 });
+    }
+    let mut bench = Bench::new(&["sshd"]);
+    bench.event(0, Event::Reloaded(Reloaded { client: None, specs: Ok(Specs::new(&wanted)) }));
+    bench.event(0, made());
+    for (secs, who) in [(1, "198.51.100.1"), (2, "198.51.100.2"), (3, "198.51.101.3")] {
+        assert!(bench.fail(secs, "sshd", who).contains("commit +sshd-v4"));
+        bench.yes(secs);
+    }
+    // The third of them comes when the first is free again: not enough at once.
+    assert_eq!(
+        bench.fail(601, "sshd", "198.51.100.3"),
+        "[sshd] Found 198.51.100.3; [sshd] Unban 198.51.100.1; commit +sshd-v4 198.51.100.3"
+    );
+    bench.yes(601);
+    let said = bench.fail(601, "sshd", "198.51.100.4");
+    assert_eq!(said, "[sshd] Found 198.51.100.4; [sshd] 3 addresses of 198.51.100.0/24 are banned; establish sshd-v4:4");
+    assert_eq!(bench.event(601, made()), "commit +sshd-v4 198.51.100.4 +sshd-net4 198.51.100.0/24");
+    assert_eq!(bench.yes(601), "[sshd] Ban 198.51.100.4; [sshd] Ban 198.51.100.0/24");
+    let row = bench.core.banned(at(601), &KernelView::default());
+    let row = row.as_array().and_then(|rows| rows.iter().find(|row| row["addr"] == "198.51.100.0/24")).cloned().expect("a row");
+    assert_eq!((row["left_s"].as_u64(), row["reason"].as_str()), (Some(600), Some("3 of its addresses were banned")));
+    // Late lines of others in it change nothing any more.
+    assert_eq!(bench.fail(601, "sshd", "198.51.100.5"), "[sshd] Found 198.51.100.5");
+    // IPv6 counts prefixes; what we are in ourselves is never banned as a whole.
+    for who in ["2001:db8:5:1::1", "2001:db8:5:2::1", "2001:db8:5:2::2", "2001:db8:5:3::1"] {
+        bench.fail(602, "sshd", who);
+    }
+    let said = bench.yes(602);
+    assert!(said.ends_with("+sshd-v6 2001:db8:5:3:: +sshd-net6 2001:db8:5::/48"), "{said}");
+    bench.yes(602);
+    for who in ["203.0.113.1", "203.0.113.2", "203.0.113.3", "203.0.113.4"] {
+        bench.fail(603, "sshd", who);
+    }
+    assert!(!bench.yes(603).contains("203.0.113.0/24"));
+}
+
+#[test]
+fn an_admins_change_of_a_set_of_subnets_is_his_will() {
+    let mut bench = Bench::new(&["sshd"]);
+    for (what, secs) in [("198.51.100.0/24", 600), ("198.51.100.128/25", 900), ("203.0.114.0/24", 600)] {
+        bench.ask(1, ban_for(what, secs));
+        bench.event(1, made());
+        bench.yes(1);
+    }
+    let element = |what: Interval, left| Adopted {
+        set: "sshd-net4".to_owned(),
+        what,
+        timeout: Some(Span::from_secs(left)),
+        left: Some(Span::from_secs(left)),
+    };
+    // As it was left: nothing differs, nothing is sent.
+    let same = [
+        element(net("198.51.100.0/25").into(), 600),
+        element(net("198.51.100.128/25").into(), 900),
+        element(net("203.0.114.0/24").into(), 600),
+    ];
+    assert_eq!(bench.core.compare(at(1), &same), (0, 0));
+    assert_eq!(bench.event(1, Event::Wake), "commit ");
+    bench.yes(1);
+    assert_eq!(banned(&bench, 1), "198.51.100.0/24 600; 198.51.100.128/25 900; 203.0.114.0/24 600");
+    // He took out 203.0.114.0/24 and the longer half, and added a stretch that is no subnet.
+    let added = Interval::new(ip("192.0.2.8"), ip("192.0.2.16")).expect("a stretch");
+    assert_eq!(bench.core.compare(at(2), &[element(net("198.51.100.0/25").into(), 599), element(added, 500)]), (2, 3));
+    assert_eq!(banned(&bench, 2), "192.0.2.16 500; 192.0.2.8/29 500; 198.51.100.0/25 599");
+    let said = bench.event(2, Event::Wake);
+    assert!(said.ends_with("commit -sshd-net4 192.0.2.8-192.0.2.16 +sshd-net4 192.0.2.8/29 +sshd-v4 192.0.2.16"), "{said}");
+}
+
+#[test]
+fn bans_that_a_reload_gives_other_sets_are_put_there_at_once() {
+    let mut bench = Bench::new(&["sshd"]);
+    bench.ask(1, ban_for("2001:db8:2::7", 600));
+    bench.yes(1);
+    bench.ask(1, ban_for("2001:db8:8::/56", 600));
+    bench.event(1, made());
+    bench.yes(1);
+    let mut wanted = config(&["sshd"]);
+    wanted.jails.iter_mut().for_each(|jail| jail.ipv6_prefix = 56);
+    let said = bench.event(2, Event::Reloaded(Reloaded { client: None, specs: Ok(Specs::new(&wanted)) }));
+    assert_eq!(said, "establish sshd-net6:1 sshd-v6:1");
+    let said = bench.event(2, made());
+    assert!(said.contains("establish sshd-net6:1 sshd-v6:1"), "{said}");
+    assert_eq!(banned(&bench, 2), "2001:db8:2::/64 599; 2001:db8:8::/56 599");
+}
+
+#[test]
+fn what_the_kernel_refuses_of_a_subnet_has_the_table_made_anew() {
+    let mut bench = Bench::new(&["sshd"]);
+    bench.ask(1, ban_for("198.51.100.0/24", 600));
+    bench.event(1, made());
+    let refusal = Refusal {
+        index: 0,
+        why: "add element inet banset sshd-net4 { 198.51.100.0/24 }: EEXIST, file exists".into(),
+        full: false,
+    };
+    let said = bench.event(1, Event::Committed(vec![refusal].into()));
+    assert!(said.ends_with("EEXIST, file exists; establish sshd-net4:1"), "{said}");
+    let said = bench.event(1, made());
+    assert!(said.ends_with("1 bans; commit "), "{said}");
+    assert!(bench.yes(1).starts_with("reply 0"));
+}
+
 /// Keeps what it is told, as the daemon does, and says yes to every save.
 fn kept(bench: &mut Bench, secs: i64, restored: &crate::state::Restored) {
     bench.core.restore(at(secs), restored);
@@ -318,6 +609,7 @@ fn saved(bench: &mut Bench, secs: i64) -> (Vec<Row>, Vec<String>) {
                     said.push(format!("{} paused {paused} ignored {}", tell(action), establish.ignored.len()));
                     bench.core.handle(at(secs), Event::Established(Ok(Done::default())));
                 }
+                Action::Cut(_) => {}
                 _ => said.push(tell(action)),
             }
         }
@@ -680,16 +972,19 @@ fn another_machines_events_are_applied_once_and_lift_only_their_own() {
         event(14, Unban, "sshd", "198.51.100.50", None),
     ];
     let (rows, said) = asked(&mut bench, 2, 0, Rank::Root, apply("mx2", first.clone()));
-    assert!(said.contains("commit +sshd-v4 198.51.100.7 +manual-v4 198.51.100.8 +sshd-v6 2001:db8::"), "{said}");
-    assert!(said.contains(r#""banned":3,"last":14,"lifted":0,"over":1,"#), "{said}");
+    assert!(
+        said.contains("commit +sshd-v4 198.51.100.7 +manual-v4 198.51.100.8 +sshd-net4 198.51.100.0/24 +sshd-v6 2001:db8::"),
+        "{said}"
+    );
+    assert!(said.contains(r#""banned":4,"last":14,"lifted":0,"over":1,"#), "{said}");
     assert!(
         said.contains("10.1.2.3: ignored by ip 10.0.0.0/8") && said.contains("127.0.0.1: ignored by address class"),
         "{said}"
     );
-    assert_eq!(rows.iter().map(|row| &*row.origin).collect::<Vec<_>>(), ["@mx2"; 3]);
+    assert_eq!(rows.iter().map(|row| &*row.origin).collect::<Vec<_>>(), ["@mx2"; 4]);
     assert_eq!(rows[0].reason.as_deref(), Some("x\\x0ay"));
     let (rows, said) = asked(&mut bench, 3, 0, Rank::Root, apply("mx2", first));
-    assert!(said.contains(r#""already":3,"banned":0"#) && rows.is_empty(), "applied twice is applied once: {said}");
+    assert!(said.contains(r#""already":4,"banned":0"#) && rows.is_empty(), "applied twice is applied once: {said}");
     // Another machine's unban, one with a longer name, and our own ban.
     for origin in ["mx", "mx22", "mx2.example"] {
         let (_, said) = asked(&mut bench, 4, 0, Rank::Root, apply(origin, vec![event(1, Unban, "sshd", "198.51.100.7", None)]));

@@ -458,7 +458,7 @@ fn an_old_kernel_is_served_the_same() {
             broken: vec![],
             evidence: banset::config::run::Evidence::default(),
         };
-        let core = Core::new(Specs::new(&config), banset::engine::core::Machine::default(), clock::now(), 7);
+        let mut core = Core::new(Specs::new(&config), banset::engine::core::Machine::default(), clock::now(), 7);
         let features = [banset::nft::Features::NONE, banset::nft::Features::ALL];
         let mut listed = Vec::new();
         for features in features {

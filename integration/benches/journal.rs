@@ -92,7 +92,7 @@ from fail2ban.server.filtersystemd import FilterSystemd
 from systemd import journal
 directory = sys.argv[1]
 jail = Jail("sshd", backend="systemd")
-f = FilterSystemd(jail, journalpath=directory, rotated="on")
+f = FilterSystemd(jail, journalpath=directory)
 f.setMaxRetry(10**9); f.setFindTime(10**9)
 f.addJournalMatch(["_SYSTEMD_UNIT=ssh.service"])
 f.addFailRegex(r"^\s*\S+ sshd\[\d+\]: Failed password for (?:invalid user )?<F-USER>\S+</F-USER> from <HOST> port \d+ ssh2$")

@@ -207,7 +207,7 @@ fn measure() {
     daemon.start_again();
     wait_for(Duration::from_secs(60), "the journal is read", || daemon.jail("sshd")["sources"][0]["state"] == "live");
     std::thread::sleep(Duration::from_secs(2));
-    let mut spent = |what: &str, each: Duration, send: bool| {
+    let spent = |what: &str, each: Duration, send: bool| {
         let before = ticks(daemon.pid().as_raw());
         let start = Instant::now();
         while start.elapsed() < Duration::from_secs(20) {

@@ -446,8 +446,7 @@ fn an_old_kernel_is_served_the_same() {
         use banset::engine::{Specs, clock};
         use banset::terms::{Lasting, Span};
         let log = std::path::PathBuf::from("/run/none.log");
-        let mut nft_config = banset::config::run::Nft::default();
-        nft_config.owner = true;
+        let nft_config = banset::config::run::Nft { owner: true, ..Default::default() };
         let config = banset::config::run::Config {
             daemon: banset::config::run::Daemon::default(),
             nft: nft_config,

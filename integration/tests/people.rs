@@ -124,6 +124,36 @@ fn the_lines_behind_a_ban_are_read_back_wherever_they_were_rotated_to() {
 }
 
 #[test]
+fn a_ban_whose_daemon_was_killed_at_once_keeps_its_lines() {
+    in_netns("a_ban_whose_daemon_was_killed_at_once_keeps_its_lines", || {
+        let lab = Lab::new();
+        let mut log = Log::create(lab.dir().join("auth.log"));
+        let mut daemon = Daemon::start(&lab, &sshd(&log, ""));
+        daemon.wait_running();
+        for last in 1..=5 {
+            let who = format!("198.51.100.{last}");
+            fail(&mut log, &who, 2);
+            // Two are kept, and what comes after them is not yet when the element is there.
+            std::thread::sleep(std::time::Duration::from_millis(120 * last));
+            fail(&mut log, &who, 1);
+            wait_banned("sshd-v4", &who);
+            daemon.kill();
+            daemon.start_again();
+            daemon.wait_running();
+        }
+        for last in 1..=5 {
+            let who = format!("198.51.100.{last}");
+            let mut rows = Vec::new();
+            wait_until(&format!("the lines behind {who} are there"), || {
+                rows = history(&daemon, &[&who]);
+                rows.iter().any(|row| row["origin"] == "log" && row["evidence"].as_array().map(Vec::len) == Some(3))
+            });
+            assert_eq!(rows.iter().filter(|row| row["origin"] == "log").count(), 1, "once: {rows:#?}");
+        }
+    });
+}
+
+#[test]
 fn a_pause_lets_packets_in_goes_on_banning_and_survives_a_restart() {
     in_netns("a_pause_lets_packets_in_goes_on_banning_and_survives_a_restart", || {
         let lab = Lab::new();

@@ -112,7 +112,7 @@ fn by(row: &Value) -> String {
     let who = row["by"]["uid"].as_u64().map(|uid| format!("by uid {uid}{program}"));
     let what = match text(row, "origin") {
         "log" => "by the log".to_owned(),
-        "kernel" => "by another program in the kernel".to_owned(),
+        "kernel" => "in the kernel".to_owned(),
         "ignore" => "by a new ignore entry".to_owned(),
         "config" => "by the configuration".to_owned(),
         "timer" => "by its time".to_owned(),

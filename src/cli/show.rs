@@ -133,7 +133,8 @@ fn status_text(value: &Value, utc: bool) -> String {
         .map(|jail| {
             let kernel: u64 = ["v4", "v6", "net4", "net6"].iter().filter_map(|set| jail["kernel"][set].as_u64()).sum();
             let sources = jail["sources"].as_array().map(Vec::as_slice).unwrap_or_default();
-            let lag: u64 = sources.iter().filter_map(|source| source["lag_bytes"].as_u64()).sum();
+            // Of a journal nobody knows it.
+            let lag = sources.iter().filter_map(|source| source["lag_bytes"].as_u64()).reduce(|sum, lag| sum + lag);
             let source = match sources {
                 [] => "-".to_owned(),
                 [one] => text(one, "path").to_owned(),
@@ -143,7 +144,7 @@ fn status_text(value: &Value, utc: bool) -> String {
                 text(jail, "name").to_owned(),
                 text(jail, "state").to_owned(),
                 source,
-                lag.to_string(),
+                lag.map_or_else(|| "-".to_owned(), |lag| lag.to_string()),
                 stamp(&jail["last_match"], utc),
                 number(&jail["failures"]["current"]),
                 number(&jail["bans"]["current"]),
@@ -216,7 +217,16 @@ fn jail_text(jail: &Value, utc: bool) -> String {
             source["lag_bytes"].as_u64().filter(|lag| *lag > 0).map(|lag| format!(", {lag} bytes behind")).unwrap_or_default();
         out.push_str(&format!("|  |- Source:\t{}: {}{note}{lag}\n", text(source, "path"), text(source, "state")));
     }
-    out.push_str(&format!("|  `- File list:\t{}\n`- Actions\n", list("patterns")));
+    if let Some(why) = jail["backend_why"].as_str() {
+        out.push_str(&format!("|  |- Backend:\t{}, {}\n", text(jail, "backend"), why));
+    }
+    if jail["backend"] == "journal" {
+        let sources = jail["sources"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let matches = sources.iter().map(|source| text(source, "path")).collect::<Vec<_>>().join(" ");
+        out.push_str(&format!("|  `- Journal matches:\t{}\n`- Actions\n", matches.trim_start_matches("journal: ")));
+    } else {
+        out.push_str(&format!("|  `- File list:\t{}\n`- Actions\n", list("patterns")));
+    }
     out.push_str(&format!("   |- Ports:\t{} on {}\n", text(jail, "ports"), list("hooks")));
     let kernel = ["v4", "v6", "net4", "net6"].map(|set| format!("{set} {}", number(&jail["kernel"][set]))).join(", ");
     out.push_str(&format!("   |- Sets:\t{}\n   |- In the kernel:\t{kernel}\n", list("sets")));
@@ -336,7 +346,7 @@ fn why(row: &Value) -> String {
     let reason = row["reason"].as_str().map(|reason| format!(": {reason}")).unwrap_or_default();
     match row["origin"].as_str() {
         Some("manual") => format!(", by uid {}{reason}", number(&row["uid"])),
-        Some("kernel") => format!(", put into the set by another program{reason}"),
+        Some("kernel") => format!(", found in the set{reason}"),
         Some("log") => format!(", for {} failures{reason}; `banset history` shows them", number(&row["failures"])),
         _ => reason,
     }

@@ -12,7 +12,7 @@ use super::layers::{Held, JailWritten, Layer, Layers, Values};
 use super::report::{Concern, Findings};
 use super::run::{
     Accounts, Backend, Broken, Config, Daemon, Evidence, FilterUse, IgnoreList, Increment, Jail, Log, Loglevel, MANUAL, Nft,
-    Window,
+    RECIDIVE, Window,
 };
 use super::source::{Source, quoted};
 use super::values::{self, FilterName, Meaning};
@@ -136,14 +136,17 @@ impl Builder<'_> {
         if !enabled && !writes_filter {
             return None;
         }
-        jail.filter = self.filter_use(name, values, (file, at.clone()));
+        let fed = name == RECIDIVE && !values.contains_key("filter");
+        if !fed {
+            jail.filter = self.filter_use(name, values, (file, at.clone()));
+        }
         if !enabled {
             return None;
         }
         self.entries(&mut jail, values, (file, at.clone()));
         // What is missing is said only of a jail whose values are right: otherwise it may be what is wrong.
         if !self.findings.jails.contains_key(name) {
-            if jail.logpath.is_empty() && jail.entries.is_none() {
+            if jail.logpath.is_empty() && jail.entries.is_none() && !fed {
                 let help = match jail.backend {
                     Backend::File => "write logpath = \"/var/log/…\"",
                     _ => "write logpath = \"/var/log/…\", or journalmatch for entries of the journal",

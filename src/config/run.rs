@@ -33,6 +33,9 @@ pub struct Config {
 /// The name of the jail that takes bans without a jail: it has no filter and no source.
 pub const MANUAL: &str = "manual";
 
+/// The name of the jail that is fed by the bans of the others: unless it is given a filter, it has none and no source.
+pub const RECIDIVE: &str = "recidive";
+
 /// The daemon's own affairs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Daemon {
@@ -209,7 +212,7 @@ impl IgnoreList {
 pub struct Jail {
     /// Its name, and the beginning of its sets' names.
     pub name: String,
-    /// What a line means; `None` for [`MANUAL`] alone.
+    /// What a line means; `None` for [`MANUAL`] and [`RECIDIVE`].
     pub filter: Option<FilterUse>,
     /// Where lines come from.
     pub backend: Backend,

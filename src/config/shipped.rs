@@ -54,6 +54,7 @@ pub const JAILS: &[(&str, &str)] = &[
     ("qmail-smtp", include_str!("../../jails/qmail-smtp.toml")),
     ("qmail-submission", include_str!("../../jails/qmail-submission.toml")),
     ("qmailadmin", include_str!("../../jails/qmailadmin.toml")),
+    ("recidive", include_str!("../../jails/recidive.toml")),
     ("roundcube-auth", include_str!("../../jails/roundcube-auth.toml")),
     ("rspamd", include_str!("../../jails/rspamd.toml")),
     ("selinux-ssh", include_str!("../../jails/selinux-ssh.toml")),

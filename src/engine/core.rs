@@ -16,7 +16,7 @@ use super::keep::Keep;
 use super::pace::Pace;
 use super::spec::{Resolved, Spec, Specs};
 use crate::control::Reply;
-use crate::jail::{Failure, Held, Jail, Nets, Now, Verdict, ignore::is_nobody};
+use crate::jail::{Ban, Failure, Held, Jail, Nets, Now, Verdict, ignore::is_nobody};
 use crate::state::history::{Row, What};
 use crate::terms::{Span, Time, escape};
 
@@ -448,6 +448,14 @@ impl Core {
                 let text = format!("[{}] Ignore {}, expired bantime", self.jails[at].spec.name, failure.address);
                 self.log(Level::Info, text);
             }
+            Verdict::Claimed(ban) => {
+                self.decided(now, at, &ban, What::Ban);
+                self.feed(now, at, &ban, live);
+                self.keep.ban(now, &self.jails[at].key, ban.subject);
+                if self.jails[at].jail.offences(ban.subject).is_some() {
+                    self.keep.offence(now, &self.jails[at].key, ban.subject);
+                }
+            }
             Verdict::Observed(ban) => {
                 let text = format!("[{}] would ban {}, but observes only", self.jails[at].spec.name, shown(ban.subject));
                 self.log(Level::Warn, text);
@@ -463,8 +471,18 @@ impl Core {
                 self.make_room(now, at, ban.subject);
                 self.want(now, at, ban.subject, &ban.held, Effect::Log(Level::Warn, text));
                 self.aggregate(now, at, ban.subject);
+                self.feed(now, at, &ban, live);
             }
         }
+    }
+
+    /// A ban of one jail is a failure for the one that counts bans.
+    fn feed(&mut self, now: Now, at: usize, ban: &Ban, live: bool) {
+        let Some(fed) = self.jails.iter().position(|running| running.spec.is_fed()).filter(|fed| *fed != at) else { return };
+        let place = ban.places.last().copied().unwrap_or_default();
+        let failure = Failure { address: ban.subject.network(), time: ban.held.since, attempts: 1, place };
+        let random = self.random();
+        self.judge(now, fed, &failure, live, random);
     }
 
     /// Offences of an address in other jails, where they count for this one.

@@ -844,7 +844,7 @@ impl Reader {
     fn follow(&mut self, running: &Running) -> Ended {
         let mut export = Export::new(Terms::of(self.groups.iter().map(|group| &group.wanted)));
         let mut buffer = vec![0; READ];
-        let mut complained: Vec<u8> = Vec::new();
+        let (mut complained, mut complains): (Vec<u8>, bool) = (Vec::new(), true);
         let roots = || ROOT.map(|root| Path::new(root).is_dir());
         let rooted = roots();
         let mut silent = Instant::now();
@@ -858,12 +858,20 @@ impl Reader {
                 () => Duration::MAX,
             };
             let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::NONE);
-            let mut polled =
-                [PollFd::new(running.out.as_fd(), PollFlags::POLLIN), PollFd::new(self.shared.wake.as_fd(), PollFlags::POLLIN)];
-            if poll(&mut polled, timeout).is_err() {
+            let fds = [running.out.as_fd(), self.shared.wake.as_fd(), running.err.as_fd()];
+            let mut polled = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+            let asked = if complains { 3 } else { 2 };
+            if poll(&mut polled[..asked], timeout).is_err() {
                 continue;
             }
             let ready = polled.map(|one| one.any() == Some(true));
+            // Somebody must take what it complains, or it would wait for room. The last of it tells why it ended.
+            if complains && ready[2] {
+                let read = nix::unistd::read(&running.err, &mut buffer).unwrap_or(0);
+                complains = read > 0;
+                complained.extend_from_slice(&buffer[read.saturating_sub(1024)..read]);
+                complained.drain(..complained.len().saturating_sub(4096));
+            }
             if ready[1] {
                 match self.refresh() {
                     None => return Ended::Stop,

@@ -198,6 +198,11 @@ impl Spec {
         })
     }
 
+    /// Whether it counts the bans of other jails instead of lines.
+    pub fn is_fed(&self) -> bool {
+        self.name == run::RECIDIVE && self.filter.is_none()
+    }
+
     /// Everything it ignores by configuration, host names as they resolve now.
     pub fn ignored(&self, names: &Resolved) -> impl Iterator<Item = IpNetwork> {
         self.default_ignore.iter().chain(self.own_ignore.iter()).copied().chain(addresses(names, &self.ignore_names))

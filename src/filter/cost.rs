@@ -189,7 +189,7 @@ fn no_line_takes_long() {
         println!("{:8.2} ms  {name}: {what}", took.as_secs_f64() * 1e3);
     }
     // About 3 ms where nothing else runs; a busy machine's caches and clock cost up to three times that.
-    let bound = Duration::from_millis(if cfg!(debug_assertions) { 100 } else { 10 });
+    let bound = Duration::from_millis(if cfg!(debug_assertions) { 30 } else { 10 });
     assert!(worst[0].1.0 < bound, "{:?}", worst[0]);
 }
 

@@ -165,6 +165,8 @@ pub enum Verdict {
     Found(u32),
     /// Banned: put it into the kernel.
     Ban(Ban),
+    /// A ban that was found in the kernel is accounted for by the log: nothing has to be done but to say so.
+    Claimed(Ban),
     /// Would be banned, but the jail only observes.
     Observed(Ban),
     /// Banned before; another try of a banned address (or of a line read late).
@@ -298,7 +300,10 @@ impl Jail {
         let subject = self.subject(failure.address);
         if let Some(held) = self.held.get_mut(&subject) {
             held.failures = held.failures.saturating_add(failure.attempts.max(1));
-            return Verdict::AlreadyBanned;
+            if held.origin != Origin::Adopted {
+                return Verdict::AlreadyBanned;
+            }
+            return self.claim(subject, failure, time);
         }
         if !self.cover.is_empty() {
             let until = match self.grown(now, subject, random, elsewhere) {
@@ -348,6 +353,23 @@ impl Jail {
         Verdict::Ban(ban)
     }
 
+    /// A ban was found in the kernel, and here is a failure of its address: when the log accounts for the ban it is one of ours, made
+    /// by a run that was killed before it could say so.
+    fn claim(&mut self, subject: IpNetwork, failure: &Failure, time: Time) -> Verdict {
+        let Policy { maxretry, findtime, .. } = self.policy;
+        let (failures, places) =
+            match self.window.fail(subject.network(), time, failure.attempts, failure.place, maxretry, findtime) {
+                Count::Now(n) => return Verdict::Found(n),
+                Count::Reached { failures, places } => (failures, places),
+            };
+        let Some(held) = self.held.get_mut(&subject) else { return Verdict::Found(failures) };
+        (held.origin, held.failures) = (Origin::Failures, failures);
+        let held = held.clone();
+        self.remember(&held, subject);
+        self.bans_total += 1;
+        Verdict::Claimed(Ban { subject, held, places })
+    }
+
     /// Holds a ban that was decided elsewhere (by hand, or found in the kernel). One that ends later than the present one
     /// of the same subject replaces it; tells whether it did.
     pub fn hold(&mut self, subject: IpNetwork, held: Held) -> bool {
@@ -362,8 +384,10 @@ impl Jail {
             }
         }
         self.remember(&held, subject);
+        // What was counted before may be what led to a ban that is found in the kernel.
+        let forget = held.origin != Origin::Adopted;
         self.insert(subject, held);
-        if self.subject(subject.network()) == subject {
+        if forget && self.subject(subject.network()) == subject {
             self.window.forget(subject.network());
         }
         true
@@ -759,6 +783,33 @@ mod tests {
         }
         let covering: Vec<String> = jail.covering(address("A")).iter().map(|(net, _)| net.to_string()).collect();
         assert_eq!(covering, ["192.0.2.65/32", "192.0.2.0/24"]);
+    }
+
+    #[test]
+    fn a_ban_found_in_the_kernel_is_ours_once_the_log_accounts_for_it() {
+        let mut jail = Jail::new(policy());
+        let failure = |secs| Failure {
+            address: address("A"),
+            time: at(secs).wall,
+            attempts: 1,
+            place: Place(u64::try_from(secs).unwrap_or(0)),
+        };
+        jail.recount(&failure(1));
+        let until = Some(Time::from_secs(600));
+        let held = Held {
+            since: at(3).wall,
+            until,
+            lasting: Lasting::Permanent,
+            failures: 0,
+            origin: Origin::Adopted,
+            in_kernel: true,
+            generation: 0,
+        };
+        jail.hold(jail.subject(address("A")), held);
+        assert_eq!(jail.judge(at(10), &failure(2), 0.0, 0), Verdict::Found(2));
+        let Verdict::Claimed(ban) = jail.judge(at(10), &failure(3), 0.0, 0) else { panic!("not accounted for") };
+        assert_eq!((ban.places, ban.held.origin, ban.held.until), (vec![Place(1), Place(2), Place(3)], Origin::Failures, until));
+        assert_eq!(jail.judge(at(10), &failure(4), 0.0, 0), Verdict::AlreadyBanned);
     }
 
     #[test]

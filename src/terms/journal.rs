@@ -171,6 +171,9 @@ fn term(word: &str) -> Result<Term, (String, &'static str)> {
     if value.is_empty() {
         return Err((format!("{field} has no value"), HELP));
     }
+    if value.contains('\0') {
+        return Err((format!("the value of {field} holds a NUL byte"), HELP));
+    }
     Ok(Term { field: field.to_owned(), value: value.to_owned() })
 }
 
@@ -246,6 +249,7 @@ mod tests {
             ("", "is empty"),
             ("sshd", "\"sshd\" names no value"),
             ("_COMM=", "_COMM has no value"),
+            ("_COMM=a\0--file=b", "the value of _COMM holds a NUL byte"),
             ("_comm=x", "\"_comm\" is no field of the journal"),
             ("1A=x", "\"1A\" is no field of the journal"),
             ("__CURSOR=x", "__CURSOR is an address of an entry, no field of it"),

@@ -4,7 +4,7 @@
 //! machine's packages, lists, hooks and services stay as they are; packages come from the machine's own sources, so it is
 //! the versions of this release that are tested. No maintainer script runs: what a script would have done for the daemons
 //! in use (accounts, configuration files, directories) is done here, with the release's own templates. Packages that
-//! conflict when installed (postfix and exim, vsftpd and proftpd) lie side by side.
+//! conflict when installed (postfix and exim, vsftpd and proftpd) lie side by side. Removing `target/servers` gets newer ones.
 
 use std::fmt::Write as _;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -15,7 +15,7 @@ use std::sync::OnceLock;
 use nix::fcntl::{Flock, FlockArg};
 
 /// To be raised when what is done here changes: an older root is made again.
-const RECIPE: u32 = 4;
+const RECIPE: u32 = 1;
 
 /// What is unpacked, with all it depends on; a group may not conflict within itself.
 const PACKAGES: [&[&str]; 2] = [
@@ -44,8 +44,9 @@ const PACKAGES: [&[&str]; 2] = [
     &["exim4-daemon-light", "proftpd-core"],
 ];
 
-/// What only maintainer scripts, cron jobs and administrators need. apt is told that it is there; it would double the download.
-const SPARED: [&str; 32] = [
+/// What only maintainer scripts, cron jobs, administrators and full text search need. apt is told that it is there, which halves
+/// the download.
+const SPARED: [&str; 25] = [
     "adduser",
     "cron",
     "cron-daemon-common",
@@ -56,24 +57,17 @@ const SPARED: [&str; 32] = [
     "init-system-helpers",
     "iproute2",
     "libexttextcat-2.0-0",
-    "libperl5.36",
-    "libperl5.38t64",
-    "libperl5.40",
-    "logsave",
     "lsb-base",
     "openssl",
     "passwd",
     "perl",
     "perl-base",
-    "perl-modules-5.36",
     "procps",
     "runit-helper",
     "sensible-utils",
     "ssl-cert",
     "sysvinit-utils",
     "systemd-standalone-sysusers",
-    "systemd-sysusers",
-    "systemd-tmpfiles",
     "tar",
     "ucf",
     "usr-is-merged",
@@ -187,6 +181,13 @@ impl Apt {
         };
         // One of several sources may be away; whether that matters, the next step tells.
         let updated = said(get().arg("update"));
+        let lists = std::fs::read_dir(self.dir.join("state/lists")).map_err(|e| e.to_string())?;
+        if !lists.flatten().any(|list| list.file_name().to_string_lossy().contains("_Packages")) {
+            return Err(format!(
+                "apt-get update brought no list of packages; is there a network? {}",
+                updated.err().unwrap_or_default()
+            ));
+        }
         for group in PACKAGES {
             let fetched = said(get().args(["--yes", "--download-only", "install"]).args(group));
             fetched.map_err(|e| format!("{e} {}", updated.as_ref().err().map_or("", String::as_str)))?;
@@ -255,10 +256,10 @@ fn furnish(root: &Path) -> std::io::Result<()> {
     }
     write("etc/rsyslog.d/postfix.conf", "$AddUnixListenSocket /var/spool/postfix/dev/log\n")?;
     template("usr/share/openssh/sshd_config", "etc/ssh/sshd_config")?;
-    for file in ["dovecot.conf"].into_iter().map(PathBuf::from).chain(listed(&root.join("usr/share/dovecot"), "conf.d")?) {
-        let from = root.join("usr/share/dovecot").join(&file);
-        std::fs::create_dir_all(root.join("etc/dovecot/conf.d"))?;
-        std::fs::copy(from, root.join("etc/dovecot").join(&file))?;
+    template("usr/share/dovecot/dovecot.conf", "etc/dovecot/dovecot.conf")?;
+    for file in std::fs::read_dir(root.join("usr/share/dovecot/conf.d"))? {
+        let name = file?.file_name().to_string_lossy().into_owned();
+        template(&format!("usr/share/dovecot/conf.d/{name}"), &format!("etc/dovecot/conf.d/{name}"))?;
     }
     template("usr/share/postfix/main.cf.debian", "etc/postfix/main.cf")?;
     template("usr/share/postfix/master.cf.dist", "etc/postfix/master.cf")?;
@@ -297,11 +298,6 @@ fn furnish(root: &Path) -> std::io::Result<()> {
         std::fs::set_permissions(root.join(program), std::fs::Permissions::from_mode(0o2755))?;
     }
     Ok(())
-}
-
-/// The files of a folder below `base`, named from there.
-fn listed(base: &Path, folder: &str) -> std::io::Result<Vec<PathBuf>> {
-    std::fs::read_dir(base.join(folder))?.map(|entry| Ok(Path::new(folder).join(entry?.file_name()))).collect()
 }
 
 /// What a command prints.

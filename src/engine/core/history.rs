@@ -49,14 +49,16 @@ impl Core {
             Lasting::For(span) => format!("for {span}"),
         };
         let grown = if ban.held.lasting == policy.bantime { "" } else { ", grown from earlier bans" };
+        let spec = &self.jails[at].spec;
+        let counted = if spec.is_fed() { "bans by other jails" } else { "failures" };
         let decision = format!(
-            "{} failures of at most {} within {}: {} {lasting}{grown}",
+            "{} {counted} of at most {} within {}: {} {lasting}{grown}",
             ban.held.failures,
             policy.maxretry.saturating_sub(1),
             policy.findtime,
             if what == What::Observed { "would be banned" } else { "banned" },
         );
-        let keeps = self.keep.is_on() && self.specs.evidence.lines > 0;
+        let keeps = self.keep.is_on() && self.specs.evidence.lines > 0 && spec.compiled.is_some();
         let lines = self.specs.evidence.lines;
         let places = match keeps {
             true => ban.places[ban.places.len().saturating_sub(lines)..].iter().map(|place| place.0).collect(),

@@ -162,7 +162,7 @@ impl Core {
             running.jail.bans().map(|(subject, held)| (held.since, running.spec.name.clone(), subject)).collect()
         };
         let mut all: Vec<_> = self.jails.iter().flat_map(bans).collect();
-        all.sort_by(|a, b| b.0.cmp(&a.0));
+        all.sort_by_key(|(since, ..)| std::cmp::Reverse(*since));
         all.into_iter().map(|(_, jail, subject)| (jail, shown(subject))).collect()
     }
 

@@ -54,7 +54,7 @@ impl Core {
             self.keep.ban(now, &running.key, subject);
             if self.settled {
                 let until = until.map(|until| now.wall_of(until));
-                let reason = Some("put into the set by another program".into());
+                let reason = Some("found in the set: put there by another program, or by a run that was killed".into());
                 let row = Row { what: What::Ban, since: Some(since), until, origin: "kernel".into(), reason, ..Row::default() };
                 self.record_about(now, at, subject, row);
             }

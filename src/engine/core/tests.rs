@@ -1020,3 +1020,29 @@ fn who_follows_is_answered_at_the_next_event_or_when_the_wait_is_over() {
     let (rows, said) = saved(&mut bench, 25);
     assert!(rows.len() == 1 && said.contains(&"search".to_owned()), "{said:?}");
 }
+
+#[test]
+fn recidive_counts_the_bans_of_the_other_jails() {
+    let mut bench = Bench::new(&["dovecot", "sshd"]);
+    let mut fed = config(&["dovecot", "sshd"]);
+    fed.jails.push(run::Jail { maxretry: 3, findtime: Span::from_secs(86_400), ..run::Jail::named(run::RECIDIVE) });
+    fed.jails.sort_by(|a, b| a.name.cmp(&b.name));
+    bench.event(0, Event::Reloaded(Reloaded { client: None, specs: Ok(Specs::new(&fed)) }));
+    bench.event(0, Event::Established(Ok(Done::default())));
+    kept(&mut bench, 0, &crate::state::Restored::default());
+    saved(&mut bench, 1);
+    let mut rows = Vec::new();
+    for (secs, jail) in [(10, "sshd"), (20, "dovecot"), (2000, "sshd")] {
+        bench.core.handle(at(secs), Event::Wake);
+        failing(&mut bench, secs, jail, "198.51.100.7");
+        failing(&mut bench, secs, jail, "198.51.100.7");
+        saved(&mut bench, secs);
+        rows = saved(&mut bench, secs + 1).0;
+    }
+    let said: Vec<String> = rows.iter().map(|row| format!("{:?} {}", row.jail, row.decision.as_deref().unwrap_or(""))).collect();
+    assert_eq!(said.len(), 2, "{said:?}");
+    assert!(said[1].starts_with("Some(\"recidive\") 3 bans by other jails of at most 2 within 1d: banned for 10m"), "{said:?}");
+    // A ban by hand is no offence.
+    asked(&mut bench, 3000, 0, Rank::Root, ban(&["198.51.100.8"], false));
+    assert!(bench.core.banned(at(3000), &KernelView::default()).as_array().is_some_and(|rows| rows.len() == 1));
+}

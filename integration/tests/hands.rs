@@ -13,9 +13,6 @@ use banset_integration::{
 };
 use nix::sys::signal::Signal;
 
-/// What somebody does to our table, and its name.
-type Act<'a> = (&'a str, Box<dyn Fn() + 'a>);
-
 fn sshd(log: &Log, nft: &str) -> String {
     format!(
         "[nft]\n{nft}\n[jail.sshd]\nenabled = true\nlogpath = {:?}\nmaxretry = 1\nfindtime = \"1h\"\nbantime = \"1h\"\n",

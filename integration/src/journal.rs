@@ -163,6 +163,61 @@ impl Drop for Journald {
     }
 }
 
+/// Services as systemd parts them: a tree of control groups of the test's own, whose root is the root for everybody in it, so that
+/// journald knows the unit of who logs. The machine's own groups are neither seen nor touched. To be made before journald starts.
+pub struct Units {
+    /// Clears the groups away when we are gone, however that comes.
+    _janitor: Child,
+}
+
+/// Where control groups are mounted.
+const GROUPS: &str = "/sys/fs/cgroup";
+
+impl Units {
+    /// Moves the test into a tree of its own, below where it is.
+    ///
+    /// # Errors
+    /// Why that is not possible here.
+    pub fn new() -> Result<Units, String> {
+        let failed = |what: &str, e: &dyn std::fmt::Display| format!("no control groups of our own: {what}: {e}");
+        let read = |path: &str| fs::read_to_string(path).map_err(|e| failed(path, &e));
+        let (mounts, own) = (read("/proc/self/mounts")?, read("/proc/self/cgroup")?);
+        let mount_point =
+            mounts.lines().filter_map(|line| line.split_once(' ')?.1.split_once(" cgroup2 ")).map(|(path, _)| path).next();
+        let own = own.lines().find_map(|line| line.strip_prefix("0::/"));
+        let (Some(mount_point), Some(own)) = (mount_point, own) else {
+            return Err("no control groups of our own: the kernel's second version of them is not mounted".to_owned());
+        };
+        let name = format!("banset-test-{}", std::process::id());
+        let above = Path::new(mount_point).join(own);
+        fs::create_dir(above.join(&name)).map_err(|e| failed("mkdir", &e))?;
+        let mut janitor = Command::new("sh");
+        janitor.current_dir(&above).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let script = "cat; for turn in $(seq 300); do rmdir $1/*/*/ $1/*/ $1; [ -d $1 ] || exit; sleep 0.1; done";
+        let janitor = janitor.args(["-c", script, "sh", &name]).spawn().map_err(|e| failed("sh", &e))?;
+        let units = Units { _janitor: janitor };
+        let pid = std::process::id().to_string();
+        fs::write(above.join(&name).join("cgroup.procs"), pid).map_err(|e| failed("cgroup.procs", &e))?;
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP).map_err(|e| failed("unshare", &e))?;
+        let none = None::<&str>;
+        mount(Some("cgroup2"), GROUPS, Some("cgroup2"), MsFlags::empty(), none).map_err(|e| failed("mount", &e))?;
+        Ok(units)
+    }
+
+    /// Runs `body`; what it starts belongs to a unit such as `ssh.service`.
+    pub fn within<T>(&self, unit: &str, body: impl FnOnce() -> T) -> T {
+        let move_to = |group: PathBuf| {
+            fs::write(group.join("cgroup.procs"), std::process::id().to_string()).expect("a process can be moved");
+        };
+        let group = Path::new(GROUPS).join("system.slice").join(unit);
+        fs::create_dir_all(&group).expect("a group of ours");
+        move_to(group);
+        let done = body();
+        move_to(GROUPS.into());
+        done
+    }
+}
+
 /// Entries for a journal file, in the journal's export format.
 #[derive(Default)]
 pub struct Entries {

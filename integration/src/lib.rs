@@ -30,7 +30,7 @@ mod site;
 pub use clients::{Attempt, Client};
 pub use daemon::{Answer, Daemon, Tracing, binary};
 pub use frame::{Wire, udp_frame};
-pub use journal::{Entries, Journald, have_journal};
+pub use journal::{Entries, Journald, Units, have_journal};
 pub use lab::{Echo, Lab, Monitor, elements, expires, nft, nft_json, nft_try};
 pub use logs::{Log, Stamp};
 pub use peer::{Doors, Flow, Proto, Seen, knock};

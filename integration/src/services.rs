@@ -143,6 +143,15 @@ impl Server {
         self.started.lock().expect("nobody panicked holding it").push((name, child));
     }
 
+    /// Has the server's programs log to a journald that runs beside it.
+    pub fn log_to_journal(&self) {
+        let socket = self.path("/dev/log");
+        File::create(&socket).expect("a place for the socket");
+        let none = None::<&str>;
+        nix::mount::mount(Some("/run/systemd/journal/dev-log"), &socket, none, MsFlags::MS_BIND, none)
+            .expect("journald's socket can be shown in the server");
+    }
+
     /// Starts Debian's rsyslogd on Debian's configuration.
     pub fn start_syslog(&self) {
         self.start(&["/usr/sbin/rsyslogd", "-n", "-i", "/run/rsyslogd.pid"]);

@@ -195,6 +195,22 @@ fn kept(lab: &Lab) -> String {
     connection.query_row("SELECT mark FROM position WHERE path = 'journal'", [], |row| row.get(0)).unwrap_or_default()
 }
 
+/// Makes the state as it is when the lines behind a ban were not read back yet.
+fn forget_lines(lab: &Lab, subject: &str) {
+    let connection = rusqlite::Connection::open(lab.dir().join("banset/state/banset.sqlite3")).expect("the state");
+    let find = "SELECT seq FROM event WHERE what = 'ban' AND subject LIKE ?1 || '%'";
+    let seq: i64 = connection.query_row(find, [subject], |row| row.get(0)).expect("the ban is kept");
+    let place = "SELECT place FROM position WHERE path = 'journal'";
+    let place: i64 = connection.query_row(place, [], |row| row.get(0)).expect("the journal's place is kept");
+    let mut statement = connection.prepare("SELECT offset FROM line WHERE seq = ?1 ORDER BY n").expect("a question");
+    let offsets = statement.query_map([seq], |row| row.get::<_, i64>(0)).expect("an answer");
+    let places: Vec<u8> =
+        offsets.flat_map(|offset| (place << 48 | offset.expect("a number") & 0xffff_ffff_ffff).to_le_bytes()).collect();
+    assert_eq!(places.len(), 24);
+    connection.execute("UPDATE event SET places = ?2 WHERE seq = ?1", (seq, places)).expect("it can be changed");
+    connection.execute("DELETE FROM line WHERE seq = ?1", [seq]).expect("it can be changed");
+}
+
 fn rusqlite_update(database: &Path, mark: &str) -> bool {
     let connection = rusqlite::Connection::open(database).expect("the state");
     connection.execute("UPDATE position SET mark = ?1 WHERE path = 'journal'", [mark]).is_ok_and(|rows| rows == 1)
@@ -233,6 +249,100 @@ fn a_reader_that_dies_is_started_again_and_rotation_loses_nothing() {
         }
         refuse(&journald, "203.0.113.9", 1);
         wait_banned("door-v4", "203.0.113.9");
+    });
+}
+
+/// The row of an address's ban, once its lines are read back, and the lines.
+fn evidence(daemon: &Daemon, address: &str) -> (Value, Vec<String>) {
+    let mut row = Value::Null;
+    wait_for(PATIENCE, &format!("the lines behind {address} are read back"), || {
+        let answer = daemon.cli(&["history", "--json", address]);
+        let history: Value = serde_json::from_str(&answer.out).unwrap_or_else(|e| panic!("{e}: {answer:?}"));
+        let rows = history["history"].as_array().cloned().unwrap_or_default();
+        row = rows.into_iter().find(|row| row["what"] == "ban" && row["evidence_pending"] == false).unwrap_or_default();
+        !row.is_null()
+    });
+    let lines = row["evidence"].as_array().expect("an array").iter();
+    let lines = lines.map(|line| line["line"].as_str().expect("text").to_owned()).collect();
+    (row, lines)
+}
+
+#[test]
+fn the_entries_behind_a_ban_are_read_back_from_the_journal() {
+    const NAME: &str = "the_entries_behind_a_ban_are_read_back_from_the_journal";
+    in_netns(NAME, || {
+        if !have_journal(NAME) {
+            return;
+        }
+        let lab = Lab::new();
+        Journald::prepare();
+        let mut journald = Journald::start(false);
+        let filter = "[filter.door]\nfailregex = '^\\s*\\S+ door\\[\\d+\\]: refused <F-USER>\\S*</F-USER>(?: with \"<F-SECRET>[^\"]*</F-SECRET>\")? from <HOST>$'\n\
+                      journalmatch = \"SYSLOG_IDENTIFIER=door\"\n";
+        let config = door("backend = \"journal\"");
+        let config = format!("{}{filter}", config.split_once("[filter.door]").expect("a filter").0);
+        let mut daemon = Daemon::start(&lab, &config);
+        wait_source(&daemon, "door", "live");
+        let say = |journald: &Journald, n: usize, addr: &str| {
+            // What others say at the same time is no evidence, nor is what somebody else did.
+            journald.log("gate", &format!("refused nobody from {addr}"));
+            journald.log("door", &format!("accepted bob from {addr}"));
+            journald.log("door", "refused mallory from 203.0.113.200");
+            journald.log("door", &format!("refused user{n} with \"hunter{n}\" from {addr}"));
+        };
+        // Far apart, across rotations; then the journal moves from /run to /var, and the daemon is away meanwhile.
+        say(&journald, 1, "198.51.100.1");
+        journald.journalctl(&["--rotate"]);
+        std::thread::sleep(Duration::from_secs(6));
+        say(&journald, 2, "198.51.100.1");
+        wait_for(PATIENCE, "both are counted", || daemon.jail("door")["failures"]["total"].as_u64() >= Some(4));
+        daemon.stop();
+        journald.journalctl(&["--rotate"]);
+        fs::create_dir_all("/var/log/journal").expect("a directory");
+        journald.journalctl(&["--flush"]);
+        daemon.start_again();
+        wait_source(&daemon, "door", "live");
+        say(&journald, 3, "198.51.100.1");
+        let (row, lines) = evidence(&daemon, "198.51.100.1");
+        let host = nix::unistd::gethostname().expect("a name").to_string_lossy().into_owned();
+        let want = |n: usize| format!("{host} door[77]: refused user{n} with \"***\" from 198.51.100.1");
+        assert_eq!(lines, [want(1), want(2), want(3)], "{row:#}");
+        let first = &row["evidence"][0];
+        assert_eq!((&first["source"], &first["account"]), (&"journal".into(), &"user1".into()), "{row:#}");
+        assert!(first["offset"].as_i64().is_some_and(|stamp| (now() - stamp) < 600_000_000), "{row:#}");
+        assert!(first["pattern"].as_str().is_some_and(|pattern| pattern.contains("refused")), "{row:#}");
+        // Ended after the ban was kept and before its lines were: the next run reads them, from a journal that was rotated meanwhile.
+        for n in 0..3 {
+            say(&journald, n, "198.51.100.2");
+        }
+        let read = evidence(&daemon, "198.51.100.2").1;
+        daemon.stop();
+        forget_lines(&lab, "198.51.100.2");
+        journald.journalctl(&["--rotate"]);
+        daemon.start_again();
+        let (row, lines) = evidence(&daemon, "198.51.100.2");
+        assert_eq!((&lines, lines.len()), (&read, 3), "{row:#}");
+        // A crowd at once, while the journal rotates: everybody's own lines, read by few programs.
+        for round in 0..3 {
+            for n in 1..=200 {
+                say(&journald, round, &format!("198.18.0.{n}"));
+            }
+            journald.journalctl(&["--rotate"]);
+        }
+        for n in [1, 100, 200] {
+            let addr = format!("198.18.0.{n}");
+            let (row, lines) = evidence(&daemon, &addr);
+            assert!(lines.len() == 3 && lines.iter().all(|line| line.ends_with(&format!("from {addr}"))), "{row:#}");
+        }
+        // What was vacuumed away is no evidence, and nobody waits for it.
+        refuse(&journald, "198.51.100.3", 2);
+        wait_for(PATIENCE, "both are counted", || daemon.log().matches("Found 198.51.100.3").count() >= 2);
+        journald.journalctl(&["--rotate"]);
+        journald.journalctl(&["--vacuum-size=1"]);
+        refuse(&journald, "198.51.100.3", 1);
+        let (row, lines) = evidence(&daemon, "198.51.100.3");
+        assert!(!lines.is_empty() && lines.len() < 3, "{row:#}");
+        journald.stop();
     });
 }
 

@@ -6,7 +6,10 @@
 
 use std::time::Duration;
 
-use banset_integration::{Attempt, Client, Daemon, Lab, Server, elements, in_server, wait_until};
+use banset_integration::{
+    Attempt, Client, Daemon, Journald, Lab, Server, Units, elements, have_journal, in_server, skip, wait_until,
+};
+use serde_json::Value;
 
 /// The password of Alice, the only account there is.
 const RIGHT: &str = "correct-horse";
@@ -112,19 +115,111 @@ fn dovecot_pop3_through_syslog() {
     });
 }
 
+/// Debian's sshd on Debian's configuration.
+fn sshd(server: &Server) {
+    server.run(&["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "/etc/ssh/ssh_host_ed25519_key"]).ok();
+    server.start(&["/usr/sbin/sshd", "-D"]);
+    server.wait_port(22);
+}
+
+/// Guesses over IPv4, and over IPv6 for an account that is none.
+fn guessing_at_sshd_ends(lab: &Lab, server: &Server, daemon: &Daemon) {
+    guessing_ends(lab, daemon, "sshd", IPV4, |client, password| client.ssh(server, "alice", password));
+    guessing_ends(lab, daemon, "sshd", IPV6, |client, password| {
+        let user = if password == RIGHT { "alice" } else { "nobody-at-all" };
+        client.ssh(server, user, password)
+    });
+}
+
 #[test]
 fn sshd_through_syslog() {
     in_server("sshd_through_syslog", |lab, server| {
         server.start_syslog();
-        server.run(&["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "/etc/ssh/ssh_host_ed25519_key"]).ok();
-        server.start(&["/usr/sbin/sshd", "-D"]);
-        server.wait_port(22);
+        sshd(server);
         let daemon = judge(lab, &jails(&["sshd"]));
+        guessing_at_sshd_ends(lab, server, &daemon);
+    });
+}
+
+/// A machine whose only log is the journal, with units, as systemd runs one; `None` where that can not be had.
+fn journal(name: &str, server: &Server) -> Option<(Units, Journald)> {
+    if !have_journal(name) {
+        return None;
+    }
+    let units = Units::new().map_err(|why| skip(name, &why)).ok()?;
+    Journald::prepare();
+    let journald = Journald::start(true);
+    server.log_to_journal();
+    Some((units, journald))
+}
+
+/// The lines behind the ban of an address, once they are read back.
+fn evidence(daemon: &Daemon, address: &str) -> Vec<String> {
+    let mut lines = Vec::new();
+    wait_until(&format!("the lines behind {address} are read back"), || {
+        let answer = daemon.cli(&["history", "--json", address]);
+        let history: Value = serde_json::from_str(&answer.out).unwrap_or_else(|e| panic!("{e}: {answer:?}"));
+        let rows = history["history"].as_array().cloned().unwrap_or_default();
+        let ban = rows.into_iter().find(|row| row["what"] == "ban" && row["evidence_pending"] == false);
+        let found = ban.as_ref().and_then(|ban| ban["evidence"].as_array());
+        lines = found.into_iter().flatten().filter_map(|line| line["line"].as_str()).map(str::to_owned).collect();
+        ban.is_some()
+    });
+    lines
+}
+
+#[test]
+fn sshd_through_the_journal() {
+    const NAME: &str = "sshd_through_the_journal";
+    in_server(NAME, |lab, server| {
+        let Some((units, journald)) = journal(NAME, server) else { return };
+        units.within("ssh.service", || sshd(server));
+        let daemon = judge(lab, &format!("{}backend = \"journal\"\n", jails(&["sshd"])));
+        guessing_at_sshd_ends(lab, server, &daemon);
+        let failed = journald.journalctl(&["-o", "cat", "_SYSTEMD_UNIT=ssh.service"]);
+        assert!(failed.contains("Failed password for alice from 198.51.100.7"), "the unit is known: {failed}");
+        let lines = evidence(&daemon, IPV4.0);
+        assert_eq!(lines.len(), 3, "{lines:#?}");
+        assert!(lines.iter().all(|line| line.starts_with("mx sshd[") && line.contains(IPV4.0)), "{lines:#?}");
+    });
+}
+
+#[test]
+fn sshd_through_the_journal_because_its_file_is_dead() {
+    const NAME: &str = "sshd_through_the_journal_because_its_file_is_dead";
+    in_server(NAME, |lab, server| {
+        let Some((units, _journald)) = journal(NAME, server) else { return };
+        // What a machine's rsyslogd left when it was last upgraded.
+        let old = "Jun 10 03:14:15 mx sshd[99]: Failed password for root from 198.51.100.7 port 40022 ssh2\n";
+        std::fs::write("/var/log/auth.log", old.repeat(3)).expect("a file of the test's own");
+        let then = std::time::SystemTime::now() - Duration::from_secs(400 * 86_400);
+        let file = std::fs::File::options().write(true).open("/var/log/auth.log").expect("just written");
+        file.set_modified(then).expect("its time can be set");
+        units.within("ssh.service", || sshd(server));
+        // Something is in the journal: whoever logs in.
+        assert_eq!(Client::new(lab, IPV4.1).ssh(server, "alice", RIGHT), Attempt::In);
+        let daemon = judge(lab, &jails(&["sshd"]));
+        wait_until("a source is chosen", || daemon.jail("sshd")["backend"].is_string());
+        let jail = daemon.jail("sshd");
+        assert_eq!(jail["backend"], "journal", "{jail:#}");
+        let why = jail["backend_why"].as_str().unwrap_or_default();
+        assert!(why.starts_with("/var/log/auth.log was last written on 20") && why.contains("journal holds newer"), "{jail:#}");
         guessing_ends(lab, &daemon, "sshd", IPV4, |client, password| client.ssh(server, "alice", password));
-        guessing_ends(lab, &daemon, "sshd", IPV6, |client, password| {
-            let user = if password == RIGHT { "alice" } else { "nobody-at-all" };
-            client.ssh(server, user, password)
-        });
+    });
+}
+
+#[test]
+fn dovecot_through_the_journal() {
+    const NAME: &str = "dovecot_through_the_journal";
+    in_server(NAME, |lab, server| {
+        let Some((units, _journald)) = journal(NAME, server) else { return };
+        units.within("dovecot.service", || dovecot(server, "auth_verbose = yes\n"));
+        let daemon = judge(lab, &format!("{}backend = \"journal\"\n", jails(&["dovecot-imap"])));
+        let login = |client: Client, password: &str| client.imap(993, "alice", &[password]);
+        guessing_ends(lab, &daemon, "dovecot-imap", IPV4, login);
+        guessing_ends(lab, &daemon, "dovecot-imap", IPV6, login);
+        let lines = evidence(&daemon, IPV4.0);
+        assert_eq!(lines.len(), 3, "{lines:#?}");
     });
 }
 

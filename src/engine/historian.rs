@@ -1,11 +1,11 @@
 //! The thread that looks back: it reads the lines behind a ban from the log, and answers who asks for the history.
 //!
 //! A ban carries the places of its failures, not their lines: no strings live in the window. So the lines are read again here,
-//! from the file the path leads to or the one it was rotated to, and the jail's own filter is asked again whether the line
-//! there is a failure of the banned address; what it does not recognise is not evidence. Nothing waits for it: the ban is in
-//! the kernel by then.
+//! from the file the path leads to or the one it was rotated to, or from the journal, and the jail's own filter is asked again
+//! whether the line there is a failure of the banned address; what it does not recognise is not evidence. Nothing waits for
+//! it: the ban is in the kernel by then.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::hash::Hasher;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,10 +16,14 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc::Sender;
 
 use super::core::{Asked, ClientId, Event, rfc3339, shown};
+use super::recall::{self, Timed, recall};
+use super::spawner::Spawner;
+use super::spec::Entries;
 use crate::config::run::{Accounts, Evidence};
 use crate::control::Reply;
 use crate::filter::{Filter, Kind, Scanner, State, When};
 use crate::state::history::{Archive, Line, Query, Row, Told, What};
+use crate::terms::journal::{Journal, Match};
 use crate::terms::{Time, escape};
 use crate::watch::back::read_back;
 
@@ -27,6 +31,8 @@ use crate::watch::back::read_back;
 const WAITING_AT_MOST: usize = 10_000;
 /// What is kept of a line.
 const LINE_AT_MOST: usize = 1000;
+/// Bans whose lines are looked for in a journal together: each look starts a program.
+const TOGETHER: usize = 64;
 /// Scanners kept at hand, one per filter.
 const SCANNERS: usize = 64;
 
@@ -37,9 +43,13 @@ pub struct Dig {
     pub seq: u64,
     /// Who was banned.
     pub subject: IpNetwork,
-    /// What the jail reads lines with.
+    /// What the jail reads lines of files with.
     pub filter: Arc<Filter>,
-    /// Source and offset of each, oldest first.
+    /// What it reads lines of a journal with.
+    pub on_journal: Arc<Filter>,
+    /// Which entries of a journal are its.
+    pub wanted: Option<Match>,
+    /// Source and offset of each, oldest first; of an entry its [`recall::address`].
     pub places: Vec<(Arc<str>, u64)>,
     /// What is to be kept of them.
     pub evidence: Evidence,
@@ -72,47 +82,86 @@ pub enum Errand {
     Search(Box<Search>),
 }
 
+impl Dig {
+    /// The places whose lines are to be kept.
+    fn kept(&self) -> &[(Arc<str>, u64)] {
+        &self.places[self.places.len().saturating_sub(self.evidence.lines)..]
+    }
+
+    /// Whether some of its lines are entries of a journal.
+    fn is_of_journal(&self) -> bool {
+        self.kept().iter().any(|(source, _)| matches!(Origin::of(source), Origin::Journal(_)))
+    }
+}
+
 /// Where a source's lines can be read again.
-enum Origin<'a> {
-    /// A file that is followed by its path.
-    File(&'a Path),
-    /// Something that is no file: its lines can not be read back by offset.
+enum Origin {
+    /// A file that is followed by this path.
+    File,
+    /// A journal.
+    Journal(Journal),
+    /// Something else: its lines can not be read back.
     Other,
 }
 
-impl Origin<'_> {
-    fn of(source: &str) -> Origin<'_> {
-        if source.starts_with('/') { Origin::File(Path::new(source)) } else { Origin::Other }
+impl Origin {
+    fn of(source: &str) -> Origin {
+        match Journal::named(source) {
+            _ if source.starts_with('/') => Origin::File,
+            Some(journal) => Origin::Journal(journal),
+            None => Origin::Other,
+        }
     }
 }
 
 /// Runs errands until the engine goes away. Questions come before lines: somebody waits for them.
-pub fn run(state_dir: PathBuf, errands: &Receiver<Errand>, done: &Sender<Event>) {
+pub fn run(state_dir: PathBuf, spawner: Spawner, errands: &Receiver<Errand>, done: &Sender<Event>) {
     let mut digs: VecDeque<Box<Dig>> = VecDeque::new();
-    let mut scanners = Vec::new();
+    let mut digger = Digger { spawner, scanners: Vec::new() };
     loop {
         let errand = match digs.is_empty() {
             true => errands.recv().map_err(|_| TryRecvError::Disconnected),
             false => errands.try_recv(),
         };
-        let event = match errand {
+        match errand {
             Ok(Errand::Dig(dig)) => {
                 if digs.len() < WAITING_AT_MOST {
                     digs.push_back(dig);
                 }
-                continue;
             }
-            Ok(Errand::Search(search)) => answer(&state_dir, *search),
+            Ok(Errand::Search(search)) => {
+                if done.blocking_send(answer(&state_dir, *search)).is_err() {
+                    return;
+                }
+            }
             Err(TryRecvError::Empty) => {
-                let Some(dig) = digs.pop_front() else { continue };
-                Event::ReadBack(dig.seq, lines(&dig, &mut scanners))
+                let batch = next(&mut digs);
+                let found = digger.lines(&batch);
+                for (dig, lines) in batch.iter().zip(found) {
+                    if done.blocking_send(Event::ReadBack(dig.seq, lines)).is_err() {
+                        return;
+                    }
+                }
             }
             Err(TryRecvError::Disconnected) => return,
-        };
-        if done.blocking_send(event).is_err() {
-            return;
         }
     }
+}
+
+/// The ban that waits longest, and others that are looked for in the same entries.
+fn next(digs: &mut VecDeque<Box<Dig>>) -> Vec<Box<Dig>> {
+    let Some(first) = digs.pop_front() else { return Vec::new() };
+    let mut batch = vec![first];
+    if batch[0].is_of_journal() {
+        for dig in std::mem::take(digs) {
+            if batch.len() < TOGETHER && dig.is_of_journal() && dig.wanted == batch[0].wanted {
+                batch.push(dig);
+            } else {
+                digs.push_back(dig);
+            }
+        }
+    }
+    batch
 }
 
 /// A scanner of one filter, and its state when it has seen nothing.
@@ -122,56 +171,123 @@ struct Scanning {
     blank: State,
 }
 
-/// The lines behind a ban.
-fn lines(dig: &Dig, scanners: &mut Vec<Scanning>) -> Vec<Line> {
-    let at = scanners.iter().position(|known| Arc::ptr_eq(&known.filter, &dig.filter)).unwrap_or_else(|| {
-        let mut scanner = Scanner::new(vec![dig.filter.clone()]);
-        scanner.take_times_as_written();
-        let blank = scanner.state();
-        if scanners.len() >= SCANNERS {
-            scanners.clear();
-        }
-        scanners.push(Scanning { filter: dig.filter.clone(), scanner, blank });
-        scanners.len() - 1
-    });
-    let Some(scanning) = scanners.get_mut(at) else { return Vec::new() };
-    let wanted = &dig.places[dig.places.len().saturating_sub(dig.evidence.lines)..];
-    let mut found: Vec<Option<Line>> = vec![None; wanted.len()];
-    let mut sources: Vec<&Arc<str>> = wanted.iter().map(|(source, _)| source).collect();
-    sources.sort();
-    sources.dedup();
-    for source in sources {
-        let Origin::File(path) = Origin::of(source) else { continue };
-        let (indexes, offsets): (Vec<usize>, Vec<u64>) =
-            wanted.iter().enumerate().filter(|(_, (of, _))| of == source).map(|(index, (_, offset))| (index, *offset)).unzip();
-        read_back(path, &offsets, &mut |which, before, text| {
-            let line = recognised(dig, scanning, source, offsets[which], before, text);
-            let ours = line.is_some();
-            if ours {
-                found[indexes[which]] = line;
+/// A line that was read back.
+struct Read<'a> {
+    source: &'a Arc<str>,
+    offset: u64,
+    before: Timed<'a>,
+    text: &'a [u8],
+    /// Its instant, where it bears none itself.
+    time: Option<Time>,
+}
+
+/// Reads back.
+struct Digger {
+    spawner: Spawner,
+    scanners: Vec<Scanning>,
+}
+
+impl Digger {
+    /// The lines behind each of these bans, which want the same entries of journals.
+    fn lines(&mut self, batch: &[Box<Dig>]) -> Vec<Vec<Line>> {
+        let mut found: Vec<Vec<Option<Line>>> = batch.iter().map(|dig| vec![None; dig.kept().len()]).collect();
+        let mut journals: BTreeMap<&Arc<str>, BTreeMap<i64, Vec<(usize, usize)>>> = BTreeMap::new();
+        let now = Time::now();
+        for (which, dig) in batch.iter().enumerate() {
+            let mut files: BTreeMap<&Arc<str>, Vec<usize>> = BTreeMap::new();
+            for (index, (source, offset)) in dig.kept().iter().enumerate() {
+                match Origin::of(source) {
+                    Origin::File => files.entry(source).or_default().push(index),
+                    Origin::Journal(_) => {
+                        let stamps = journals.entry(source).or_default();
+                        stamps.entry(recall::stamp(*offset, now)).or_default().push((which, index));
+                    }
+                    Origin::Other => {}
+                }
             }
-            ours
-        });
+            for (source, indexes) in files {
+                let scanning = self.scanning(&dig.filter);
+                let offsets: Vec<u64> = indexes.iter().map(|index| dig.kept()[*index].1).collect();
+                read_back(Path::new(&**source), &offsets, &mut |at, before, text| {
+                    let before = Timed { text: before, times: &[] };
+                    let line = recognised(dig, scanning, &Read { source, offset: offsets[at], before, text, time: None });
+                    let ours = line.is_some();
+                    if ours {
+                        found[which][indexes[at]] = line;
+                    }
+                    ours
+                });
+            }
+        }
+        for (source, stamps) in journals {
+            let (Origin::Journal(journal), Some(wanted)) = (Origin::of(source), &batch[0].wanted) else { continue };
+            // Where no journal may be read no process was started for it, and none is started for what is past.
+            if !self.spawner.is_ready() {
+                continue;
+            }
+            let entries = Entries { journal, wanted: wanted.clone() };
+            let times: Vec<i64> = stamps.keys().copied().collect();
+            recall(&self.spawner.clone(), &entries, &times, &mut |stamp, before, text, time| {
+                let mut last = None;
+                for (which, index) in stamps.get(&stamp).into_iter().flatten() {
+                    // Several failures of one ban may bear the same stamp: each has an entry of its own.
+                    if found[*which][*index].is_some() || last == Some(*which) {
+                        continue;
+                    }
+                    let dig = &batch[*which];
+                    let scanning = self.scanning(&dig.on_journal);
+                    let line = recognised(dig, scanning, &Read { source, offset: stamp as u64, before, text, time: Some(time) });
+                    if line.is_some() {
+                        found[*which][*index] = line;
+                        last = Some(*which);
+                    }
+                }
+            });
+        }
+        found.into_iter().map(|lines| lines.into_iter().flatten().collect()).collect()
     }
-    found.into_iter().flatten().collect()
+
+    fn scanning(&mut self, filter: &Arc<Filter>) -> &mut Scanning {
+        let known = self.scanners.iter().position(|known| Arc::ptr_eq(&known.filter, filter));
+        let at = known.unwrap_or_else(|| {
+            let mut scanner = Scanner::new(vec![filter.clone()]);
+            scanner.take_times_as_written();
+            let blank = scanner.state();
+            if self.scanners.len() >= SCANNERS {
+                self.scanners.clear();
+            }
+            self.scanners.push(Scanning { filter: filter.clone(), scanner, blank });
+            self.scanners.len() - 1
+        });
+        &mut self.scanners[at]
+    }
 }
 
 /// The line as evidence, if the filter still says that it is a failure of the banned address.
-fn recognised(dig: &Dig, scanning: &mut Scanning, source: &str, offset: u64, before: &[u8], text: &[u8]) -> Option<Line> {
-    let mut judge = |before: &[u8]| {
+fn recognised(dig: &Dig, scanning: &mut Scanning, read: &Read<'_>) -> Option<Line> {
+    let Read { source, offset, before, text, time } = *read;
+    let mut judge = |before: Timed<'_>| {
         let Scanning { scanner, blank, .. } = &mut *scanning;
         scanner.restore(blank.clone());
         let mut found = Vec::new();
-        let chunk = [before, text, b"\n"].concat();
-        scanner.scan(&chunk, When { now: Time::now(), live: false }, &mut found);
+        let chunk = [before.text, text, b"\n"].concat();
+        let when = When { now: Time::now(), live: false };
+        match time {
+            None => scanner.scan(&chunk, when, &mut found),
+            Some(time) => {
+                let times = [before.times, &[(before.text.len() as u32, time)]].concat();
+                scanner.scan_timed(&chunk, &times, when, &mut found);
+            }
+        }
         let ours = |found: &crate::filter::Found| {
-            found.kind == Kind::Failure && found.offset as usize == before.len() && dig.subject.contains(found.addr)
+            found.kind == Kind::Failure && found.offset as usize == before.text.len() && dig.subject.contains(found.addr)
         };
         found.into_iter().find(ours)
     };
     // By itself first, then after what stood before it: some lines are a failure only together with others.
-    let said = judge(&[]).or_else(|| judge(before))?;
-    let pattern = dig.filter.failregex().nth(usize::from(said.pattern)).map(|pattern| escape(pattern.as_bytes(), 500).into());
+    let said = judge(Timed { text: &[], times: &[] }).or_else(|| judge(before))?;
+    let pattern =
+        scanning.filter.failregex().nth(usize::from(said.pattern)).map(|pattern| escape(pattern.as_bytes(), 500).into());
     let secrets = said.secrets.iter().map(|range| range.start as usize..range.end as usize);
     let mut text = cut(text, secrets.collect());
     let account = match (&said.user, dig.evidence.accounts) {
@@ -320,7 +436,9 @@ mod tests {
         Dig {
             seq: 1,
             subject: "192.0.2.1".parse().expect("an address"),
+            on_journal: filter.clone(),
             filter,
+            wanted: None,
             places: offsets.iter().map(|offset| (source.clone(), *offset)).collect(),
             evidence: Evidence { lines: 5, accounts, ..Evidence::default() },
             key: [1, 2],
@@ -336,7 +454,10 @@ mod tests {
         std::fs::write(&path, format!("{other}\n{bad}\n{bad}\n")).expect("written");
         let offsets = [0, other.len() as u64 + 1, (other.len() + bad.len()) as u64 + 2];
         let vpopmail = filter("vpopmail");
-        let read = |accounts| lines(&dig(vpopmail.clone(), &path, &offsets, accounts), &mut Vec::new());
+        let read = |accounts| {
+            let mut digger = Digger { spawner: Spawner::default(), scanners: Vec::new() };
+            digger.lines(&[Box::new(dig(vpopmail.clone(), &path, &offsets, accounts))]).remove(0)
+        };
         let plain = read(Accounts::Plain);
         assert_eq!(plain.len(), 2, "a line about somebody else is no evidence: {plain:?}");
         assert!(plain[0].text.contains("(pass: '***') bob@example.org:192.0.2.1"), "{plain:?}");

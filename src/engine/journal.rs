@@ -24,6 +24,7 @@ use tokio::sync::mpsc::Sender;
 use super::clock;
 use super::core::{Batch, Choice, Event, Found, JailId, Resume, Share, SourceReport, SourceState};
 use super::reader::Reading;
+use super::recall;
 use super::spawner::{self, Running, Spawner};
 use super::spec::{Entries, Spec, Specs};
 use crate::filter::{self, Filter, Scanner, When};
@@ -60,7 +61,7 @@ const NEWER: Span = Span::from_secs(60);
 /// A question to the journal may take so long.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Fields a line is made of.
-const FIELDS: &str =
+pub(super) const FIELDS: &str =
     "MESSAGE,_HOSTNAME,SYSLOG_IDENTIFIER,_COMM,SYSLOG_PID,_PID,_SOURCE_REALTIME_TIMESTAMP,_SOURCE_MONOTONIC_TIMESTAMP";
 /// Where journald keeps this machine's journals.
 const ROOT: [&str; 2] = ["/var/log/journal", "/run/log/journal"];
@@ -569,6 +570,8 @@ struct Group {
     names: Vec<String>,
     chunk: Vec<u8>,
     times: Vec<(u32, Time)>,
+    /// When journald took each line's entry, microseconds since the Unix epoch.
+    stamps: Vec<i64>,
     /// Entries up to this one were judged before.
     ahead: Option<Position>,
     /// An earlier run, or an earlier reload, had it: what came since counts by its own time, however old.
@@ -760,6 +763,7 @@ impl Reader {
                         names,
                         chunk: Vec::new(),
                         times: Vec::new(),
+                        stamps: Vec::new(),
                         ahead: earlier.ahead,
                         resumed,
                         cut: (0, 0),
@@ -961,6 +965,7 @@ impl Reader {
                 group.ahead = None;
             }
             group.times.push((group.chunk.len() as u32, entry.time()));
+            group.stamps.push(entry.realtime);
             entry.line(&mut group.chunk);
             group.chunk.push(b'\n');
             group.cut.0 += u64::from(entry.cut);
@@ -993,8 +998,9 @@ impl Reader {
             group.scanner.scan_timed(&group.chunk, &group.times, When { now, live }, &mut found);
             batch.shares.push(Share { source: group.name.clone(), lines: group.times.len() as u64 });
             for found in found.drain(..) {
-                // An entry has no offset: its time, in microseconds, finds it again.
-                let place = Place(u64::from(self.place) << 48 | found.time.0 as u64 & 0xffff_ffff_ffff);
+                let line = group.times.partition_point(|(offset, _)| *offset <= found.offset).saturating_sub(1);
+                let stamp = group.stamps.get(line).copied().unwrap_or_default();
+                let place = Place(u64::from(self.place) << recall::BITS | recall::address(stamp));
                 let failure = Failure { address: found.addr, time: found.time, attempts: found.attempts, place };
                 let ok = found.kind == filter::Kind::Ok;
                 for (jail, findtime, from) in &group.jails[found.filter] {
@@ -1006,6 +1012,7 @@ impl Reader {
             }
             group.chunk.clear();
             group.times.clear();
+            group.stamps.clear();
             if group.cut.0 > group.cut.1 {
                 group.cut.1 = group.cut.0;
                 cut.push((group.ids(), group.name.clone(), format!("{} long messages cut to 64 KiB", group.cut.0)));

@@ -15,6 +15,7 @@ pub mod machine;
 pub mod names;
 pub mod pace;
 pub mod reader;
+pub mod recall;
 pub mod run;
 pub mod spawner;
 pub mod spec;

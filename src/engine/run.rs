@@ -111,8 +111,8 @@ async fn drive(ready: Ready) -> Result<(), String> {
     let (cuts, to_cut) = std_mpsc::channel();
     thread("cutter").spawn(move || cut::run(&to_cut)).map_err(failed("cutter"))?;
     let (history, to_look_up) = std_mpsc::channel();
-    let (done, state_dir) = (events.clone(), core.specs().daemon.state_dir.clone());
-    thread("historian").spawn(move || historian::run(state_dir, &to_look_up, &done)).map_err(failed("historian"))?;
+    let (done, state_dir, asks) = (events.clone(), core.specs().daemon.state_dir.clone(), spawner.clone());
+    thread("historian").spawn(move || historian::run(state_dir, asks, &to_look_up, &done)).map_err(failed("historian"))?;
     let moved = events.clone();
     machine::follow(move |machine| moved.blocking_send(Event::Machine(machine)).is_ok()).map_err(failed("address follower"))?;
 

@@ -63,6 +63,11 @@ impl Spawner {
         Ok(())
     }
 
+    /// Whether it was started; where no journal may be read it never is.
+    pub fn is_ready(&self) -> bool {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// Starts `journalctl` with these arguments.
     ///
     /// # Errors
@@ -142,8 +147,24 @@ impl Inner {
 impl Running {
     /// Everything it prints and complains until it ends, at most `most` bytes of each and for at most so long.
     pub fn collect(&self, most: usize, patience: Duration) -> (Vec<u8>, Vec<u8>) {
-        let end = Instant::now() + patience;
         let mut all = [Vec::new(), Vec::new()];
+        self.drain(patience, |at, bytes| {
+            let room = most.saturating_sub(all[at].len());
+            all[at].extend_from_slice(&bytes[..bytes.len().min(room)]);
+            true
+        });
+        let [out, err] = all;
+        (out, err)
+    }
+
+    /// Hands over what it prints until it ends, for at most so long, or until `each` has enough and says `false`.
+    pub fn pour(&self, patience: Duration, mut each: impl FnMut(&[u8]) -> bool) {
+        self.drain(patience, |at, bytes| at != 0 || each(bytes));
+    }
+
+    /// Takes what it prints (0) and complains (1).
+    fn drain(&self, patience: Duration, mut each: impl FnMut(usize, &[u8]) -> bool) {
+        let end = Instant::now() + patience;
         let mut open = [true, true];
         let mut buffer = vec![0; 64 * 1024];
         while open[0] || open[1] {
@@ -153,21 +174,17 @@ impl Running {
             let left = end.saturating_duration_since(Instant::now());
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
             if left.is_zero() || !matches!(poll(&mut polled, timeout), Ok(1..)) {
-                break;
+                return;
             }
             let ready: Vec<usize> = which.iter().zip(&polled).filter(|(_, p)| p.any() == Some(true)).map(|(at, _)| *at).collect();
             for at in ready {
                 match nix::unistd::read(fds[at], &mut buffer) {
                     Ok(0) | Err(_) => open[at] = false,
-                    Ok(n) => {
-                        let room = most.saturating_sub(all[at].len());
-                        all[at].extend_from_slice(&buffer[..n.min(room)]);
-                    }
+                    Ok(n) if each(at, &buffer[..n]) => {}
+                    Ok(_) => return,
                 }
             }
         }
-        let [out, err] = all;
-        (out, err)
     }
 }
 

@@ -33,6 +33,18 @@ pub enum Journal {
 }
 
 impl Journal {
+    /// That which [`Display`](fmt::Display) writes so; `None` if it writes none so.
+    pub fn named(name: &str) -> Option<Journal> {
+        match name.strip_prefix("journal")? {
+            "" => Some(Journal::Own),
+            rest => match rest.split_at_checked(1)? {
+                ("@", name) => Some(Journal::Namespace(name.to_owned())),
+                (":", path) => Some(Journal::Path(path.to_owned())),
+                _ => None,
+            },
+        }
+    }
+
     /// Arguments of journalctl(1) that name it.
     pub fn arguments(&self) -> Vec<String> {
         match self {
@@ -210,6 +222,17 @@ mod tests {
 
     fn holds(text: &str, entry: &[&str]) -> bool {
         parse(text).expect(text).holds(|term| entry.contains(&format!("{}={}", term.field, term.value).as_str()))
+    }
+
+    #[test]
+    fn a_journal_is_known_by_its_name() {
+        let all = [Journal::Own, Journal::Namespace("mail".to_owned()), Journal::Path("/srv/j:@".to_owned())];
+        for journal in all {
+            assert_eq!(Journal::named(&journal.to_string()), Some(journal));
+        }
+        for name in ["", "/journal", "journals", "journal\u{e9}", "jail"] {
+            assert_eq!(Journal::named(name), None, "{name}");
+        }
     }
 
     #[test]

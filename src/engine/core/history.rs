@@ -81,13 +81,23 @@ impl Core {
 
     /// Has the lines at these places read back.
     fn dig(&mut self, at: usize, seq: u64, subject: IpNetwork, places: &[u64]) {
-        let Some(compiled) = &self.jails[at].spec.compiled else { return };
+        let spec = &self.jails[at].spec;
+        let Some(compiled) = &spec.compiled else { return };
         let source = |place: &u64| Some((self.places.get(&((place >> 48) as u16))?.clone(), place & 0xffff_ffff_ffff));
         let places: Vec<(Arc<str>, u64)> = places.iter().filter_map(source).collect();
         if places.is_empty() {
             return;
         }
-        let dig = Dig { seq, subject, filter: compiled.0.clone(), places, evidence: self.specs.evidence, key: self.key };
+        let dig = Dig {
+            seq,
+            subject,
+            filter: compiled.0.clone(),
+            on_journal: spec.on_journal.as_ref().unwrap_or(compiled).0.clone(),
+            wanted: spec.journal.as_ref().map(|entries| entries.wanted.clone()),
+            places,
+            evidence: self.specs.evidence,
+            key: self.key,
+        };
         self.actions.push(Action::Dig(Box::new(dig)));
     }
 

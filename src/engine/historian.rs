@@ -149,13 +149,13 @@ pub fn run(state_dir: PathBuf, spawner: Spawner, errands: &Receiver<Errand>, don
 }
 
 /// The ban that waits longest, and others that are looked for in the same entries.
-fn next(digs: &mut VecDeque<Box<Dig>>) -> Vec<Box<Dig>> {
+fn next(digs: &mut VecDeque<Box<Dig>>) -> Vec<Dig> {
     let Some(first) = digs.pop_front() else { return Vec::new() };
-    let mut batch = vec![first];
+    let mut batch = vec![*first];
     if batch[0].is_of_journal() {
         for dig in std::mem::take(digs) {
             if batch.len() < TOGETHER && dig.is_of_journal() && dig.wanted == batch[0].wanted {
-                batch.push(dig);
+                batch.push(*dig);
             } else {
                 digs.push_back(dig);
             }
@@ -181,6 +181,9 @@ struct Read<'a> {
     time: Option<Time>,
 }
 
+/// By the stamp of an entry: of which bans it may be the evidence, and which line of theirs.
+type Stamps = BTreeMap<i64, Vec<(usize, usize)>>;
+
 /// Reads back.
 struct Digger {
     spawner: Spawner,
@@ -189,9 +192,9 @@ struct Digger {
 
 impl Digger {
     /// The lines behind each of these bans, which want the same entries of journals.
-    fn lines(&mut self, batch: &[Box<Dig>]) -> Vec<Vec<Line>> {
+    fn lines(&mut self, batch: &[Dig]) -> Vec<Vec<Line>> {
         let mut found: Vec<Vec<Option<Line>>> = batch.iter().map(|dig| vec![None; dig.kept().len()]).collect();
-        let mut journals: BTreeMap<&Arc<str>, BTreeMap<i64, Vec<(usize, usize)>>> = BTreeMap::new();
+        let mut journals: BTreeMap<&Arc<str>, Stamps> = BTreeMap::new();
         let now = Time::now();
         for (which, dig) in batch.iter().enumerate() {
             let mut files: BTreeMap<&Arc<str>, Vec<usize>> = BTreeMap::new();
@@ -456,7 +459,7 @@ mod tests {
         let vpopmail = filter("vpopmail");
         let read = |accounts| {
             let mut digger = Digger { spawner: Spawner::default(), scanners: Vec::new() };
-            digger.lines(&[Box::new(dig(vpopmail.clone(), &path, &offsets, accounts))]).remove(0)
+            digger.lines(&[dig(vpopmail.clone(), &path, &offsets, accounts)]).remove(0)
         };
         let plain = read(Accounts::Plain);
         assert_eq!(plain.len(), 2, "a line about somebody else is no evidence: {plain:?}");

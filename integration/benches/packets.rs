@@ -61,6 +61,7 @@ fn plan(jails: usize, many: bool, hook: Hook) -> Plan {
         protocols: Protocols::List(vec![Protocol::Tcp, Protocol::Udp, Protocol::Udplite, Protocol::Sctp]),
         hooks: vec![(hook, -10)],
         blocktype: Blocktype::Drop,
+        ipv4_prefix: 32,
         ipv6_prefix: 64,
         ignore: Vec::new(),
         dnat: false,

@@ -161,7 +161,7 @@ impl<'a> Client<'a> {
         match answer.code {
             0 => Attempt::In,
             255 if answer.err.contains("Permission denied") => Attempt::Denied,
-            255 if answer.err.contains("timed out") => Attempt::Away,
+            255 if ["timed out", "Connection reset"].iter().any(|end| answer.err.contains(end)) => Attempt::Away,
             124 => Attempt::Away,
             _ => panic!("ssh from {}: {answer:?}", self.from),
         }

@@ -37,6 +37,7 @@ fn jail(name: &str, ports: Ports, protocols: Protocols) -> JailPlan {
         protocols,
         hooks: vec![(Hook::Input, -10)],
         blocktype: Blocktype::Drop,
+        ipv4_prefix: 32,
         ipv6_prefix: 64,
         ignore: Vec::new(),
         dnat: false,
@@ -124,6 +125,15 @@ fn goldens() -> Vec<Golden> {
         "output",
         "What leaves this machine: the address that counts is the destination. IPv6 addresses are banned one by one.",
         plan(&[], vec![out]),
+        vec![],
+    );
+    let mut prefixed = jail("smtp", mail(), four());
+    (prefixed.ipv4_prefix, prefixed.ipv6_prefix, prefixed.nets) = (24, 56, true);
+    prefixed.ignore = vec!["192.0.2.10".parse().unwrap()];
+    golden(
+        "prefixes",
+        "Addresses are counted and banned by their prefix, those of IPv4 too; single ones and other subnets have sets of their own.",
+        plan(&["127.0.0.0/8", "::1"], vec![prefixed]),
         vec![],
     );
     let mut all_reject = jail("everything", Ports::All, Protocols::All);
@@ -879,6 +889,7 @@ fn the_text_of_any_plan_loads_and_reads_back() {
                     one.blocktype = Blocktype::Reject;
                 }
                 one.ipv6_prefix = 1 + random(128) as u8;
+                one.ipv4_prefix = 1 + random(32) as u8;
                 (one.nets, one.paused) = (random(2) == 0, random(6) == 0);
                 one.ignore = networks(&mut random, 3);
                 jails.push(one);
@@ -1076,7 +1087,7 @@ fn bans_bite_and_ignored_addresses_pass() {
         let mut ban = |jail: &str, what: &str| {
             let mut transaction = Transaction::about(&ruleset);
             let what: ipnetwork::IpNetwork = what.parse().unwrap();
-            transaction.add(ruleset.ban_set(jail, 64, what).unwrap(), [Element::timed(what, Span::from_secs(600))]);
+            transaction.add(ruleset.ban_set(jail, (32, 64), what).unwrap(), [Element::timed(what, Span::from_secs(600))]);
             socket.commit(&transaction).unwrap();
         };
         ban("dns", "127.0.0.2");
@@ -1209,7 +1220,7 @@ fn many_jails_are_asked_by_port() {
             ("tcp-only", "127.0.0.9"),
         ] {
             let what: ipnetwork::IpNetwork = what.parse().unwrap();
-            bans.add(ruleset.ban_set(jail, 64, what).unwrap(), [Element::timed(what, Span::from_secs(600))]);
+            bans.add(ruleset.ban_set(jail, (32, 64), what).unwrap(), [Element::timed(what, Span::from_secs(600))]);
         }
         socket.commit(&bans).unwrap();
         let table = [

@@ -99,6 +99,49 @@ fn a_ban_stands_in_every_table_of_its_jail() {
 }
 
 #[test]
+fn what_is_taken_out_of_one_table_while_the_daemon_is_away_is_lifted_in_both() {
+    in_netns("what_is_taken_out_of_one_table_while_the_daemon_is_away_is_lifted_in_both", || {
+        let lab = Lab::new();
+        let mut daemon =
+            Daemon::start(&lab, &jail("smtp", "port = 25\nchain_hook = \"forward\"\nfamily = [\"inet\", \"bridge\"]"));
+        tables(&daemon);
+        let banned = ["198.51.100.7", "198.51.100.8", "198.51.100.9", "2001:db8:1::/64", "203.0.113.0/28", "203.0.113.64/28"];
+        daemon.cli(&[&["ban", "smtp", "--for", "1h"], &banned[..]].concat()).ok();
+        daemon.stop();
+        for (family, set, element) in [
+            ("bridge", "smtp-v4", "198.51.100.7"),
+            ("inet", "smtp-v4", "198.51.100.8"),
+            ("bridge", "smtp-v6", "2001:db8:1::"),
+            ("inet", "smtp-net4", "203.0.113.0/28"),
+        ] {
+            nft(&["delete", "element", family, "banset", set, &format!("{{ {element} }}")]);
+        }
+        nft(&["add", "element", "bridge", "banset", "smtp-v4", "{ 198.51.100.77 timeout 1h }"]);
+        nft(&["add", "element", "inet", "banset", "smtp-net4", "{ 203.0.113.128/28 timeout 1h }"]);
+        daemon.start_again();
+        tables(&daemon);
+        let rows = daemon.cli(&["banned", "--json"]).json();
+        let mut held: Vec<&str> = rows.as_array().expect("rows").iter().filter_map(|row| row["addr"].as_str()).collect();
+        held.sort_unstable();
+        assert_eq!(held, ["198.51.100.77", "198.51.100.9", "203.0.113.128/28", "203.0.113.64/28"]);
+        for (set, element, there) in [
+            ("smtp-v4", "198.51.100.7", false),
+            ("smtp-v4", "198.51.100.8", false),
+            ("smtp-v4", "198.51.100.9", true),
+            ("smtp-v4", "198.51.100.77", true),
+            ("smtp-v6", "2001:db8:1::", false),
+            ("smtp-net4", "203.0.113.0/28", false),
+            ("smtp-net4", "203.0.113.64/28", true),
+            ("smtp-net4", "203.0.113.128/28", true),
+        ] {
+            wait_until(&format!("{element} in {set}: {there}"), || {
+                ["inet", "bridge"].iter().all(|family| holds(family, set, element) == there)
+            });
+        }
+    });
+}
+
+#[test]
 fn many_jails_and_published_ports_survive_restart_and_save() {
     in_netns("many_jails_and_published_ports_survive_restart_and_save", || {
         let lab = Lab::new();

@@ -204,6 +204,7 @@ fn establish(core: &mut Core, writer: &mut Writer, restored: Option<&Restored>) 
                 info!("table {table} was changed while the daemon was away: {added} bans added, {lifted} lifted");
             }
             wanted = core.establish();
+            wanted.exact = core.torn();
         }
         Some(_) => {
             info!("table {table} is not the one that was left: {} bans are put back", core.bans_held());

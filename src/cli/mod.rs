@@ -110,7 +110,7 @@ enum Command {
         /// Why, for whoever asks later
         #[arg(long, value_name = "TEXT")]
         reason: Option<String>,
-        /// Even an address that is ignored
+        /// Even an address that is ignored: while it is banned, the kernel does not ignore it either
         #[arg(long)]
         force: bool,
         #[command(flatten)]

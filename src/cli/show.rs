@@ -331,7 +331,11 @@ fn banned_text(value: &Value, utc: bool) -> String {
                 left(&row["left_s"]),
                 number(&row["failures"]),
                 number(&row["packets"]),
-                row["reason"].as_str().unwrap_or("").to_owned(),
+                match (row["forced"] == true, row["reason"].as_str().unwrap_or("")) {
+                    (true, "") => "forced, although ignored".to_owned(),
+                    (true, reason) => format!("forced, although ignored: {reason}"),
+                    (false, reason) => reason.to_owned(),
+                },
             ]
         })
         .collect();
@@ -345,6 +349,7 @@ fn banned_text(value: &Value, utc: bool) -> String {
 fn why(row: &Value) -> String {
     let reason = row["reason"].as_str().map(|reason| format!(": {reason}")).unwrap_or_default();
     match row["origin"].as_str() {
+        Some("manual") if row["forced"] == true => format!(", by uid {}, forced although ignored{reason}", number(&row["uid"])),
         Some("manual") => format!(", by uid {}{reason}", number(&row["uid"])),
         Some("kernel") => format!(", found in the set{reason}"),
         Some("log") => format!(", for {} failures{reason}; `banset history` shows them", number(&row["failures"])),

@@ -18,7 +18,7 @@ use super::source::{Source, quoted};
 use super::values::{self, FilterName, Meaning};
 use crate::filter::{Definition, Mistake};
 use crate::terms::journal::{Journal, Match};
-use crate::terms::{Aggregate, Blocktype, Family, Hook, Ports, Protocols};
+use crate::terms::{Blocktype, Family, Hook, Ports, Protocols};
 
 /// Everything needed while building.
 pub struct Builder<'a> {
@@ -165,14 +165,14 @@ impl Builder<'_> {
             let help = "write port = \"all\", or the protocols that have ports".to_owned();
             self.jail_mistake(name, file, at, "protocol: all goes with all ports only".to_owned(), help);
         }
-        if let (Some(Aggregate { v6: Some(bits), .. }), Some(held)) =
-            (jail.aggregate, values.get("aggregate").and_then(|held| held.last()))
-            && bits >= jail.ipv6_prefix
-        {
-            let what =
-                format!("aggregate: v6 = {bits} is no wider than ipv6_prefix = {}: nothing would ever add up", jail.ipv6_prefix);
-            let help = format!("write a v6 below {}", jail.ipv6_prefix);
-            self.jail_mistake(name, held.layer.file, held.field.node.span.clone(), what, help);
+        if let (Some(aggregate), Some(held)) = (jail.aggregate, values.get("aggregate").and_then(|held| held.last())) {
+            for (v, bits, prefix) in [(4, aggregate.v4, jail.ipv4_prefix), (6, aggregate.v6, jail.ipv6_prefix)] {
+                let Some(bits) = bits.filter(|bits| *bits >= prefix) else { continue };
+                let what =
+                    format!("aggregate: v{v} = {bits} is no wider than ipv{v}_prefix = {prefix}: nothing would ever add up");
+                let help = format!("write a v{v} below {prefix}");
+                self.jail_mistake(name, held.layer.file, held.field.node.span.clone(), what, help);
+            }
         }
         if jail.observe
             && let Some(held) = values.get("observe").and_then(|held| held.last())

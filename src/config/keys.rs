@@ -327,7 +327,7 @@ pub const KEYS: &[Key] = &[
     ),
     key(Jail, "blocktype", Now, Word(BLOCKTYPES), "\"drop\"", "\"reject\"", "what happens to a packet: drop or reject"),
     key(Jail, "ipv6_prefix", Now, Number(1, 128), "64", "56", "IPv6 addresses are counted and banned by this prefix"),
-    key(Jail, "ipv4_prefix", Planned, Number(1, 32), "32", "24", "IPv4 addresses are counted and banned by this prefix"),
+    key(Jail, "ipv4_prefix", Now, Number(1, 32), "32", "24", "IPv4 addresses are counted and banned by this prefix"),
     key(Jail, "observe", Now, Bool, "false", "true", "decide and log, but ban nobody"),
     key(Jail, "label", Now, Text, "", "\"webmail logins\"", "a word or sentence for people"),
     key(Jail, "mail", Planned, Any, "", "true", "whether bans are mailed"),

@@ -231,7 +231,16 @@ fn forwarded(facts: &Facts, aims: &[Aim], findings: &mut Vec<Finding>) {
 
 /// Published ports: what a chain after DNAT sees is not what the client asked for.
 fn translated(facts: &Facts, aims: &[Aim], findings: &mut Vec<Finding>) {
-    for published in &facts.published {
+    // A port that is published for IPv4 and IPv6, by two rules, is one port.
+    let mut published: Vec<Published> = Vec::new();
+    for one in &facts.published {
+        match published.iter_mut().find(|known| (known.outside, known.inside) == (one.outside, one.inside)) {
+            Some(known) if known.by.split(", ").any(|by| by == one.by) => {}
+            Some(known) => known.by = format!("{}, {}", known.by, one.by),
+            None => published.push(one.clone()),
+        }
+    }
+    for published in &published {
         let Some((first, last)) = published.outside else { continue };
         let outside = if first == last { first.to_string() } else { format!("{first}-{last}") };
         let knows = |aim: &&Aim| aim.ports != Ports::All && (aim.closes(first) || aim.closes(last)) && !aim.is_early();
@@ -362,6 +371,14 @@ mod tests {
         let facts = Facts { forwards: true, published: vec![published], ..Facts::default() };
         let forward = aim(&[Hook::Forward], &[Family::Inet], &[2525]);
         assert!(told(&facts, &forward)[0].1.contains("published as port 25"));
+        let twice = Facts {
+            published: ["ip nat prerouting", "ip6 nat prerouting", "ip nat prerouting"]
+                .map(|by| Published { by: by.into(), ..facts.published[0].clone() })
+                .to_vec(),
+            ..facts.clone()
+        };
+        let told_twice = told(&twice, &forward);
+        assert!(told_twice.len() == 1 && told_twice[0].1.contains("(ip nat prerouting, ip6 nat prerouting)"), "{told_twice:?}");
         assert_eq!(told(&facts, &Aim { dnat: true, ..forward.clone() }), []);
         assert_eq!(told(&facts, &aim(&[Hook::Forward], &[Family::Inet], &[25])), []);
         assert_eq!(told(&facts, &aim(&[Hook::Prerouting], &[Family::Inet], &[2525])), []);

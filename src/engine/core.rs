@@ -4,7 +4,7 @@
 //! daemon does to the world. Effects that people see (a log line `Ban`, a reply to `banset ban`) come after the kernel said
 //! yes: a change waits in `pending`, travels in a [`Flight`], and only then has its effects.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -137,7 +137,7 @@ pub struct Core {
     jails: Vec<Running>,
     by_id: HashMap<JailId, usize>,
     machine: Machine,
-    /// Our own IPv6 links, where addresses are banned one by one.
+    /// Our own links, where addresses are banned one by one.
     links: Arc<Nets>,
     names: Resolved,
     pending: Flight,
@@ -168,6 +168,8 @@ pub struct Core {
     applied: BTreeMap<Box<str>, u64>,
     /// Whom people want ignored.
     ignores: ignores::Wishes,
+    /// Bans that bite although they are ignored.
+    forced: BTreeSet<(Arc<str>, IpNetwork)>,
     /// What is paused.
     pauses: pause::Pauses,
     /// The table is wanted otherwise than the kernel was told last, though no configuration changed.
@@ -220,6 +222,7 @@ impl Core {
             followers: Vec::new(),
             applied: BTreeMap::new(),
             ignores: ignores::Wishes::default(),
+            forced: BTreeSet::new(),
             pauses: pause::Pauses::default(),
             restate: false,
             moved: false,
@@ -313,6 +316,7 @@ impl Core {
             return;
         }
         self.heed(now);
+        self.ignore_again();
         if let Rebuild::Wanted { not_before, failed, .. } = self.rebuild {
             // What waits for the table waits on: it is part of what the rebuild puts in, and is committed after it.
             if not_before <= now.mono {

@@ -382,6 +382,9 @@ pub enum Change {
     Mended,
 }
 
+/// The sign in front of the reason of a ban that bites although it is ignored.
+const FORCED: char = '!';
+
 /// A held ban as it is kept.
 pub fn kept(now: Now, held: &Held) -> KeptBan {
     let uid = match &held.origin {
@@ -394,7 +397,11 @@ pub fn kept(now: Now, held: &Held) -> KeptBan {
         lasting: held.lasting,
         failures: held.failures,
         uid,
-        reason: if held.origin == Origin::Adopted { Some(ADOPTED.into()) } else { held.origin.reason() },
+        reason: match (&held.origin, held.is_forced()) {
+            (Origin::Adopted, _) => Some(ADOPTED.into()),
+            (origin, true) => Some(format!("{FORCED}{}", origin.reason().unwrap_or_default())),
+            (origin, false) => origin.reason(),
+        },
         in_kernel: held.in_kernel,
     }
 }
@@ -411,7 +418,11 @@ pub fn held(now: Now, kept: &KeptBan) -> Option<Held> {
         None => None,
     };
     let origin = match (kept.uid, kept.reason.as_deref()) {
-        (Some(uid), _) => Origin::Manual { uid, reason: kept.reason.clone() },
+        (Some(uid), reason) => {
+            let forced = reason.and_then(|reason| reason.strip_prefix(FORCED));
+            let reason = forced.map_or(reason, |reason| Some(reason).filter(|reason| !reason.is_empty()));
+            Origin::Manual { uid, reason: reason.map(str::to_owned), forced: forced.is_some() }
+        }
         (None, None) => Origin::Failures,
         (None, Some(ADOPTED)) => Origin::Adopted,
         (None, Some(reason)) => Origin::Aggregate(reason.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0)),
@@ -434,7 +445,7 @@ mod tests {
 
     #[test]
     fn whose_a_ban_is_outlives_a_restart() {
-        let by_hand = Origin::Manual { uid: 7, reason: Some("adopted".into()) };
+        let by_hand = Origin::Manual { uid: 7, reason: Some("adopted".into()), forced: false };
         for origin in [Origin::Failures, Origin::Adopted, Origin::Aggregate(9), by_hand] {
             let ban = Held {
                 since: Time(0),

@@ -76,6 +76,7 @@ pub fn plan(wanted: &Establish, family: Family, element_counters: bool) -> Plan 
             protocols: spec.protocols.clone(),
             hooks: spec.hooks_in(family)?.to_vec(),
             blocktype: spec.blocktype,
+            ipv4_prefix: spec.policy.ipv4_prefix,
             ipv6_prefix: spec.policy.ipv6_prefix,
             ignore: wanted.own_ignored.get(at).cloned().unwrap_or_default(),
             nets: wanted.nets.get(at).copied().unwrap_or(false) || named(spec),
@@ -173,10 +174,13 @@ impl Writer {
     /// listed only what is among `held`.
     pub fn adoptable(&mut self, specs: &Specs, held: &HashMap<Arc<str>, Vec<Change>>) -> Result<Vec<Adopted>, String> {
         let mut found: Vec<Adopted> = Vec::new();
-        let mut known: HashMap<(String, Interval), usize> = HashMap::new();
+        // Where each is among those found, and in how many tables; how many tables have each set.
+        let mut known: HashMap<(String, Interval), (usize, usize)> = HashMap::new();
+        let mut having: HashMap<String, usize> = HashMap::new();
         for table in self.tables(specs)? {
             for kernel_set in &table.sets {
                 let Some(set) = kernel_set.set.as_ref().filter(|set| set.content == Content::Bans) else { continue };
+                *having.entry(set.name.clone()).or_default() += 1;
                 let asked = held.get(set.name.as_str()).filter(|_| !set.interval);
                 let elements = match (kernel_set.count, asked) {
                     (Some(count), Some(held)) if count > LISTED_AT_MOST => {
@@ -189,20 +193,20 @@ impl Writer {
                 .map_err(|e| e.to_string())?;
                 for element in &elements {
                     let (timeout, left) = element.timeout.map_or((None, None), |t| (Some(t.timeout), Some(t.expiration)));
-                    let one = Adopted { set: set.name.clone(), what: element.interval, timeout, left };
-                    if table.family == specs.family {
-                        known.insert((one.set.clone(), one.what), found.len());
-                        found.push(one);
-                        continue;
-                    }
+                    let one = Adopted { set: set.name.clone(), what: element.interval, timeout, left, everywhere: true };
                     let longest = |left: Option<Span>| left.map_or(u64::MAX, |left| left.0);
-                    match known.get(&(one.set.clone(), one.what)).map(|at| &mut found[*at]) {
+                    let (at, tables) = known.entry((one.set.clone(), one.what)).or_insert((found.len(), 0));
+                    *tables += 1;
+                    match found.get_mut(*at) {
                         Some(first) if longest(first.left) < longest(one.left) => *first = one,
                         Some(_) => {}
                         None => found.push(one),
                     }
                 }
             }
+        }
+        for ((set, _), (at, tables)) in known {
+            found[at].everywhere = having.get(&set).is_none_or(|having| *having == tables);
         }
         Ok(found)
     }

@@ -112,11 +112,11 @@ pub struct Spec {
     pub own_names: Arc<[String]>,
     /// Whether own addresses are ignored.
     pub ignoreself: bool,
-    /// The set of IPv4 addresses.
+    /// The set of IPv4 addresses, or of the prefixes they are banned by.
     pub set_v4: Arc<str>,
     /// The set of IPv6 prefixes.
     pub set_v6: Arc<str>,
-    /// The set of IPv4 subnets, which exists once there is one.
+    /// The set of IPv4 subnets of other lengths, which exists once there is one.
     pub set_net4: Arc<str>,
     /// The set of IPv6 subnets and exact addresses, which exists once there is one.
     pub set_net6: Arc<str>,

@@ -92,9 +92,9 @@ impl Policy {
         network(address, prefix).unwrap_or_else(|| address.into())
     }
 
-    /// Whether the ban of `subject` stands in an interval set: it is neither an address nor the prefix IPv6 addresses are banned by.
+    /// Whether the ban of `subject` stands in an interval set: it is not the prefix that addresses are banned by.
     pub fn is_net(&self, subject: IpNetwork) -> bool {
-        subject.prefix() != if subject.is_ipv4() { 32 } else { self.ipv6_prefix }
+        subject.prefix() != if subject.is_ipv4() { self.ipv4_prefix } else { self.ipv6_prefix }
     }
 }
 
@@ -109,6 +109,8 @@ pub enum Origin {
         uid: u32,
         /// Why, in their words.
         reason: Option<String>,
+        /// Whether it bites although it is ignored: the kernel's ignore sets leave it out while it is held.
+        forced: bool,
     },
     /// It was in the kernel's set when the daemon started.
     Adopted,
@@ -150,6 +152,20 @@ impl Held {
     /// How long it stays.
     pub fn stay(&self) -> Stay {
         Stay { lasting: self.lasting, until: self.until }
+    }
+
+    /// Whether it ends later than another.
+    pub fn ends_after(&self, other: &Held) -> bool {
+        match (self.until, other.until) {
+            (_, None) => false,
+            (None, Some(_)) => true,
+            (Some(this), Some(other)) => this > other,
+        }
+    }
+
+    /// Whether it bites although it is ignored.
+    pub fn is_forced(&self) -> bool {
+        matches!(self.origin, Origin::Manual { forced: true, .. })
     }
 
     /// What is left of it; `None` is permanent, zero is over.
@@ -204,7 +220,7 @@ pub struct Jail {
     ends: BTreeSet<(Time, IpNetwork)>,
     /// Those of the bans held that an interval set stands for.
     cover: Cover,
-    /// IPv6 networks whose addresses are counted and banned one by one: our own links.
+    /// Networks whose addresses are counted and banned one by one, with what shares a prefix with them: our own links.
     exact: Arc<Nets>,
     /// By subnet: how many bans held count for it.
     crowds: HashMap<IpNetwork, u32>,
@@ -260,16 +276,17 @@ impl Jail {
         }
     }
 
-    /// Addresses of these IPv6 networks are counted and banned one by one from now on.
+    /// Addresses whose prefix has something in common with these networks are counted and banned one by one from now on.
     pub fn exactly(&mut self, links: &Arc<Nets>) {
         self.exact = links.clone();
     }
 
     /// The address or prefix that stands for `address` here.
     pub fn subject(&self, address: IpAddr) -> IpNetwork {
-        match address.is_ipv6() && self.exact.find(address).is_some() {
+        let prefixed = self.policy.prefixed(address);
+        match self.exact.overlaps(prefixed).is_some() {
             true => address.into(),
-            false => self.policy.prefixed(address),
+            false => prefixed,
         }
     }
 
@@ -373,15 +390,8 @@ impl Jail {
     /// Holds a ban that was decided elsewhere (by hand, or found in the kernel). One that ends later than the present one
     /// of the same subject replaces it; tells whether it did.
     pub fn hold(&mut self, subject: IpNetwork, held: Held) -> bool {
-        if let Some(present) = self.held.get(&subject) {
-            let longer = match (present.until, held.until) {
-                (None, _) => false,
-                (Some(_), None) => true,
-                (Some(present), Some(new)) => new > present,
-            };
-            if !longer {
-                return false;
-            }
+        if self.held.get(&subject).is_some_and(|present| !held.ends_after(present)) {
+            return false;
         }
         self.remember(&held, subject);
         // What was counted before may be what led to a ban that is found in the kernel.

@@ -5,6 +5,7 @@
 //! anonymous sets, made in the same batch and compared by content.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 
 use super::element::{Counter, Key};
 use super::message::{Attributes, Batch, attr, kind, number};
@@ -309,7 +310,10 @@ fn write_statement(
             let (offset, length) = address_place(*key, *destination);
             load_payload(b, REGISTER, number::NETWORK_HEADER, offset, length);
             if let Some(prefix) = prefix {
-                mask_register(b, &mask(*prefix).octets());
+                match mask(*key, *prefix) {
+                    IpAddr::V4(mask) => mask_register(b, &mask.octets()),
+                    IpAddr::V6(mask) => mask_register(b, &mask.octets()),
+                }
             }
             lookup(b, set, None, *inverted);
         }
@@ -672,7 +676,7 @@ fn read_statement(
                 [false, true].into_iter().find(|destination| address_place(key, *destination) == (*offset, *length))?;
             let (prefix, set, inverted, used) = match rest {
                 [E::Lookup { set, inverted }, ..] => (None, set, inverted, 2),
-                [E::Mask(bytes), E::Lookup { set, inverted }, ..] => (Some(prefix_of(bytes)?), set, inverted, 3),
+                [E::Mask(bytes), E::Lookup { set, inverted }, ..] => (Some(prefix_of(key, bytes)?), set, inverted, 3),
                 _ => return None,
             };
             said(Statement::Address { key, destination, prefix, inverted: *inverted, set: set.clone() }, used)
@@ -708,10 +712,19 @@ fn port(bytes: &[u8]) -> Option<u16> {
     Some(u16::from_be_bytes(bytes.try_into().ok()?))
 }
 
-/// The length of a contiguous mask, for IPv6 only.
-fn prefix_of(bytes: &[u8]) -> Option<u8> {
-    let bits = u128::from_be_bytes(bytes.try_into().ok()?);
-    (bits.count_ones() == bits.leading_ones()).then_some(bits.leading_ones() as u8)
+/// The length of a contiguous mask of an address's length.
+fn prefix_of(key: Key, bytes: &[u8]) -> Option<u8> {
+    let (ones, leading) = match key {
+        Key::V4 => {
+            let bits = u32::from_be_bytes(bytes.try_into().ok()?);
+            (bits.count_ones(), bits.leading_ones())
+        }
+        Key::V6 => {
+            let bits = u128::from_be_bytes(bytes.try_into().ok()?);
+            (bits.count_ones(), bits.leading_ones())
+        }
+    };
+    (ones == leading).then_some(leading as u8)
 }
 
 /// The content of an anonymous set from its type and its `(key, is an end)` elements; `None` for types we never write.

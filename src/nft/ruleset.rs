@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::{self, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 
@@ -62,6 +63,8 @@ pub struct JailPlan {
     pub hooks: Vec<(Hook, i32)>,
     /// What happens to packets of a banned address.
     pub blocktype: Blocktype,
+    /// The prefix by which IPv4 addresses are banned, 1 to 32.
+    pub ipv4_prefix: u8,
     /// The prefix by which IPv6 addresses are banned, 1 to 128.
     pub ipv6_prefix: u8,
     /// What this jail does not block, besides [`Plan::ignore`].
@@ -302,13 +305,10 @@ impl Ruleset {
         self.sets.iter().find(|set| set.name == name)
     }
 
-    /// The set in which `jail` bans `what`: `JAIL-v4` for an address, `JAIL-v6` for exactly as many bits as the jail bans by,
+    /// The set in which `jail` bans `what`: `JAIL-v4` or `JAIL-v6` for exactly as many bits as the jail bans by (IPv4's first),
     /// otherwise `JAIL-net4` or `JAIL-net6`. `None` if the table has no such set.
-    pub fn ban_set(&self, jail: &str, ipv6_prefix: u8, what: IpNetwork) -> Option<&Set> {
-        let whole = match what {
-            IpNetwork::V4(_) => 32,
-            IpNetwork::V6(_) => ipv6_prefix,
-        };
+    pub fn ban_set(&self, jail: &str, prefixes: (u8, u8), what: IpNetwork) -> Option<&Set> {
+        let whole = if what.is_ipv4() { prefixes.0 } else { prefixes.1 };
         self.set(&ban_set_name(jail, Interval::from(what).key(), what.prefix() != whole))
     }
 
@@ -358,10 +358,7 @@ fn ignore_set(name: String, key: Key, networks: &[IpNetwork]) -> Set {
 
 /// The sets of a jail for one kind of address, as they are listed.
 fn jail_sets(plan: &Plan, jail: &JailPlan, key: Key) -> Vec<Set> {
-    let comment = match (key, masked(jail, key)) {
-        (Key::V6, Some(prefix)) => Some(format!("each entry stands for its /{prefix}")),
-        _ => None,
-    };
+    let comment = masked(jail, key).map(|prefix| format!("each entry stands for its /{prefix}"));
     let bans = Set {
         name: ban_set_name(&jail.name, key, false),
         key,
@@ -391,7 +388,11 @@ fn has_own_ignore(jail: &JailPlan, key: Key) -> bool {
 
 /// The bits by which addresses are looked up, where that is fewer than all.
 fn masked(jail: &JailPlan, key: Key) -> Option<u8> {
-    (key == Key::V6 && jail.ipv6_prefix < 128).then_some(jail.ipv6_prefix)
+    let (prefix, all) = match key {
+        Key::V4 => (jail.ipv4_prefix, 32),
+        Key::V6 => (jail.ipv6_prefix, 128),
+    };
+    (prefix < all).then_some(prefix)
 }
 
 /// Whether a jail has a rule for translated connections at a hook: the plain rule sees the client's port where translation is yet to
@@ -941,7 +942,7 @@ impl fmt::Display for Statement {
             Statement::Address { key, destination, prefix, inverted, set } => {
                 write!(f, "{} {}", key.header(), if *destination { "daddr" } else { "saddr" })?;
                 if let Some(prefix) = prefix {
-                    write!(f, " & {} ==", mask(*prefix))?;
+                    write!(f, " & {} ==", mask(*key, *prefix))?;
                 }
                 write!(f, "{} @{set}", if *inverted { " !=" } else { "" })
             }
@@ -959,9 +960,12 @@ impl fmt::Display for Statement {
     }
 }
 
-/// The mask of an IPv6 prefix as an address.
-pub(crate) fn mask(prefix: u8) -> std::net::Ipv6Addr {
-    std::net::Ipv6Addr::from_bits(u128::MAX.checked_shl(128 - u32::from(prefix.min(128))).unwrap_or(0))
+/// The mask of a prefix as an address.
+pub(crate) fn mask(key: Key, prefix: u8) -> IpAddr {
+    match key {
+        Key::V4 => Ipv4Addr::from_bits(u32::MAX.checked_shl(32 - u32::from(prefix.min(32))).unwrap_or(0)).into(),
+        Key::V6 => Ipv6Addr::from_bits(u128::MAX.checked_shl(128 - u32::from(prefix.min(128))).unwrap_or(0)).into(),
+    }
 }
 
 pub(crate) fn port_text((first, last): &(u16, u16)) -> String {
@@ -986,6 +990,7 @@ mod tests {
             protocols: Protocols::List(vec![Protocol::Tcp, Protocol::Udp, Protocol::Udplite, Protocol::Sctp]),
             hooks: vec![(Hook::Input, -10)],
             blocktype: Blocktype::Drop,
+            ipv4_prefix: 32,
             ipv6_prefix: 64,
             ignore: Vec::new(),
             dnat: false,
@@ -1048,6 +1053,10 @@ mod tests {
         );
         assert_eq!(rules(|j| j.paused = true), "");
         assert_eq!(
+            rules(|j| (j.protocols, j.ports, j.ipv4_prefix) = (Protocols::All, Ports::All, 24)),
+            "ip saddr & 255.255.255.0 == @sshd-v4 ip saddr != @ignore-v4 counter drop"
+        );
+        assert_eq!(
             rules(|j| {
                 (j.protocols, j.ports, j.nets) = (tcp.clone(), ssh.clone(), true);
                 j.ignore = vec!["192.0.2.0/24".parse().unwrap()];
@@ -1088,7 +1097,7 @@ mod tests {
             ("none", "192.0.2.7", None),
         ];
         for (jail, what, set) in table {
-            let found = ruleset.ban_set(jail, 64, what.parse().unwrap());
+            let found = ruleset.ban_set(jail, (32, 64), what.parse().unwrap());
             assert_eq!(found.map(|set| set.name.as_str()), set, "{jail} {what}");
         }
         assert_eq!((jail_of("sshd-v4"), jail_of("a-b-net6"), jail_of("ignore-v4")), (Some("sshd"), Some("a-b"), None));

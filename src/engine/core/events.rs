@@ -102,6 +102,8 @@ pub struct Adopted {
     pub timeout: Option<Span>,
     /// What is left of it; `None`: it is permanent.
     pub left: Option<Span>,
+    /// Whether it stands in each of our tables that has the set.
+    pub everywhere: bool,
 }
 
 /// Failures of one source, in the order of their lines.

@@ -125,6 +125,16 @@ impl Core {
         suspects
     }
 
+    /// These sets have to be compared, too.
+    pub(super) fn suspect(&mut self, suspects: Suspects) {
+        self.hands.suspects.add(suspects);
+    }
+
+    /// The sets that were found to differ between tables at the start.
+    pub fn torn(&mut self) -> Suspects {
+        self.take_suspects()
+    }
+
     /// The rebuild failed: they are as suspect as before.
     pub(super) fn still_suspect(&mut self) {
         let looked_into = std::mem::take(&mut self.hands.looked_into);
@@ -308,7 +318,7 @@ impl Core {
         }
         if added {
             let (timeout, left) = element.timeout.map_or((None, None), |t| (Some(t.timeout), Some(t.expiration)));
-            let found = super::Adopted { set: set.to_string(), what: element.interval, timeout, left };
+            let found = super::Adopted { set: set.to_string(), what: element.interval, timeout, left, everywhere: false };
             for net in self.adopt_net(now, at, &found) {
                 self.jails[at].jail.bans_total += 1;
                 told.tell(self, format!("[{name}] Ban {}, added by {by}", shown(net)));
@@ -412,7 +422,7 @@ impl Core {
         running.jail.lift(subject);
         running.jail.hold(subject, held.clone());
         self.keep.ban(now, &running.key, subject);
-        if let Some(why) = self.ignored_by(at, subject.network()).filter(|_| !text.is_empty()) {
+        if let Some(why) = self.ignored_by(at, subject.network()).filter(|_| !text.is_empty() && !held.is_forced()) {
             text.push_str(&format!("; it bites nobody, ignored by {why}"));
         }
         if !text.is_empty() {

@@ -1,13 +1,13 @@
 //! The core's half that faces the state: what is kept, and what an earlier run kept.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
 use super::ignores::Wishes;
 use super::pause::Pauses;
-use super::{Action, Adopted, Core, Effect, Level, Row, Running, What, shown};
+use super::{Action, Adopted, Core, Effect, Level, Row, Running, Suspects, What, shown};
 use crate::engine::keep::{self, Books};
 use crate::jail::{Jail, Now};
 use crate::nft::Interval;
@@ -134,6 +134,9 @@ impl Core {
         for (jail, subject, kept) in &restored.bans {
             let Some(running) = self.jails.iter_mut().find(|running| running.key == *jail) else { continue };
             if let Some(held) = keep::held(now, kept) {
+                if held.is_forced() {
+                    self.forced.insert((jail.clone(), *subject));
+                }
                 running.jail.hold(*subject, held);
             }
         }
@@ -199,8 +202,16 @@ impl Core {
 
     /// The table is the one an earlier run left, in the same boot: what differs is what an admin did meanwhile. An element we do
     /// not know is a ban of his, one that we know the kernel had and that is gone is an unban of his; what the kernel was not
-    /// told yet is told now. Gives how many were added and lifted.
+    /// told yet is told now. One that he took out of one table only, or put into one only, he lifted or made all the same; those
+    /// sets are made equal. Gives how many were added and lifted.
     pub fn compare(&mut self, now: Now, found: &[Adopted]) -> (usize, usize) {
+        let (found, torn): (Vec<&Adopted>, Vec<&Adopted>) = found.iter().partition(|element| element.everywhere);
+        // Of those in one table only, what is held was lifted by him; what is not was added by him.
+        let added: Vec<&Adopted> = torn.iter().copied().filter(|element| !self.has_told(element)).collect();
+        let sets: BTreeSet<String> = torn.into_iter().map(|element| element.set.clone()).collect();
+        if !sets.is_empty() {
+            self.suspect(Suspects::Sets(sets));
+        }
         let present: HashSet<(&str, Interval)> = found.iter().map(|element| (element.set.as_str(), element.what)).collect();
         let (mut lifted, mut missing) = (Vec::new(), Vec::new());
         for (at, running) in self.jails.iter().enumerate() {
@@ -230,7 +241,7 @@ impl Core {
             );
             self.log(Level::Warn, text);
         }
-        let lifted_nets = self.compare_nets(now, found);
+        let lifted_nets = self.compare_nets(now, &found);
         let more = missing.len().saturating_sub(TOLD_AT_MOST);
         for (told, (at, subject, held)) in missing.into_iter().enumerate() {
             let text = format!("[{}] Restore Ban {}", self.jails[at].spec.name, shown(subject));
@@ -243,9 +254,24 @@ impl Core {
         // From here on an element that we do not know is news.
         self.settled = true;
         let held_before = self.bans_held();
-        for element in found {
+        for element in found.into_iter().chain(added) {
             self.adopt(now, element);
         }
         (self.bans_held() - held_before, lifted.len() + lifted_nets)
+    }
+
+    /// Whether an element is one that the kernel was told.
+    fn has_told(&self, element: &Adopted) -> bool {
+        let Some(running) = self.jails.iter().find(|running| running.spec.holds(&element.set)) else { return false };
+        if running.spec.is_net_set(&element.set) {
+            // Whatever a ban of ours covers is ours, however it was cut.
+            return running
+                .jail
+                .covering(element.what.first())
+                .iter()
+                .any(|(net, held)| running.jail.is_net(*net) && held.in_kernel);
+        }
+        let subject = running.spec.subject(&element.set, element.what);
+        subject.and_then(|subject| running.jail.held(subject)).is_some_and(|held| held.in_kernel)
     }
 }

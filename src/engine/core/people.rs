@@ -106,8 +106,8 @@ impl Core {
         let mut wanted = Vec::new();
         let mut notes = Vec::new();
         for addr in addrs {
-            let subject = match self.bannable(at, addr, force) {
-                Ok(subject) => subject,
+            let (subject, overruled) = match self.bannable(at, addr, force) {
+                Ok(bannable) => bannable,
                 Err(why) => {
                     refused.push(why);
                     continue;
@@ -118,11 +118,21 @@ impl Core {
                 Lasting::Permanent => None,
                 Lasting::For(span) => Some(now.mono + span),
             };
-            // The sign in front marks what came from another machine.
-            let reason = reason.clone().map(|reason| escape(reason.trim_start_matches('@').as_bytes(), 500));
+            // A sign in front marks what came from another machine, or was forced.
+            let reason = reason.clone().map(|reason| escape(reason.trim_start_matches(['@', '!']).as_bytes(), 500));
             let said: Option<Box<str>> = reason.as_deref().map(Into::into);
-            let origin = Origin::Manual { uid, reason };
-            let held = Held { since: now.wall, until, lasting, failures: 0, origin, in_kernel: false, generation: 0 };
+            let forced = overruled.is_some();
+            let origin = Origin::Manual { uid, reason, forced };
+            let mut held = Held { since: now.wall, until, lasting, failures: 0, origin, in_kernel: false, generation: 0 };
+            let present = running.jail.held(subject).filter(|present| forced && !present.is_forced()).cloned();
+            if let Some(present) = present {
+                // One that bit nobody is replaced, and lasts at least as long as it would have.
+                if present.ends_after(&held) {
+                    held = Held { origin: held.origin, ..present };
+                }
+                running.jail.lift(subject);
+            }
+            let until = held.until;
             if running.jail.hold(subject, held.clone()) {
                 if running.jail.subject(subject.network()) == subject {
                     self.keep.step(now, &running.key, Step::Forget(subject.network()));
@@ -139,7 +149,14 @@ impl Core {
                 };
                 self.record_about(now, at, subject, row);
                 banned.push(json!({ "jail": name, "addr": shown(subject) }));
-                wanted.push((subject, held));
+                if let Some(by) = &overruled {
+                    notes.push(format!(
+                        "{}: ignored by {by}, and kept out all the same while it is banned by {name}",
+                        shown(subject)
+                    ));
+                    self.forced.insert((self.jails[at].key.clone(), subject));
+                }
+                wanted.push((subject, held, overruled));
                 let spared = self.jails[at].ignored.iter().filter(|entry| cover::holds(subject, *entry) && *entry != subject);
                 notes.extend(
                     spared.take(5).map(|entry| format!("{} in {} is ignored and stays let in", shown(entry), shown(subject))),
@@ -160,8 +177,12 @@ impl Core {
             return self.actions.push(Action::Reply(client, reply));
         }
         self.waiting.insert(client, Waiting { open: 0, refused: Vec::new(), reply });
-        for (subject, held) in wanted {
-            self.log(Level::Warn, format!("[{name}] Ban {} by uid {uid}", shown(subject)));
+        if wanted.iter().any(|(.., overruled)| overruled.is_some()) {
+            self.restate_for(client);
+        }
+        for (subject, held, overruled) in wanted {
+            let forced = overruled.map_or(String::new(), |by| format!(", forced: ignored by {by}"));
+            self.log(Level::Warn, format!("[{name}] Ban {} by uid {uid}{forced}", shown(subject)));
             self.make_room(now, at, subject);
             self.want(now, at, subject, &held, Effect::Tell(client));
         }
@@ -309,8 +330,8 @@ impl Core {
         }
     }
 
-    /// What a ban of `text` would be a ban of, or why there can be none.
-    fn bannable(&self, at: usize, text: &str, force: bool) -> Result<IpNetwork, String> {
+    /// What a ban of `text` would be a ban of, and by what that is ignored if `force` overrules it; or why there can be none.
+    fn bannable(&self, at: usize, text: &str, force: bool) -> Result<(IpNetwork, Option<String>), String> {
         let (net, exact) = parse_named(text)?;
         let running = &self.jails[at];
         let subject = if exact { net } else { running.jail.subject(net.network()) };
@@ -332,12 +353,14 @@ impl Core {
             false => covers(&running.ignored, net).map(|entry| format!("ip {}", shown(entry))),
         };
         match by {
-            _ if force => Ok(subject),
+            // Only what was named is meant, not the prefix around it.
+            Some(by) if force => Ok((net, Some(by))),
+            _ if force => Ok((subject, None)),
             Some(by) => Err(format!("{name}: ignored by {by}; --force bans it all the same")),
             None if net.prefix() < if net.is_ipv4() { 8 } else { 16 } => {
                 Err(format!("{name}: that is most likely more than was meant; --force bans it all the same"))
             }
-            None => Ok(subject),
+            None => Ok((subject, None)),
         }
     }
 
@@ -532,6 +555,7 @@ impl Core {
             "since": rfc3339(held.since), "until": held.until.map(|until| rfc3339(now.wall_of(until))),
             "left_s": held.left(now).map(Span::secs), "failures": held.failures, "reason": reason,
             "packets": counted.map(|c| c.0), "bytes": counted.map(|c| c.1), "origin": origin, "uid": uid,
+            "forced": held.is_forced(),
         })
     }
 

@@ -165,7 +165,7 @@ impl Core {
                     let reason =
                         event.reason.as_ref().map(|reason| format!(": {}", escape(reason.as_bytes(), 500))).unwrap_or_default();
                     let reason = format!("{mark}{reason}");
-                    let origin = Origin::Manual { uid, reason: Some(reason.clone()) };
+                    let origin = Origin::Manual { uid, reason: Some(reason.clone()), forced: false };
                     let held = Held { since, until, lasting, failures: event.failures, origin, in_kernel: false, generation: 0 };
                     if !self.jails[at].jail.hold(subject, held.clone()) {
                         already += 1;

@@ -30,9 +30,9 @@ pub(super) struct Freed {
     pub cut: Vec<(IpNetwork, Held)>,
 }
 
-/// Our own IPv6 links.
+/// Our own links.
 pub(super) fn exact_links(machine: &Machine) -> Arc<Nets> {
-    Arc::new(machine.links.iter().copied().filter(IpNetwork::is_ipv6).collect())
+    Arc::new(machine.links.iter().copied().collect())
 }
 
 /// Whether bans of one spec stand in other sets under the next.
@@ -243,7 +243,7 @@ impl Core {
 
     /// The subnets' part of [`Core::compare`]: what was there and is gone was lifted by an admin. Tells how many bans that was; what he
     /// added is adopted later.
-    pub(super) fn compare_nets(&mut self, now: Now, found: &[Adopted]) -> usize {
+    pub(super) fn compare_nets(&mut self, now: Now, found: &[&Adopted]) -> usize {
         let mut lifted = 0;
         for at in 0..self.jails.len() {
             let running = &mut self.jails[at];

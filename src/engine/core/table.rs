@@ -143,8 +143,9 @@ impl Core {
                 Protocols::All => true,
                 Protocols::List(list) => list.contains(&Protocol::Tcp),
             };
-            let ignored = [&all, &running.ignored].iter().any(|nets| covers(nets, *subject).is_some());
-            if !ours || !tcp || ignored || running.jail.held(*subject).is_none() || self.pauses.holds(&spec.name) {
+            let forced = running.jail.held(*subject)?.is_forced();
+            let ignored = !forced && [&all, &running.ignored].iter().any(|nets| covers(nets, *subject).is_some());
+            if !ours || !tcp || ignored || self.pauses.holds(&spec.name) {
                 return None;
             }
             let spared = match subject.prefix() == if subject.is_ipv4() { 32 } else { 128 } {
@@ -275,7 +276,7 @@ impl Core {
                 held.entry(set.clone()).or_default().push(Change { set, what: spec.element(subject), to });
             }
         }
-        let own_ignored = specs.jails.iter().map(|spec| self.own_ignored(spec)).collect();
+        let own_ignored = specs.jails.iter().map(|spec| self.own_ignored(specs, spec)).collect();
         Establish {
             specs: specs.clone(),
             ignored: self.ignored_for(specs),
@@ -289,26 +290,54 @@ impl Core {
     }
 
     /// The content of a jail's own ignore set.
-    fn own_ignored(&self, spec: &Spec) -> Vec<IpNetwork> {
-        let mut all: Vec<IpNetwork> = spec.own_ignored(&self.names).into_iter().chain(self.ignores.of_only(&spec.name)).collect();
-        all.sort();
-        all.dedup();
-        all
+    fn own_ignored(&self, specs: &Specs, spec: &Spec) -> Vec<IpNetwork> {
+        let own: Vec<IpNetwork> = spec.own_ignored(&self.names).into_iter().chain(self.ignores.of_only(&spec.name)).collect();
+        // What another jail's forced ban leaves out of the ignore sets of all is ignored by this one as before.
+        let elsewhere = self.forced.iter().filter(|(jail, subject)| {
+            **jail != *spec.name
+                && !self.forced.iter().any(|(here, other)| **here == *spec.name && cover::holds(*other, *subject))
+        });
+        let for_all: Nets = match self.forced.is_empty() {
+            true => Nets::default(),
+            false => self.ignored_by_all(specs).into_iter().collect(),
+        };
+        let elsewhere = elsewhere.map(|(_, subject)| *subject).filter(|subject| covers(&for_all, *subject).is_some());
+        let all = own.into_iter().chain(elsewhere).collect();
+        without(all, self.forced.iter().filter(|(jail, _)| **jail == *spec.name).map(|(_, subject)| *subject))
     }
 
-    /// The content of the kernel's ignore sets: ignoreip of the defaults, own addresses, gateways.
+    /// The content of the kernel's ignore sets: ignoreip of the defaults, own addresses, gateways; without those that are banned by
+    /// force.
     pub(super) fn ignored_for(&self, specs: &Specs) -> Vec<IpNetwork> {
-        let own = self.machine.addresses.iter().chain(&self.machine.gateways).map(|address| IpNetwork::from(*address));
-        let mut all: Vec<IpNetwork> = specs
-            .ignore
-            .iter()
-            .copied()
-            .chain(addresses(&self.names, &specs.ignore_names))
-            .chain(self.ignores.of_all())
-            .chain(own)
-            .collect();
-        all.sort();
-        all.dedup();
-        all
+        without(self.ignored_by_all(specs), self.forced.iter().map(|(_, subject)| *subject))
     }
+
+    fn ignored_by_all(&self, specs: &Specs) -> Vec<IpNetwork> {
+        let own = self.machine.addresses.iter().chain(&self.machine.gateways).map(|address| IpNetwork::from(*address));
+        let ignored = specs.ignore.iter().copied().chain(addresses(&self.names, &specs.ignore_names));
+        ignored.chain(self.ignores.of_all()).chain(own).collect()
+    }
+
+    /// Bans by force that are over, however they ended: the kernel is to ignore those addresses again.
+    pub(super) fn ignore_again(&mut self) {
+        let Core { forced, jails, .. } = self;
+        let before = forced.len();
+        forced.retain(|(jail, subject)| {
+            let running = jails.iter().find(|running| running.key == *jail);
+            running.and_then(|running| running.jail.held(*subject)).is_some_and(Held::is_forced)
+        });
+        self.restate |= self.forced.len() < before;
+    }
+}
+
+/// Ignored subnets in order, without the holes that lie within one.
+fn without(mut all: Vec<IpNetwork>, holes: impl Iterator<Item = IpNetwork>) -> Vec<IpNetwork> {
+    for hole in holes {
+        let (around, rest): (Vec<_>, Vec<_>) = all.into_iter().partition(|net| cover::holds(*net, hole));
+        all = rest;
+        all.extend(around.into_iter().flat_map(|net| cover::around(net, hole)));
+    }
+    all.sort();
+    all.dedup();
+    all
 }

@@ -170,7 +170,53 @@ fn ignored_own_and_nobodys_addresses_are_not_banned() {
         assert_eq!(bench.fail(1, "sshd", who), format!("[sshd] Ignore {who} by {by}"));
     }
     assert!(bench.ask(2, ban(&["10.1.2.3"], false)).contains("ignored by ip 10.0.0.0/8; --force bans it all the same"));
-    assert!(bench.ask(2, ban(&["10.1.2.3"], true)).contains("commit +manual-v4 10.1.2.3"));
+    let said = bench.ask(2, ban(&["10.1.2.3"], true));
+    assert_eq!(said, "[manual] Ban 10.1.2.3 by uid 0, forced: ignored by ip 10.0.0.0/8; establish manual-v4:1");
+    assert_eq!(bench.event(2, made()), "commit +manual-v4 10.1.2.3");
+}
+
+#[test]
+fn a_ban_by_force_is_left_out_of_the_ignore_sets_while_it_is_held() {
+    let mut bench = Bench::new(&["sshd"]);
+    bench.ask(1, ban(&["10.1.2.3", "192.0.2.254"], true));
+    bench.event(1, made());
+    bench.yes(1);
+    // Whom the sets of all jails and those of each ignore.
+    let ignored = |bench: &mut Bench, who: &str| {
+        let wanted = bench.core.establish();
+        let holds = |nets: &[IpNetwork]| nets.iter().any(|net| net.contains(ip(who)));
+        let jails = wanted.specs.jails.iter().zip(&wanted.own_ignored);
+        let own: Vec<&str> = jails.filter(|(_, nets)| holds(nets)).map(|(spec, _)| spec.name.as_str()).collect();
+        format!("{} {}", holds(&wanted.ignored), own.join(" "))
+    };
+    // Everywhere but in the jail that bans him he is ignored as before.
+    for (who, is) in [("10.1.2.3", "false sshd"), ("192.0.2.254", "false sshd"), ("10.1.2.2", "true "), ("10.1.2.4", "true ")] {
+        assert_eq!(ignored(&mut bench, who), is, "{who}");
+    }
+    let told = bench.core.banned(at(1), &KernelView::default());
+    assert!(told.as_array().is_some_and(|rows| rows.iter().all(|row| row["forced"] == true)), "{told}");
+    // A second one of the same by another jail.
+    let Request::Ban { addrs, for_s, .. } = ban(&["10.1.2.3"], true) else { unreachable!() };
+    let (jail, reason) = (Some("sshd".into()), Some("!no".into()));
+    bench.ask(2, Request::Ban { jail, addrs, for_s, permanent: false, reason, force: true });
+    assert_eq!(ignored(&mut bench, "10.1.2.3"), "false ");
+    // It is kept as what it is.
+    let (_, held) = bench.core.jails[1].jail.bans().next().expect("a ban");
+    for held in
+        [held.clone(), Held { origin: crate::jail::Origin::Manual { uid: 7, reason: None, forced: true }, ..held.clone() }]
+    {
+        let kept = crate::engine::keep::held(at(2), &crate::engine::keep::kept(at(2), &held)).expect("not over");
+        assert_eq!(kept.origin, held.origin);
+    }
+    bench.event(2, made());
+    bench.yes(2);
+    // One is lifted, the others end.
+    assert!(bench.ask(3, unban(&["192.0.2.254"])).ends_with("establish manual-v4:1 sshd-v4:1"));
+    assert_eq!(ignored(&mut bench, "192.0.2.254"), "true ");
+    bench.event(3, made());
+    bench.yes(3);
+    assert!(bench.event(70, Event::Wake).ends_with("establish"));
+    assert_eq!(ignored(&mut bench, "10.1.2.3"), "true ");
 }
 
 #[test]
@@ -283,11 +329,12 @@ fn a_host_name_in_ignoreip_is_ignored_once_it_resolves_and_in_the_kernel_too() {
 fn elements_found_at_the_start_are_bans_that_go_on() {
     let mut bench = Bench::new(&["sshd"]);
     let (timeout, left) = (Some(Span::from_secs(600)), Some(Span::from_secs(100)));
-    let timed = Adopted { set: "sshd-v4".to_owned(), what: ip("198.51.100.7").into(), timeout, left };
+    let timed = Adopted { set: "sshd-v4".to_owned(), what: ip("198.51.100.7").into(), timeout, left, everywhere: true };
     assert!(bench.core.adopt(at(0), &timed));
-    assert!(
-        bench.core.adopt(at(0), &Adopted { set: "sshd-v6".to_owned(), what: ip("2001:db8::").into(), timeout: None, left: None })
-    );
+    assert!(bench.core.adopt(
+        at(0),
+        &Adopted { set: "sshd-v6".to_owned(), what: ip("2001:db8::").into(), timeout: None, left: None, everywhere: true }
+    ));
     assert!(!bench.core.adopt(at(0), &Adopted { set: "other-v4".to_owned(), ..timed }));
     let row = bench.core.banned(at(0), &KernelView::default());
     assert_eq!((row[1]["left_s"].as_u64(), row[1]["since"].as_str()), (Some(100), Some("2023-11-14T22:05:00Z")));
@@ -310,7 +357,8 @@ fn open_connections_of_the_banned_are_cut_but_not_of_those_who_are_ignored() {
     let one = cuts(&mut bench);
     assert_eq!((one.len(), one[0].subject, one[0].spared.len()), (1, net("198.51.100.7/32"), 0));
     bench.ask(1, ban(&["10.1.2.3"], true));
-    assert_eq!(cuts(&mut bench), [], "by force, and ignored by the kernel all the same");
+    bench.event(1, made());
+    assert_eq!(cuts(&mut bench)[0].subject, net("10.1.2.3/32"), "ignored, but banned by force");
     bench.ask(1, ban_for("192.0.2.0/24", 60));
     bench.event(1, made());
     let net = cuts(&mut bench);
@@ -464,6 +512,32 @@ fn ipv6_is_banned_as_written_by_prefix_or_exactly_on_our_own_links() {
 }
 
 #[test]
+fn ipv4_is_banned_by_a_prefix_where_one_is_written_but_exactly_where_our_own_links_are() {
+    let mut wanted = config(&["sshd"]);
+    wanted.jails.iter_mut().for_each(|jail| jail.ipv4_prefix = 22);
+    let mut bench = Bench::new(&["sshd"]);
+    bench.ask(1, ban_for("198.51.100.7", 900));
+    bench.yes(1);
+    bench.event(1, Event::Reloaded(Reloaded { client: None, specs: Ok(Specs::new(&wanted)) }));
+    bench.event(1, made());
+    bench.event(1, made());
+    // What was banned before stays the ban of one address.
+    assert_eq!(banned(&bench, 1), "198.51.100.7 900");
+    bench.event(1, Event::Wake);
+    bench.yes(1);
+    bench.fail(2, "sshd", "192.0.7.1");
+    let said = bench.fail(2, "sshd", "192.0.4.1");
+    assert!(said.ends_with("[sshd] Found 192.0.4.1; commit +sshd-v4 192.0.4.0"), "{said}");
+    assert_eq!(bench.yes(2), "[sshd] Ban 192.0.4.0/22");
+    // The prefix around this one has our own 203.0.113.0/24 in it.
+    bench.fail(3, "sshd", "203.0.112.9");
+    assert!(!bench.fail(3, "sshd", "203.0.112.10").contains("commit"));
+    assert!(bench.fail(3, "sshd", "203.0.112.9").ends_with("commit +sshd-net4 203.0.112.9"));
+    bench.yes(3);
+    assert!(bench.ask(4, unban(&["192.0.5.77"])).ends_with("commit -sshd-v4 192.0.4.0"));
+}
+
+#[test]
 fn enough_banned_addresses_of_a_subnet_ban_the_subnet() {
     let mut wanted = config(&["sshd"]);
     for jail in &mut wanted.jails {
@@ -518,6 +592,7 @@ fn an_admins_change_of_a_set_of_subnets_is_his_will() {
         what,
         timeout: Some(Span::from_secs(left)),
         left: Some(Span::from_secs(left)),
+        everywhere: true,
     };
     // As it was left: nothing differs, nothing is sent.
     let same = [
@@ -933,6 +1008,7 @@ fn the_element_of_a_ban_that_is_held_is_no_news() {
         what: ip(address).into(),
         timeout: Some(Span::from_secs(600)),
         left: Some(left),
+        everywhere: true,
     };
     assert_eq!(bench.core.compare(at(2), &[element("198.51.100.7", left), element("198.51.100.9", left)]), (1, 0));
     assert_eq!(bench.core.banned(at(2), &KernelView::default())[1]["failures"], 2);

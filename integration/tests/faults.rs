@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use banset::nft::transaction::Change;
 use banset::nft::{Kernel, Socket, Transaction};
@@ -80,10 +80,16 @@ impl Site {
         let said = said.lines().find(|line| line.contains("ERROR") || line.contains("WARNING") && line.contains(" by nft"));
         let said = said.map_or("", |line| line.get(32..).unwrap_or(line)).chars().take(110).collect::<String>();
         println!("| {what} | lost {} | absent {absent:.1?} | {said} |", self.lost());
-        wait_until("nothing is degraded", || {
+        let start = Instant::now();
+        loop {
             let status = self.daemon.status();
-            status["nft"][0]["degraded"].is_null() && status["state"].is_null()
-        });
+            if status["nft"][0]["degraded"].is_null() && status["state"].is_null() {
+                return;
+            }
+            let degraded = (&status["nft"][0]["degraded"], &status["state"]);
+            assert!(start.elapsed() < Duration::from_secs(60), "after {what} still degraded: {degraded:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 }
 
@@ -341,7 +347,7 @@ fn a_state_that_can_not_be_kept() {
         let daemon = Daemon::prepared(&lab, &configuration(&log, ""));
         let state = lab.dir().join("banset/state");
         std::fs::create_dir_all(&state).expect("a directory");
-        run("mount", &["-t", "tmpfs", "-o", "size=3m", "tmpfs", text(&state)]);
+        run("mount", &["-t", "tmpfs", "-o", "size=16m", "tmpfs", text(&state)]);
         let mut daemon = daemon;
         daemon.start_again();
         let mut site = Site::around(lab, log, daemon);

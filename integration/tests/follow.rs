@@ -1,14 +1,17 @@
-//! Following what real programs write and rotate: multilog and logrotate from Debian, inotify at its kernel limits.
+//! Following what real programs write and rotate: multilog, rsyslog and logrotate from Debian, inotify at its kernel limits.
 //!
 //! A test whose program is not installed prints `SKIPPED: why`.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use banset_integration::{Daemon, Lab, Stamp, elements, have, in_netns, wait_for, wait_until};
 
 use banset::watch::{Chunk, Habits, Happening, Judge, Polled, Position, SourceEvent, SourceStatus, Start, Watch, WatchHandle};
 
@@ -320,6 +323,129 @@ fn nothing_is_lost_when_logrotate_rotates_while_we_are_down() {
             all_once(&run, &mut seen, last);
         }
     }
+}
+
+/// rsyslogd with a configuration of its own: one socket, one log.
+struct Rsyslog {
+    child: Child,
+    input: UnixDatagram,
+}
+
+impl Rsyslog {
+    fn start(dir: &Path, log: &Path) -> Rsyslog {
+        let (configuration, socket) = (dir.join("rsyslog.conf"), dir.join("dev-log"));
+        let text = format!(
+            "module(load=\"imuxsock\" SysSock.Use=\"off\")\n\
+             input(type=\"imuxsock\" Socket={socket:?} RateLimit.Interval=\"0\")\n\
+             global(workDirectory={dir:?})\n\
+             *.* action(type=\"omfile\" file={log:?} template=\"RSYSLOG_FileFormat\")\n"
+        );
+        fs::write(&configuration, text).expect("a configuration");
+        let mut command = Command::new("rsyslogd");
+        command.args(["-n", "-f"]).arg(&configuration).arg("-i").arg(dir.join("rsyslog.pid")).stdin(Stdio::null());
+        banset::netns::die_with_parent(&mut command);
+        let child = command.spawn().expect("rsyslogd");
+        let input = UnixDatagram::unbound().expect("a socket");
+        wait_until("rsyslogd listens", || input.connect(&socket).is_ok());
+        Rsyslog { child, input }
+    }
+
+    /// A datagram on a Unix socket waits for room: nothing is lost on the way to the writer.
+    fn fail(&self, from: &str) {
+        let text = format!("<38>{} sshd[506]: Failed password for root from {from} port 37957 ssh2", Stamp::now().syslog());
+        self.input.send(text.as_bytes()).expect("rsyslogd takes it");
+    }
+}
+
+impl Drop for Rsyslog {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn what_rsyslog_writes_and_logrotate_rotates_is_judged_once_over_kills() {
+    let name = "what_rsyslog_writes_and_logrotate_rotates_is_judged_once_over_kills";
+    if !have(name, "rsyslogd") || !have(name, "logrotate") {
+        return;
+    }
+    in_netns(name, || {
+        let lab = Lab::new();
+        let dir = lab.dir().join("log");
+        fs::create_dir_all(&dir).expect("a directory");
+        let log = dir.join("auth.log");
+        let conf = dir.join("conf");
+        // As Debian's /etc/logrotate.d/rsyslog, and with the second in the name: rotations follow each other quickly here.
+        let text = format!(
+            "{} {{\n rotate 99\n size 1\n missingok\n notifempty\n compress\n delaycompress\n dateext\n dateformat -%Y%m%d-%s\n su root root\n \
+             postrotate\n  kill -HUP $(cat {})\n endscript\n}}\n",
+            log.display(),
+            dir.join("rsyslog.pid").display()
+        );
+        fs::write(&conf, text).expect("a configuration");
+        let rsyslog = Rsyslog::start(&dir, &log);
+        let jail = format!("[jail.sshd]\nenabled = true\nlogpath = {log:?}\nmaxretry = 3\nfindtime = \"1h\"\nbantime = \"1h\"\n");
+        let mut daemon = Daemon::start(&lab, &jail);
+        let judged = |marker: &str| {
+            (0..3).for_each(|_| rsyslog.fail(marker));
+            wait_for(PATIENCE, "the marker is banned", || elements("sshd-v4").iter().any(|element| element == marker));
+        };
+        // Of a log that was never saved a kill would make a first start.
+        judged("198.51.100.250");
+        std::thread::sleep(Duration::from_secs(1));
+        let (mut written, mut rotations, mut kills, mut last) = (3_u64, 0, 0, 0);
+        let guilty = |i: u64| format!("203.0.{}.{}", i / 250, i % 250 + 1);
+        let innocent = |i: u64| format!("198.18.{}.{}", i / 250, i % 250 + 1);
+        for round in 0..9_u64 {
+            // The third failure of each comes in the next round, behind a rotation.
+            for i in 0..50 {
+                (0..2).for_each(|_| rsyslog.fail(&guilty(round * 50 + i)));
+                rsyslog.fail(&innocent(round * 50 + i));
+                if round > 0 {
+                    rsyslog.fail(&guilty((round - 1) * 50 + i));
+                    rsyslog.fail(&innocent((round - 1) * 50 + i));
+                }
+                if i == 25 && round % 3 != 0 {
+                    daemon.kill();
+                    kills += 1;
+                }
+            }
+            written += if round > 0 { 250 } else { 150 };
+            // Two rotations within a second would have one name.
+            wait_until("the next second", || {
+                let now = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_secs();
+                std::mem::replace(&mut last, now) != now
+            });
+            let status =
+                Command::new("/usr/sbin/logrotate").arg("-s").arg(dir.join("status")).arg(&conf).status().expect("logrotate");
+            assert!(status.success());
+            rotations += 1;
+            if round % 3 == 1 {
+                // Some more in the new file, while nobody reads.
+                rsyslog.fail(&innocent(10_000 + round));
+                written += 1;
+            }
+            if round % 3 != 0 {
+                daemon.start_again();
+            }
+        }
+        judged("198.51.100.251");
+        written += 3;
+        let total = |daemon: &Daemon| daemon.jail("sshd")["failures"]["total"].as_u64().expect("a number");
+        wait_for(PATIENCE, "every line is judged", || total(&daemon) >= written);
+        assert_eq!(total(&daemon), written, "each once");
+        let mut expected: Vec<String> = (0..8 * 50).map(guilty).collect();
+        expected.extend(["198.51.100.250", "198.51.100.251"].map(str::to_owned));
+        expected.sort();
+        assert_eq!(elements("sshd-v4"), expected);
+        let files = fs::read_dir(&dir).expect("the directory").flatten();
+        let names: Vec<String> = files.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        assert_eq!(names.iter().filter(|name| name.starts_with("auth.log-")).count(), rotations, "{names:?}");
+        println!(
+            "| rsyslog, logrotate with compress, delaycompress, dateext and HUP | {written} lines, {rotations} rotations, {kills} kills | lost 0 | twice 0 |"
+        );
+    });
 }
 
 /// Runs again as a child in a user namespace of its own, where inotify's limits can be lowered by anybody.

@@ -1,9 +1,9 @@
 //! Nothing is lost and nothing counted twice over restarts, kills, other people's hands and a broken state file.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use banset_integration::{Daemon, Lab, Log, Stamp, elements, expires, in_netns, nft, wait_until};
-use nix::sys::signal::Signal;
 
 fn sshd(log: &Log) -> String {
     format!("[jail.sshd]\nenabled = true\nlogpath = {:?}\nmaxretry = 3\nfindtime = \"1h\"\nbantime = \"1h\"\n", log.path())
@@ -103,68 +103,217 @@ fn bans_are_put_back_into_a_table_that_vanished_while_the_daemon_was_away() {
     });
 }
 
-/// Addresses fail three times or twice, the log rotates, the daemon is killed at any moment.
+/// Chance that can be repeated (xorshift).
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % sides
+    }
+}
+
+/// A log under attack, and what rotation made of it.
+struct Attacked {
+    log: Log,
+    /// Suffixes of the rotated files, newest first: `.1`, `.2.gz`.
+    rotated: Vec<String>,
+    /// Who stands in the file at the path, line by line, since it was begun.
+    current: Vec<String>,
+    /// Whose lines a rotation destroyed that nobody need have read.
+    destroyed: Vec<String>,
+    turns: BTreeMap<&'static str, u32>,
+}
+
+impl Attacked {
+    fn path(&self, suffix: &str) -> String {
+        format!("{}{suffix}", self.log.path())
+    }
+
+    fn fail(&mut self, from: &str) {
+        self.log.line(&line(from));
+        self.current.push(from.to_owned());
+    }
+
+    /// Makes room for a new `.1`.
+    fn shift(&mut self) {
+        for index in (0..self.rotated.len()).rev() {
+            let packed = if self.rotated[index].ends_with(".gz") { ".gz" } else { "" };
+            let to = format!(".{}{packed}", index + 2);
+            std::fs::rename(self.path(&self.rotated[index]), self.path(&to)).expect("a file of ours");
+            self.rotated[index] = to;
+        }
+        self.rotated.insert(0, ".1".to_owned());
+    }
+
+    /// logrotate's `compress`, or with `from` 1 its `delaycompress`: what is packed keeps its time.
+    fn pack(&mut self, from: usize) {
+        for index in from..self.rotated.len() {
+            if !self.rotated[index].ends_with(".gz") {
+                let status = std::process::Command::new("gzip").arg(self.path(&self.rotated[index])).status().expect("gzip");
+                assert!(status.success());
+                self.rotated[index] += ".gz";
+            }
+        }
+    }
+
+    fn rotate(&mut self, dice: &mut Dice) {
+        let how = [
+            "rename",
+            "rename, twice",
+            "rename, compress",
+            "rename, delaycompress",
+            "copytruncate",
+            "copytruncate, compress",
+            "delete",
+        ];
+        let how = how[dice.below(how.len() as u64) as usize];
+        // What is destroyed unread can not be judged; a few such are enough.
+        let how = if how == "delete" && (self.turns.get(how).is_some_and(|n| *n >= 3) || self.current.len() > 120) {
+            "rename"
+        } else {
+            how
+        };
+        *self.turns.entry(how).or_default() += 1;
+        match how {
+            "delete" => {
+                std::fs::remove_file(self.log.path()).expect("a file of ours");
+                self.log.reopen();
+                self.destroyed.append(&mut self.current);
+            }
+            "copytruncate" | "copytruncate, compress" => {
+                self.shift();
+                std::fs::copy(self.log.path(), self.path(".1")).expect("a copy");
+                std::fs::File::options().write(true).truncate(true).open(self.log.path()).expect("a file of ours");
+            }
+            _ => {
+                for _ in 0..1 + usize::from(how == "rename, twice") {
+                    self.shift();
+                    std::fs::rename(self.log.path(), self.path(".1")).expect("a file of ours");
+                    self.log.reopen();
+                }
+            }
+        }
+        self.current.clear();
+        match how {
+            "rename, compress" | "copytruncate, compress" => self.pack(0),
+            "rename, delaycompress" => self.pack(1),
+            _ => {}
+        }
+    }
+}
+
+/// 20 000 lines of 8 000 addresses, of which half fail three times and half twice, spread over many kills; the log rotates in every
+/// way meanwhile and while nobody reads. Nothing may be lost but what was destroyed unread, nothing counted, banned or told twice.
+fn attack_with_kills(kills: usize) {
+    const GUILTY: usize = 4_000;
+    let lab = Lab::new();
+    let log = Log::create(lab.dir().join("auth.log"));
+    let mut daemon = Daemon::start(&lab, &format!("{}increment = {{ enabled = true }}\n", sshd(&log)));
+    daemon.wait_running();
+    let mut dice = Dice(0x2545_f491_4f6c_dd1d);
+    let name = |kind: usize, i: usize| format!("198.{}.{}.{}", 18 + kind, i / 250, i % 250 + 1);
+    let mut lines: Vec<String> = Vec::new();
+    for i in 0..GUILTY {
+        lines.extend(std::iter::repeat_n(name(0, i), 3));
+        lines.extend(std::iter::repeat_n(name(1, i), 2));
+    }
+    // Mixed so far that the failures of one address lie on both sides of a kill.
+    for i in 0..lines.len() {
+        let other = (i + dice.below(400) as usize).min(lines.len() - 1);
+        lines.swap(i, other);
+    }
+    daemon.cli(&["ban", "203.0.113.0/24"]).ok();
+    let mut attacked = Attacked { log, rotated: Vec::new(), current: Vec::new(), destroyed: Vec::new(), turns: BTreeMap::new() };
+    let share = lines.len().div_ceil(kills);
+    for round in lines.chunks(share) {
+        let (at, turn) = (dice.below(round.len() as u64) as usize, dice.below(round.len() as u64) as usize);
+        for (i, from) in round.iter().enumerate() {
+            attacked.fail(from);
+            if i == turn && dice.below(4) == 0 {
+                attacked.rotate(&mut dice);
+            }
+            if i == at {
+                std::thread::sleep(Duration::from_millis(dice.below(400)));
+                daemon.kill();
+                if dice.below(3) == 0 {
+                    attacked.rotate(&mut dice);
+                }
+            }
+        }
+        daemon.start_again();
+    }
+    daemon.wait_running();
+    (0..3).for_each(|_| attacked.fail("198.51.100.200"));
+    wait_banned("198.51.100.200");
+
+    let unsure: BTreeSet<&String> = attacked.destroyed.iter().collect();
+    let guilty: Vec<String> = (0..GUILTY).map(|i| name(0, i)).filter(|who| !unsure.contains(who)).collect();
+    let free = || {
+        let held: BTreeSet<String> = elements("sshd-v4").into_iter().collect();
+        guilty.iter().filter(|who| !held.contains(*who)).cloned().collect::<Vec<_>>()
+    };
+    let patience = Instant::now() + Duration::from_secs(60);
+    while !free().is_empty() && Instant::now() < patience {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let (free, turns) = (free(), &attacked.turns);
+    assert!(free.is_empty(), "lines lost of {} addresses: {free:?}\n{turns:?}", free.len());
+    let innocent: BTreeSet<String> = (0..GUILTY).map(|i| name(1, i)).collect();
+    let held: BTreeSet<String> = elements("sshd-v4").into_iter().collect();
+    let wrong: Vec<&String> = innocent.intersection(&held).collect();
+    assert!(wrong.is_empty(), "banned for two failures: {wrong:?}\n{turns:?}");
+
+    // What is told adds up: each line is one failure, each ban one row, and nobody grew to a second offence.
+    let jail = daemon.jail("sshd");
+    let (failures, bans) =
+        (jail["failures"]["total"].as_u64().expect("a number"), jail["bans"]["total"].as_u64().expect("a number"));
+    let written = lines.len() as u64 + 3;
+    assert!(
+        (written - attacked.destroyed.len() as u64..=written).contains(&failures),
+        "{failures} failures of {written} lines, {} destroyed\n{turns:?}",
+        attacked.destroyed.len()
+    );
+    for ban in daemon.banned().iter().filter(|ban| ban["jail"] == "sshd") {
+        assert!(ban["left_s"].as_u64().is_some_and(|left| left <= 3600), "as for a first offence: {ban}");
+    }
+    assert!(daemon.stop().success());
+    let state = rusqlite::Connection::open(lab.dir().join("banset/state/banset.sqlite3")).expect("the state");
+    let told = |by: &str| -> Vec<(String, u64)> {
+        let query = "SELECT subject, count(*) FROM event WHERE what = 'ban' AND origin = ?1 GROUP BY subject";
+        let mut rows = state.prepare(query).expect("a query");
+        rows.query_map([by], |row| Ok((row.get(0)?, row.get(1)?))).and_then(|rows| rows.collect()).expect("the history")
+    };
+    // A ban that the kernel had and the state did not is found there first, and is the log's when its lines are read again.
+    let (by_log, found) = (told("log"), told("kernel"));
+    assert_eq!(bans, held.len() as u64, "bans in total; {} rows of the log, {} found\n{turns:?}", by_log.len(), found.len());
+    let twice: Vec<_> = by_log.iter().chain(&found).filter(|(_, count)| *count != 1).collect();
+    assert!(twice.is_empty(), "banned once, told twice: {twice:?}\n{turns:?}");
+    assert_eq!((by_log.len(), told("manual").len()), (held.len(), 1), "a row for each ban and the subnet's");
+    println!(
+        "| {kills} kills -9 during {} lines | {} banned, {} not | rotations {turns:?} | {} lines destroyed by them, {} lost, none twice | {} bans the state learned from the kernel |",
+        lines.len(),
+        held.len(),
+        innocent.len(),
+        attacked.destroyed.len(),
+        (written - failures).saturating_sub(attacked.destroyed.len() as u64),
+        found.len(),
+    );
+}
+
 #[test]
 fn kills_at_random_lose_no_line_and_count_none_twice() {
     in_netns("kills_at_random_lose_no_line_and_count_none_twice", || {
-        let kills: usize = std::env::var("BANSET_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(12);
-        let lab = Lab::new();
-        let mut log = Log::create(lab.dir().join("auth.log"));
-        let mut daemon = Daemon::start(&lab, &sshd(&log));
-        daemon.wait_running();
-        let mut seed = 0x2545_f491_4f6c_dd1du64;
-        let mut random = move |below: u64| {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            seed % below
-        };
-        let (mut guilty, mut innocent) = (Vec::new(), Vec::new());
-        for kill in 0..kills {
-            // A hundred guilty and a hundred innocent a round, their lines mixed.
-            let name = |kind: usize, i: usize| format!("198.{}.{}.{}", 18 + kind, kill, i + 1);
-            let mut lines: Vec<String> = Vec::new();
-            for i in 0..100 {
-                lines.extend(std::iter::repeat_n(name(0, i), 3));
-                lines.extend(std::iter::repeat_n(name(1, i), 2));
-                guilty.push(name(0, i));
-                innocent.push(name(1, i));
-            }
-            for i in (1..lines.len()).rev() {
-                lines.swap(i, random(i as u64 + 1) as usize);
-            }
-            let at = random(lines.len() as u64) as usize;
-            for (i, from) in lines.iter().enumerate() {
-                log.line(&line(from));
-                if i == at {
-                    std::thread::sleep(Duration::from_millis(random(400)));
-                    daemon.signal(Signal::SIGKILL);
-                    daemon.kill();
-                    if random(2) == 0 {
-                        log.rotate();
-                    }
-                }
-            }
-            daemon.start_again();
-            daemon.wait_running();
-        }
-        judged(&mut log, "198.51.100.200");
-        let mut free: Vec<String> = Vec::new();
-        let patience = Instant::now() + Duration::from_secs(20);
-        while Instant::now() < patience {
-            let held = elements("sshd-v4");
-            free = guilty.iter().filter(|address| held.binary_search(address).is_err()).cloned().collect();
-            if free.is_empty() {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        assert!(free.is_empty(), "lines lost of {} addresses: {free:?}", free.len());
-        let held = elements("sshd-v4");
-        let wrong: Vec<&String> = innocent.iter().filter(|address| held.binary_search(address).is_ok()).collect();
-        assert!(wrong.is_empty(), "banned for two failures: {wrong:?}");
-        assert_eq!(held.len(), guilty.len() + 1);
+        attack_with_kills(std::env::var("BANSET_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(40));
     });
+}
+
+#[test]
+#[ignore = "several minutes: make soak"]
+fn two_hundred_kills_at_random_lose_no_line_and_count_none_twice() {
+    in_netns("two_hundred_kills_at_random_lose_no_line_and_count_none_twice", || attack_with_kills(200));
 }
 
 #[test]

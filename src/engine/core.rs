@@ -294,9 +294,19 @@ impl Core {
                     self.ignored_otherwise(now);
                 }
             }
+            Event::Listing(running) => self.pace.listing(now.mono, running, self.largest()),
             Event::Wake => {}
         }
         self.expire(now);
+    }
+
+    /// Whether [`Event::Listing`] is wanted before [`Core::settle`]: a commit would go now, and would spoil a listing.
+    pub fn minds_listings(&self, now: Now) -> bool {
+        let largest = self.largest();
+        self.flying.is_none()
+            && !self.pending.changes.is_empty()
+            && self.pace.minds(now.mono, largest)
+            && self.pace.next(now.mono, largest) <= now.mono
     }
 
     /// Turns what has gathered into the next commit, if the kernel is idle and the pace allows it.

@@ -397,13 +397,18 @@ pub fn kept(now: Now, held: &Held) -> KeptBan {
         lasting: held.lasting,
         failures: held.failures,
         uid,
-        reason: match held.is_forced() {
-            true => Some(format!("{FORCED}{}", held.origin.reason().unwrap_or_default())),
-            false => held.origin.reason(),
+        reason: match (&held.origin, held.is_forced()) {
+            (Origin::Adopted, _) => Some(ADOPTED.into()),
+            (origin, true) => Some(format!("{FORCED}{}", origin.reason().unwrap_or_default())),
+            (origin, false) => origin.reason(),
         },
         in_kernel: held.in_kernel,
     }
 }
+
+/// What the state says instead of a reason of a ban that was found in the kernel: it is not an offence, and the log may still account
+/// for it.
+const ADOPTED: &str = "adopted";
 
 /// A kept ban as it is held; `None` if it is over by now.
 pub fn held(now: Now, kept: &KeptBan) -> Option<Held> {
@@ -419,6 +424,7 @@ pub fn held(now: Now, kept: &KeptBan) -> Option<Held> {
             Origin::Manual { uid, reason: reason.map(str::to_owned), forced: forced.is_some() }
         }
         (None, None) => Origin::Failures,
+        (None, Some(ADOPTED)) => Origin::Adopted,
         (None, Some(reason)) => Origin::Aggregate(reason.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0)),
     };
     Some(Held {
@@ -436,6 +442,23 @@ pub fn held(now: Now, kept: &KeptBan) -> Option<Held> {
 mod tests {
     use super::*;
     use crate::jail::Place;
+
+    #[test]
+    fn whose_a_ban_is_outlives_a_restart() {
+        let by_hand = Origin::Manual { uid: 7, reason: Some("adopted".into()), forced: false };
+        for origin in [Origin::Failures, Origin::Adopted, Origin::Aggregate(9), by_hand] {
+            let ban = Held {
+                since: Time(0),
+                until: None,
+                lasting: crate::terms::Lasting::Permanent,
+                failures: 0,
+                origin: origin.clone(),
+                in_kernel: true,
+                generation: 0,
+            };
+            assert_eq!(held(at(0), &kept(at(0), &ban)).map(|held| held.origin), Some(origin));
+        }
+    }
 
     fn at(secs: i64) -> Now {
         Now { wall: Time::from_secs(1000 + secs), mono: Time::from_secs(secs) }

@@ -32,18 +32,19 @@ pub fn run(mut store: Store, saves: &Receiver<Keeping>, done: &Sender<Event>) {
                 }
             }
             Err(RecvTimeoutError::Timeout) => {
-                unsynced = None;
                 if !flush(&mut store, &mut told, done) {
                     return;
                 }
+                // What failed is tried again although nothing more may come.
+                unsynced = told.then(Instant::now);
             }
             Err(RecvTimeoutError::Disconnected) => return,
         }
         if unsynced.is_some_and(|since| since.elapsed() >= SYNC) {
-            unsynced = None;
             if !flush(&mut store, &mut told, done) {
                 return;
             }
+            unsynced = told.then(Instant::now);
         }
     }
 }

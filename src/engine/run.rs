@@ -29,7 +29,7 @@ use super::spec::Specs;
 use super::{clock, listener, machine};
 use crate::control::Reply;
 use crate::control::server::{self, Access, Incoming};
-use crate::nft::Monitor;
+use crate::nft::{self, Monitor};
 use crate::state::{Restored, Store};
 use crate::watch::{Habits, Watch};
 
@@ -178,6 +178,9 @@ async fn drive(ready: Ready) -> Result<(), String> {
         for _ in 0..AT_ONCE {
             let Ok(event) = happened.try_recv() else { break };
             core.handle(clock::now(), event);
+        }
+        if core.minds_listings(clock::now()) {
+            core.handle(clock::now(), Event::Listing(nft::dump_runs()));
         }
         core.settle(clock::now());
         performer.perform(&mut core);

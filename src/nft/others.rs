@@ -1,7 +1,9 @@
 //! What others' tables do to packets before ours see them: translated ports and flowtables. Read only, for advice; nothing of it
-//! is ever edited or depended on.
+//! is ever edited or depended on. And whether others are reading, which our commits would disturb.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
 
 use nix::errno::Errno;
 
@@ -32,6 +34,26 @@ pub struct Others {
     pub translations: Vec<Translation>,
     /// Flowtables, as nft(8) names them.
     pub flowtables: Vec<String>,
+}
+
+/// So much of the kernel's list of netlink sockets is looked at: some ten thousand of them.
+const SOCKETS: u64 = 1 << 20;
+
+/// Whether a dump runs on any netfilter socket of this network namespace at this moment, ours and conntrack's among them: the kernel
+/// asks for CAP_NET_ADMIN before it starts one. Where `/proc` does not say, none is seen.
+pub fn dump_runs() -> bool {
+    let mut text = String::new();
+    let read = File::open("/proc/thread-self/net/netlink").and_then(|file| file.take(SOCKETS).read_to_string(&mut text));
+    read.is_ok() && any_dump(&text)
+}
+
+/// `netlink_native_seq_show` (net/netlink/af_netlink.c): the second column is the protocol, 12 is NETLINK_NETFILTER; the seventh says
+/// whether a dump runs.
+fn any_dump(sockets: &str) -> bool {
+    sockets.lines().any(|line| {
+        let mut columns = line.split_ascii_whitespace();
+        columns.nth(1) == Some("12") && columns.nth(4).is_some_and(|dump| dump != "0")
+    })
 }
 
 impl Kernel {
@@ -121,4 +143,23 @@ fn translation(family: &str, rule: Attributes<'_>) -> Option<Translation> {
 
 fn port(value: &[u8]) -> Option<u16> {
     Some(u16::from_be_bytes(*value.first_chunk()?)).filter(|_| value.len() == 2 || value.len() == 4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_running_dump_is_seen() {
+        let head = "sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode\n";
+        let table = [
+            ("", false),
+            ("000000008f333f51 0   0          00000000 0        0        1     2        0        4       \n", false),
+            ("000000008f333f51 12  7657       00000000 0        0        0     2        0        4       \n", false),
+            ("000000008f333f51 12  4294963223 00000008 8704     0        1     2        0        4       \n", true),
+        ];
+        for (line, runs) in table {
+            assert_eq!(any_dump(&format!("{head}{line}")), runs, "{line}");
+        }
+    }
 }

@@ -57,6 +57,8 @@ pub enum Event {
     Answered(ClientId, Reply),
     /// Host names of ignoreip resolved to other addresses than before.
     Resolved(Resolved),
+    /// Whether somebody lists the ruleset right now: the answer to [`Core::minds_listings`].
+    Listing(bool),
     /// The instant of [`Core::next_wake`] came.
     Wake,
 }

@@ -284,14 +284,20 @@ fn attack_with_kills(kills: usize) {
     let told = |by: &str| -> Vec<(String, u64)> {
         let query = "SELECT subject, count(*) FROM event WHERE what = 'ban' AND origin = ?1 GROUP BY subject";
         let mut rows = state.prepare(query).expect("a query");
-        rows.query_map([by], |row| Ok((row.get(0)?, row.get(1)?))).and_then(|rows| rows.collect()).expect("the history")
+        let address = |subject: String| subject.trim_end_matches("/32").to_owned();
+        rows.query_map([by], |row| Ok((address(row.get(0)?), row.get(1)?))).and_then(|rows| rows.collect()).expect("the history")
     };
     // A ban that the kernel had and the state did not is found there first, and is the log's when its lines are read again.
     let (by_log, found) = (told("log"), told("kernel"));
-    assert_eq!(bans, held.len() as u64, "bans in total; {} rows of the log, {} found\n{turns:?}", by_log.len(), found.len());
+    // But for those whose lines were destroyed before they could be: the kernel has the ban, and no log will ever account for it.
+    let accounted: BTreeSet<&String> = by_log.iter().map(|(who, _)| who).collect();
+    let bare: Vec<&String> = held.iter().filter(|who| !accounted.contains(who) && !unsure.contains(who)).collect();
+    assert!(bare.is_empty(), "banned, and the log does not account for it though its lines were there: {bare:?}\n{turns:?}");
+    assert_eq!(bans, by_log.len() as u64, "bans in total and rows of the log; {} held\n{turns:?}", held.len());
+    assert!(accounted.iter().all(|who| held.contains(*who)), "a row of a ban that is not held");
     let twice: Vec<_> = by_log.iter().chain(&found).filter(|(_, count)| *count != 1).collect();
     assert!(twice.is_empty(), "banned once, told twice: {twice:?}\n{turns:?}");
-    assert_eq!((by_log.len(), told("manual").len()), (held.len(), 1), "a row for each ban and the subnet's");
+    assert_eq!(told("manual").len(), 1, "the subnet's row");
     println!(
         "| {kills} kills -9 during {} lines | {} banned, {} not | rotations {turns:?} | {} lines destroyed by them, {} lost, none twice | {} bans the state learned from the kernel |",
         lines.len(),

@@ -23,7 +23,7 @@ demo:
 test: packages
 	$(CARGO) build --workspace
 	$(CARGO) test --workspace --exclude banset-integration
-	RUST_TEST_THREADS=$(THREADS) $(CARGO) test --package banset-integration
+	RUST_TEST_THREADS=$(THREADS) $(CARGO) test --package banset-integration --no-fail-fast
 
 # Installs what is missing where that is allowed, else names it and goes on: a test that misses something says so.
 packages:

@@ -413,13 +413,11 @@ fn what_rsyslog_writes_and_logrotate_rotates_is_judged_once_over_kills() {
             }
             written += if round > 0 { 250 } else { 150 };
             // Two rotations within a second would have one name.
-            wait_until("the next second", || {
-                let now = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_secs();
-                std::mem::replace(&mut last, now) != now
-            });
+            wait_until("the next second", || std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_secs() != last);
             let status =
                 Command::new("/usr/sbin/logrotate").arg("-s").arg(dir.join("status")).arg(&conf).status().expect("logrotate");
             assert!(status.success());
+            last = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_secs();
             rotations += 1;
             if round % 3 == 1 {
                 // Some more in the new file, while nobody reads.

@@ -551,8 +551,9 @@ impl Reader<'_> {
         }
         held.begin_again(mark);
         let head = held.head();
-        // copytruncate: the copy holds what was not read yet, and a second one may have been made since.
         let path = place.path.clone();
+        let index = index - self.let_go_overwritten(id, index);
+        // copytruncate: the copy holds what was not read yet, and a second one may have been made since.
         let beside: Vec<Sibling> = older(&path, old.identity(), &head)
             .into_iter()
             .filter(|sibling| !self.holders.contains_key(&sibling.identity()) && !self.is_place(&sibling.path, id))
@@ -579,6 +580,26 @@ impl Reader<'_> {
         }
         self.tell(id, Happening::Truncated { lost });
         index
+    }
+
+    /// Lets go of copies that we still hold and that were overwritten by a younger one (`cp log log.1`, again) after they were last
+    /// read: what is new in them is then found as in any other copy. Returns how many of them stood before `index`.
+    fn let_go_overwritten(&mut self, id: u32, index: usize) -> usize {
+        let (mut at, mut gone) = (0, 0);
+        while let Some(place) = self.places.get(&id)
+            && at + gone < index
+            && at < place.rotated()
+        {
+            let (held, mark) = (&place.held[at], &place.position.marks[at]);
+            let copy = held.sibling || place.copied_over(at);
+            if copy && mark.offset > 0 && held.file().is_some_and(|file| !mark.is_of(file).unwrap_or(true)) {
+                self.detach(id, at);
+                gone += 1;
+            } else {
+                at += 1;
+            }
+        }
+        gone
     }
 
     /// A file is read for the first time since it was empty, and the buffer holds its beginning. Whatever was written to it and

@@ -455,7 +455,7 @@ impl Reader<'_> {
             self.live.retain(|queued| *queued != id);
             self.behind.retain(|queued| *queued != id);
         }
-        let mut index = 0;
+        let (mut index, mut failed) = (0, false);
         while let Some(held) = self.places.get(&id).and_then(|place| place.held.get(index)) {
             if !held.ready {
                 index += 1;
@@ -475,6 +475,8 @@ impl Reader<'_> {
                 {
                     self.detach(id, index);
                 }
+                // Written to what was rotated away before the first line of this one: it comes first.
+                Turn::First(_) if !failed && self.older_grew(id, index) => index = 0,
                 Turn::First(bytes) => {
                     if !self.came_before(id, index, bytes) {
                         self.hand_out_first(id, index, bytes);
@@ -486,6 +488,7 @@ impl Reader<'_> {
                     index += 1;
                 }
                 Turn::Failed(errno) => {
+                    failed = true;
                     self.tell(id, Happening::ReadFailed(errno));
                     if errno == Errno::ESTALE {
                         self.detach(id, index);
@@ -625,6 +628,19 @@ impl Reader<'_> {
             }
         }
         at > index
+    }
+
+    /// Whether more was written to an older file than was read of it; then it is to be read again.
+    fn older_grew(&mut self, id: u32, index: usize) -> bool {
+        let Some(place) = self.places.get_mut(&id) else { return false };
+        let mut grew = false;
+        for held in place.held.iter_mut().take(index) {
+            if held.file().and_then(|file| file.metadata().ok()).is_some_and(|meta| meta.len() > held.size) {
+                held.ready = true;
+                grew = true;
+            }
+        }
+        grew
     }
 
     fn hand_out_first(&mut self, id: u32, index: usize, bytes: usize) {

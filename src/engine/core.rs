@@ -156,6 +156,8 @@ pub struct Core {
     settled: bool,
     /// The number of the last thing that happened.
     seq: u64,
+    /// Rows of bans that were found in a set, for which the log may yet account.
+    found: HashMap<(Arc<str>, IpNetwork), u64>,
     /// The key of hashed accounts.
     key: [u64; 2],
     /// Which path a failure's place means.
@@ -216,6 +218,7 @@ impl Core {
             boot: String::new(),
             settled: false,
             seq: 0,
+            found: HashMap::new(),
             key: [0; 2],
             places: HashMap::new(),
             behalf: None,
@@ -463,7 +466,8 @@ impl Core {
                 self.log(Level::Info, text);
             }
             Verdict::Claimed(ban) => {
-                self.decided(now, at, &ban, What::Ban);
+                let known = self.found.remove(&(self.jails[at].key.clone(), ban.subject));
+                self.decided(now, at, &ban, What::Ban, known);
                 self.feed(now, at, &ban, live);
                 self.keep.ban(now, &self.jails[at].key, ban.subject);
                 if self.jails[at].jail.offences(ban.subject).is_some() {
@@ -473,11 +477,11 @@ impl Core {
             Verdict::Observed(ban) => {
                 let text = format!("[{}] would ban {}, but observes only", self.jails[at].spec.name, shown(ban.subject));
                 self.log(Level::Warn, text);
-                self.decided(now, at, &ban, What::Observed);
+                self.decided(now, at, &ban, What::Observed, None);
             }
             Verdict::Ban(ban) => {
                 let text = format!("[{}] Ban {}", self.jails[at].spec.name, shown(ban.subject));
-                self.decided(now, at, &ban, What::Ban);
+                self.decided(now, at, &ban, What::Ban, None);
                 if self.jails[at].jail.offences(ban.subject).is_some() {
                     self.keep.offence(now, &self.jails[at].key, ban.subject);
                 }
@@ -561,6 +565,7 @@ impl Core {
             for running in &mut self.jails {
                 running.jail.tidy(now).into_iter().for_each(|subject| self.keep.offence(now, &running.key, subject));
             }
+            self.tidy_found();
         }
     }
 

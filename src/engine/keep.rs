@@ -15,7 +15,7 @@ use crate::control::Reply;
 use crate::jail::{Failure, Held, Now, Origin};
 use crate::state::history::{Line, Row};
 use crate::state::packed::{self, Step};
-use crate::state::{KeptBan, KeptIgnore, KeptOffence, KeptPause, KernelIdentity, Totals};
+use crate::state::{ADOPTED, KeptBan, KeptIgnore, KeptOffence, KeptPause, KernelIdentity, Totals};
 use crate::terms::{Span, Time};
 
 /// Changes gather for this long before they are saved.
@@ -389,7 +389,7 @@ const FORCED: char = '!';
 pub fn kept(now: Now, held: &Held) -> KeptBan {
     let uid = match &held.origin {
         Origin::Manual { uid, .. } => Some(*uid),
-        Origin::Failures | Origin::Adopted | Origin::Aggregate(_) => None,
+        Origin::Failures | Origin::Adopted | Origin::Foreign | Origin::Aggregate(_) => None,
     };
     KeptBan {
         since: held.since,
@@ -399,6 +399,7 @@ pub fn kept(now: Now, held: &Held) -> KeptBan {
         uid,
         reason: match (&held.origin, held.is_forced()) {
             (Origin::Adopted, _) => Some(ADOPTED.into()),
+            (Origin::Foreign, _) => Some(FOREIGN.into()),
             (origin, true) => Some(format!("{FORCED}{}", origin.reason().unwrap_or_default())),
             (origin, false) => origin.reason(),
         },
@@ -406,9 +407,8 @@ pub fn kept(now: Now, held: &Held) -> KeptBan {
     }
 }
 
-/// What the state says instead of a reason of a ban that was found in the kernel: it is not an offence, and the log may still account
-/// for it.
-const ADOPTED: &str = "adopted";
+/// What the state says instead of a reason of a ban that another program put into its set while the daemon ran.
+const FOREIGN: &str = "foreign";
 
 /// A kept ban as it is held; `None` if it is over by now.
 pub fn held(now: Now, kept: &KeptBan) -> Option<Held> {
@@ -425,6 +425,7 @@ pub fn held(now: Now, kept: &KeptBan) -> Option<Held> {
         }
         (None, None) => Origin::Failures,
         (None, Some(ADOPTED)) => Origin::Adopted,
+        (None, Some(FOREIGN)) => Origin::Foreign,
         (None, Some(reason)) => Origin::Aggregate(reason.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0)),
     };
     Some(Held {
@@ -446,7 +447,7 @@ mod tests {
     #[test]
     fn whose_a_ban_is_outlives_a_restart() {
         let by_hand = Origin::Manual { uid: 7, reason: Some("adopted".into()), forced: false };
-        for origin in [Origin::Failures, Origin::Adopted, Origin::Aggregate(9), by_hand] {
+        for origin in [Origin::Failures, Origin::Adopted, Origin::Foreign, Origin::Aggregate(9), by_hand] {
             let ban = Held {
                 since: Time(0),
                 until: None,

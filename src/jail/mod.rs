@@ -112,8 +112,10 @@ pub enum Origin {
         /// Whether it bites although it is ignored: the kernel's ignore sets leave it out while it is held.
         forced: bool,
     },
-    /// It was in the kernel's set when the daemon started.
+    /// It was in the kernel's set when the daemon started: put there by somebody, or by a run that was killed before it could say so.
     Adopted,
+    /// Another program put it into the set while the daemon ran.
+    Foreign,
     /// So many addresses of the subnet were banned at once.
     Aggregate(u32),
 }
@@ -124,7 +126,7 @@ impl Origin {
         match self {
             Origin::Manual { reason, .. } => reason.clone(),
             Origin::Aggregate(addresses) => Some(format!("{addresses} of its addresses were banned")),
-            Origin::Failures | Origin::Adopted => None,
+            Origin::Failures | Origin::Adopted | Origin::Foreign => None,
         }
     }
 }

@@ -197,8 +197,14 @@ pub(super) fn write(transaction: &Transaction<'_>, rows: &[Row], lines: &[(u64, 
         }
         transaction.prepare_cached("UPDATE event SET places = NULL WHERE seq = ?1")?.execute([*seq as i64])?;
     }
-    if let Some(last) = rows.last() {
-        transaction.prepare_cached("INSERT OR REPLACE INTO meta VALUES ('seq', ?1)")?.execute([last.seq.to_string()])?;
+    // A row may be told again under its number: what counts is the highest there ever was.
+    if let Some(last) = rows.iter().map(|row| row.seq).max() {
+        transaction
+            .prepare_cached(
+                "INSERT INTO meta VALUES ('seq', ?1) ON CONFLICT (name)
+                 DO UPDATE SET value = max(CAST(value AS INTEGER), CAST(excluded.value AS INTEGER))",
+            )?
+            .execute([last.to_string()])?;
     }
     Ok(())
 }
@@ -233,6 +239,21 @@ pub(super) fn unread(db: &Connection) -> Result<Vec<Unread>, rusqlite::Error> {
         })?
         .filter_map(Result::transpose)
         .collect()
+}
+
+/// The row of each ban that is held and was found in the kernel.
+pub(super) fn found(db: &Connection) -> Result<Vec<(Arc<str>, IpNetwork, u64)>, rusqlite::Error> {
+    db.prepare(
+        "SELECT event.jail, event.subject, max(event.seq) FROM event JOIN ban ON ban.jail = event.jail AND ban.subject = event.subject
+         WHERE event.what = 'ban' AND event.origin = 'kernel' AND event.time >= ban.since AND ban.uid IS NULL AND ban.reason = ?1
+         GROUP BY event.jail, event.subject",
+    )?
+    .query_map([super::ADOPTED], |row| {
+        let (jail, subject): (String, String) = (row.get(0)?, row.get(1)?);
+        Ok(subject.parse().ok().zip(Some(row.get::<_, i64>(2)? as u64)).map(|(subject, seq)| (jail.into(), subject, seq)))
+    })?
+    .filter_map(Result::transpose)
+    .collect()
 }
 
 fn places(value: rusqlite::types::ValueRef<'_>) -> Vec<u64> {

@@ -27,6 +27,8 @@ use crate::terms::{Lasting, Span, Time};
 const VERSION: i64 = 2;
 /// The file's name in the state directory.
 const FILE: &str = "banset.sqlite3";
+/// What stands in place of a reason where a ban was found in the kernel: it is no offence, and the log may still account for it.
+pub const ADOPTED: &str = "adopted";
 /// Between two rounds of forgetting history that is too old.
 const PURGE: Duration = Duration::from_secs(3600);
 /// Rows written that bring the next round forward.
@@ -209,6 +211,8 @@ pub struct Restored {
     pub seq: u64,
     /// Bans whose lines were not read back yet.
     pub unread: Vec<history::Unread>,
+    /// Bans that were found in the kernel and have a row that says so: its number.
+    pub found: Vec<(Arc<str>, IpNetwork, u64)>,
     /// Offences by jail.
     pub offences: Vec<(Arc<str>, IpNetwork, KeptOffence)>,
     /// What is ignored by request.
@@ -309,7 +313,7 @@ impl Store {
             .prepare("SELECT jail, packed FROM failures ORDER BY seq")?
             .query_map([], |row| Ok((text(row, 0)?, row.get(1)?)))?
             .collect::<Result<_, _>>()?;
-        let bans = db
+        let bans: Vec<(Arc<str>, IpNetwork, KeptBan)> = db
             .prepare("SELECT jail, subject, since, until, lasting, failures, uid, reason, in_kernel FROM ban")?
             .query_map([], |row| {
                 let subject: Option<IpNetwork> = row.get_ref(1)?.as_str()?.parse().ok();
@@ -392,7 +396,9 @@ impl Store {
             }
         };
         let (seq, unread) = (history::last_seq(db)?, history::unread(db)?);
-        Ok(Restored { kernel, positions, failures, bans, totals, seq, unread, offences, ignored, paused, applied, key })
+        let adopted = bans.iter().any(|(.., kept)| kept.uid.is_none() && kept.reason.as_deref() == Some(ADOPTED));
+        let found = if adopted { history::found(db)? } else { Vec::new() };
+        Ok(Restored { kernel, positions, failures, bans, totals, seq, unread, found, offences, ignored, paused, applied, key })
     }
 
     /// Saves in one transaction; on an error nothing of it is saved.
@@ -693,6 +699,40 @@ mod tests {
         let (mut store, ..) = open(dir.path());
         store.save(&Save { keep: Some((Time::from_secs(45), Span::from_secs(100))), ..Save::default() }).expect("saved");
         assert_eq!(seqs(Query::default()), [history::ROWS_AT_MOST + 4], "beyond the ceiling the oldest go");
+    }
+
+    #[test]
+    fn a_row_told_again_takes_the_place_of_the_first_and_numbers_never_fall() {
+        use history::{Archive, Query, Row};
+        let dir = tempfile::tempdir().expect("a directory");
+        let (mut store, ..) = open(dir.path());
+        let row = |seq, subject: &str, origin: &str| Row {
+            seq,
+            time: Time(7),
+            jail: Some("sshd".into()),
+            subject: subject.parse().ok(),
+            origin: origin.into(),
+            ..Row::default()
+        };
+        let found = |subject: &str| {
+            let (jail, subject, kept) = ban(subject);
+            (jail, subject, kept.map(|kept| KeptBan { reason: Some(ADOPTED.to_owned()), ..kept }))
+        };
+        let rows = vec![row(1, "192.0.2.7", "kernel"), row(2, "192.0.2.8", "kernel"), row(3, "192.0.2.9", "log")];
+        let bans = vec![found("192.0.2.7"), found("192.0.2.8"), ban("192.0.2.9")];
+        store.save(&Save { history: rows, bans, ..Save::default() }).expect("saved");
+        let again = Save { history: vec![row(1, "192.0.2.7", "log")], bans: vec![ban("192.0.2.7")], ..Save::default() };
+        store.save(&again).expect("saved");
+        drop(store);
+        let (_store, restored, _) = open(dir.path());
+        assert_eq!(restored.seq, 3);
+        assert_eq!(restored.found, [("sshd".into(), "192.0.2.8".parse().expect("an address"), 2)]);
+        let (told, _) =
+            Archive::open(dir.path()).expect("there").find(&Query { limit: 9, ..Query::default() }).expect("readable");
+        assert_eq!(
+            told.iter().map(|(row, _)| (row.seq, &*row.origin)).collect::<Vec<_>>(),
+            [(3, "log"), (2, "kernel"), (1, "log")]
+        );
     }
 
     #[test]

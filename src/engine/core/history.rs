@@ -8,7 +8,7 @@ use super::people::parse_subject;
 use super::{Action, Asked, ClientId, Core, Row, What};
 use crate::control::Reply;
 use crate::engine::historian::{Dig, Search, hashed};
-use crate::jail::{Ban, Now};
+use crate::jail::{Ban, Now, Origin};
 use crate::state::Restored;
 use crate::state::history::Query;
 use crate::terms::{Lasting, Time, escape};
@@ -35,14 +35,31 @@ impl Core {
         self.seq
     }
 
+    /// Notes a ban that was found in its set. The log may yet account for it: then its row says so, and there is no second one.
+    pub(super) fn record_found(&mut self, now: Now, at: usize, subject: IpNetwork, row: Row) {
+        let seq = self.record_about(now, at, subject, row);
+        if self.jails[at].jail.held(subject).is_some_and(|held| held.origin == Origin::Adopted) {
+            self.found.insert((self.jails[at].key.clone(), subject), seq);
+        }
+    }
+
+    /// Forgets the rows of bans that were found in a set and are no longer what they were.
+    pub(super) fn tidy_found(&mut self) {
+        let Core { found, jails, .. } = self;
+        found.retain(|(jail, subject), _| {
+            let running = jails.iter().find(|running| running.key == *jail);
+            running.and_then(|running| running.jail.held(*subject)).is_some_and(|held| held.origin == Origin::Adopted)
+        });
+    }
+
     /// Notes something about a subject in a jail.
     pub(super) fn record_about(&mut self, now: Now, at: usize, subject: IpNetwork, row: Row) -> u64 {
         let jail = Some(self.jails[at].key.clone());
         self.record(now, Row { jail, subject: Some(subject), ..row })
     }
 
-    /// A jail decided on a ban: notes it, and has its lines read back.
-    pub(super) fn decided(&mut self, now: Now, at: usize, ban: &Ban, what: What) {
+    /// A jail decided on a ban: notes it, and has its lines read back. `known` is the number of the row that it has already.
+    pub(super) fn decided(&mut self, now: Now, at: usize, ban: &Ban, what: What, known: Option<u64>) {
         let policy = &self.jails[at].spec.policy;
         let lasting = match ban.held.lasting {
             Lasting::Permanent => "until somebody lifts it".to_owned(),
@@ -75,7 +92,14 @@ impl Core {
             ..Row::default()
         };
         let places = row.places.clone();
-        let seq = self.record_about(now, at, ban.subject, row);
+        let seq = match known {
+            Some(seq) => {
+                let jail = Some(self.jails[at].key.clone());
+                self.keep.row(now, Row { seq, time: now.wall, jail, subject: Some(ban.subject), ..row });
+                seq
+            }
+            None => self.record_about(now, at, ban.subject, row),
+        };
         self.dig(at, seq, ban.subject, &places);
     }
 
@@ -105,6 +129,7 @@ impl Core {
     pub(super) fn resume_history(&mut self, restored: &Restored) {
         self.seq = restored.seq;
         self.key = restored.key;
+        self.found = restored.found.iter().map(|(jail, subject, seq)| ((jail.clone(), *subject), *seq)).collect();
         self.places.extend(restored.positions.iter().map(|(path, kept)| (kept.place, path.clone())));
         for unread in &restored.unread {
             if let Some(at) = self.jails.iter().position(|running| running.key == unread.jail) {

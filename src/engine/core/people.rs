@@ -547,7 +547,7 @@ impl Core {
         let (origin, uid) = match &held.origin {
             Origin::Manual { uid, .. } => ("manual", Some(*uid)),
             Origin::Failures => ("log", None),
-            Origin::Adopted => ("kernel", None),
+            Origin::Adopted | Origin::Foreign => ("kernel", None),
             Origin::Aggregate(_) => ("aggregate", None),
         };
         json!({

@@ -94,7 +94,7 @@ impl Core {
                 let (origin, reason) = match &held.origin {
                     Origin::Manual { reason, .. } => ("manual", reason.clone()),
                     Origin::Failures => ("log", None),
-                    Origin::Adopted => ("kernel", None),
+                    Origin::Adopted | Origin::Foreign => ("kernel", None),
                     Origin::Aggregate(_) => ("aggregate", held.origin.reason()),
                 };
                 events.push(json!({

@@ -1020,6 +1020,54 @@ fn the_element_of_a_ban_that_is_held_is_no_news() {
 }
 
 #[test]
+fn a_ban_that_was_found_and_then_accounted_for_by_the_log_has_one_row() {
+    let element = |address: &str| Adopted {
+        set: "sshd-v4".to_owned(),
+        what: ip(address).into(),
+        timeout: Some(Span::from_secs(600)),
+        left: Some(Span::from_secs(590)),
+        everywhere: true,
+    };
+    let told = |rows: &[Row]| rows.iter().map(|row| format!("{} {} {}", row.seq, row.origin, row.failures)).collect::<Vec<_>>();
+    let mut bench = Bench::new(&["sshd"]);
+    kept(&mut bench, 0, &crate::state::Restored { seq: 4, ..Default::default() });
+    assert_eq!(bench.core.compare(at(10), &[element("198.51.100.7"), element("198.51.100.8")]), (2, 0));
+    let (rows, _) = saved(&mut bench, 11);
+    assert_eq!(told(&rows), ["5 kernel 0", "6 kernel 0"]);
+    failing(&mut bench, 12, "sshd", "198.51.100.8");
+    failing(&mut bench, 12, "sshd", "198.51.100.8");
+    let (rows, said) = saved(&mut bench, 13);
+    assert_eq!(told(&rows), ["6 log 2"], "the row it has already is told again");
+    assert!(rows[0].decision.is_some() && rows[0].reason.is_none() && !said.iter().any(|said| said.starts_with("commit")));
+    failing(&mut bench, 14, "sshd", "198.51.100.9");
+    failing(&mut bench, 14, "sshd", "198.51.100.9");
+    assert_eq!(told(&saved(&mut bench, 15).0), ["7 log 2"], "numbers go on");
+    // The next run knows it, too.
+    let ban = crate::state::KeptBan {
+        since: at(0).wall,
+        until: Some(at(600).wall),
+        lasting: crate::terms::Lasting::For(Span::from_secs(600)),
+        failures: 0,
+        uid: None,
+        reason: Some(crate::state::ADOPTED.to_owned()),
+        in_kernel: true,
+    };
+    let seven = ("sshd".into(), net("198.51.100.7/32"));
+    let restored = crate::state::Restored {
+        seq: 7,
+        bans: vec![(Arc::clone(&seven.0), seven.1, ban)],
+        found: vec![(seven.0, seven.1, 5)],
+        ..Default::default()
+    };
+    let mut next = Bench::new(&["sshd"]);
+    kept(&mut next, 20, &restored);
+    saved(&mut next, 21);
+    failing(&mut next, 22, "sshd", "198.51.100.7");
+    failing(&mut next, 22, "sshd", "198.51.100.7");
+    assert_eq!(told(&saved(&mut next, 23).0), ["5 log 2"]);
+}
+
+#[test]
 fn another_machines_events_are_applied_once_and_lift_only_their_own() {
     use crate::control::request::{Given, GivenWhat};
     let mut bench = Bench::new(&["sshd"]);

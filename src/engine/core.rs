@@ -154,10 +154,14 @@ pub struct Core {
     boot: String,
     /// The table was made ours: an element found in it that we do not know is somebody's doing since.
     settled: bool,
+    /// The wall clock less the monotonic one, as everything was noted for the state last.
+    clock: i64,
     /// The number of the last thing that happened.
     seq: u64,
     /// Rows of bans that were found in a set, for which the log may yet account.
     found: HashMap<(Arc<str>, IpNetwork), u64>,
+    /// Bans whose lines could not all be read back.
+    short: history::Shorts,
     /// The key of hashed accounts.
     key: [u64; 2],
     /// Which path a failure's place means.
@@ -217,8 +221,10 @@ impl Core {
             keep: Keep::default(),
             boot: String::new(),
             settled: false,
+            clock: now.offset(),
             seq: 0,
             found: HashMap::new(),
+            short: history::Shorts::default(),
             key: [0; 2],
             places: HashMap::new(),
             behalf: None,
@@ -289,11 +295,19 @@ impl Core {
                     self.ignored_otherwise(now);
                 }
             }
-            Event::ReadBack(seq, lines) => self.keep.lines(now, seq, lines),
+            Event::ReadBack(seq, lines, short) => self.read_back(now, seq, lines, short),
             Event::Answered(client, reply) => self.actions.push(Action::Reply(client, reply)),
-            Event::Resolved(names) => {
+            Event::Resolved(mut names) => {
+                // Who has no answer now has the last one that was good, perhaps of an earlier run.
+                let wanted = self.specs.names();
+                for (name, addresses) in &self.names {
+                    if wanted.contains(name) && !names.contains_key(name) {
+                        names.insert(name.clone(), addresses.clone());
+                    }
+                }
                 if names != self.names {
                     self.names = names;
+                    self.keep.names(now);
                     self.ignored_otherwise(now);
                 }
             }

@@ -526,8 +526,7 @@ impl Reader {
                     if self.flush().is_none() {
                         return Ended::Stop;
                     }
-                    let (_, err) = running.collect(4096, Duration::from_secs(2));
-                    complained.extend(err);
+                    complained.extend(running.collect(4096, Duration::from_secs(2)).err);
                     let why = if complained.is_empty() { "nothing said".to_owned() } else { last_line(&complained) };
                     return Ended::Died(format!("journalctl ended: {why}"));
                 };

@@ -264,13 +264,14 @@ impl Supervisor {
         arguments.extend(entries.journal.arguments());
         arguments.extend(entries.wanted.arguments());
         let running = self.spawner.run(&arguments).map_err(|e| plain(&e))?;
-        let (out, err) = running.collect(64 * 1024, PATIENCE);
+        let told = running.collect(64 * 1024, PATIENCE);
         let (mut newest, mut export) = (None, Export::new(Terms::default()));
-        export.feed(&out, |_, entry| newest = Some(Time(entry.realtime)));
-        if newest.is_none() && !err.is_empty() {
-            return Err(last_line(&err));
+        export.feed(&told.out, |_, entry| newest = Some(Time(entry.realtime)));
+        match newest {
+            None if !told.err.is_empty() => Err(last_line(&told.err)),
+            None if !told.ended => Err(format!("journalctl did not answer within {} s", PATIENCE.as_secs())),
+            newest => Ok(newest),
         }
-        Ok(newest)
     }
 
     /// Has those files followed that are chosen, or the only source.

@@ -41,6 +41,11 @@ pub struct Now {
 }
 
 impl Now {
+    /// The wall clock less the monotonic one, in microseconds.
+    pub fn offset(self) -> i64 {
+        self.wall.0.saturating_sub(self.mono.0)
+    }
+
     /// The wall time of an instant on the monotonic clock.
     pub fn wall_of(self, mono: Time) -> Time {
         Time(self.wall.0.saturating_add(mono.0.saturating_sub(self.mono.0)))

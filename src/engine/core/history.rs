@@ -1,21 +1,39 @@
 //! The core's half that remembers: what happened is noted as it happens, and asked for later.
 
+use std::collections::HashMap;
+use std::mem::Discriminant;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
+use serde_json::{Value, json};
 
 use super::people::parse_subject;
-use super::{Action, Asked, ClientId, Core, Row, What};
+use super::{Action, Asked, ClientId, Core, Level, Row, What};
 use crate::control::Reply;
 use crate::engine::historian::{Dig, Search, hashed};
+use crate::engine::recall::Short;
 use crate::jail::{Ban, Now, Origin};
 use crate::state::Restored;
-use crate::state::history::Query;
-use crate::terms::{Lasting, Time, escape};
+use crate::state::history::{Line, Lines, Query};
+use crate::terms::{Lasting, Span, Time, escape};
 
 /// Rows of an answer, unless more are asked for, and at most.
 const ROWS: usize = 1000;
 const ROWS_AT_MOST: usize = 100_000;
+
+/// That lines could not be read back for one reason is said again after this long.
+const SAID: Span = Span::from_secs(3600);
+
+/// Bans whose lines could not all be read back.
+#[derive(Debug, Default)]
+pub(super) struct Shorts {
+    /// So many since the start.
+    bans: u64,
+    /// Why, of the last.
+    why: Option<Short>,
+    /// When each reason was said last, and of how many bans it held since.
+    said: HashMap<Discriminant<Short>, (Time, u64)>,
+}
 
 /// On whose behalf something happens.
 #[derive(Clone, Debug)]
@@ -123,6 +141,35 @@ impl Core {
             key: self.key,
         };
         self.actions.push(Action::Dig(Box::new(dig)));
+    }
+
+    /// The lines of a ban were read back, or not all.
+    pub(super) fn read_back(&mut self, now: Now, seq: u64, lines: Vec<Line>, short: Option<Short>) {
+        let missing = short.as_ref().map(|why| why.to_string().into());
+        self.keep.lines(now, Lines { seq, lines, missing });
+        let Some(why) = short else { return };
+        self.short.bans += 1;
+        let kind = std::mem::discriminant(&why);
+        match self.short.said.get_mut(&kind) {
+            Some((said, since)) if *said + SAID > now.mono => *since += 1,
+            before => {
+                let since = before.map_or(0, |(_, since)| *since);
+                let more = if since > 0 { format!(", and before it those of {since} others") } else { String::new() };
+                self.short.said.insert(kind, (now.mono, 0));
+                let text = format!(
+                    "the lines behind a ban are not all kept{more}: {why}\n  help: the ban stands; `banset history` says of which; told once an hour"
+                );
+                self.log(Level::Warn, text);
+            }
+        }
+        self.short.why = Some(why);
+    }
+
+    /// What the history lacks, for people.
+    pub(super) fn lacking(&self) -> Value {
+        json!({
+            "short": self.short.bans, "why": self.short.why.as_ref().map(ToString::to_string), "lost_rows": self.keep.lost_rows,
+        })
     }
 
     /// Takes up the numbers where an earlier run stopped, and the lines that it did not come to read back.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
+use super::kept::left;
 use super::people::parse_subject;
 use super::{Action, ClientId, Core, Effect, Level, Row, Target, Waiting, What, covers, rfc3339, shown};
 use crate::control::{Rank, Reply};
@@ -80,7 +81,7 @@ impl Wishes {
     /// As an earlier run kept them; what is over by now is left out.
     pub fn restore(&mut self, now: Now, kept: &[KeptIgnore]) {
         for entry in kept.iter().filter(|entry| entry.until.is_none_or(|until| until > now.wall)) {
-            let until = entry.until.map(|until| now.mono + until.since(now.wall));
+            let until = entry.until.map(|until| now.mono + left(now, entry.since, until));
             let wish = Wish { since: entry.since, until, uid: entry.uid, reason: entry.reason.clone() };
             self.0.insert((entry.jail.clone(), entry.subject), wish);
         }

@@ -15,6 +15,7 @@ use super::historian::Search;
 use super::keep::Keep;
 use super::pace::Pace;
 use super::spec::{Resolved, Spec, Specs};
+use crate::config::run::Loglevel;
 use crate::control::Reply;
 use crate::jail::{Ban, Failure, Held, Jail, Nets, Now, Verdict, ignore::is_nobody};
 use crate::state::history::{Row, What};
@@ -407,6 +408,17 @@ impl Core {
         self.jails.iter().map(|running| running.jail.bans_held()).max().unwrap_or(0)
     }
 
+    /// Whether anybody sees lines of this level.
+    fn tells(&self, level: Level) -> bool {
+        let most = match self.specs.daemon.loglevel {
+            Loglevel::Error => Level::Error,
+            Loglevel::Warning => Level::Warn,
+            Loglevel::Info => Level::Info,
+            Loglevel::Debug | Loglevel::Trace => Level::Debug,
+        };
+        level <= most
+    }
+
     fn log(&mut self, level: Level, text: String) {
         self.actions.push(Action::Log(level, text));
     }
@@ -423,7 +435,10 @@ impl Core {
 
     fn read(&mut self, now: Now, batch: &Batch) {
         if let Some(resume) = &batch.resume {
-            self.places.entry(resume.place).or_insert_with(|| batch.path.clone());
+            // Numbers come round: whoever has one now had it last.
+            if self.places.get(&resume.place).is_none_or(|path| **path != *batch.path) {
+                self.places.insert(resume.place, batch.path.clone());
+            }
         }
         for found in &batch.found {
             let random = self.random();
@@ -454,24 +469,29 @@ impl Core {
     }
 
     fn judge(&mut self, now: Now, at: usize, failure: &Failure, live: bool, random: f64) {
+        // A line of the log for each failure costs more than judging it: none is made that nobody wants to see.
+        let level = if live { Level::Info } else { Level::Debug };
+        let tells = self.tells(level);
         if failure.address.is_ipv6() && !self.specs.ipv6 {
-            return self.log(Level::Debug, format!("[{}] {}: no IPv6 in [nft]", self.jails[at].spec.name, failure.address));
+            if self.tells(Level::Debug) {
+                self.log(Level::Debug, format!("[{}] {}: no IPv6 in [nft]", self.jails[at].spec.name, failure.address));
+            }
+            return;
         }
         if let Some(by) = self.ignored_by(at, failure.address) {
-            let text = format!("[{}] Ignore {} by {by}", self.jails[at].spec.name, failure.address);
-            self.log(if live { Level::Info } else { Level::Debug }, text);
+            if tells {
+                self.log(level, format!("[{}] Ignore {} by {by}", self.jails[at].spec.name, failure.address));
+            }
             return;
         }
         let elsewhere = self.offences_elsewhere(now, at, failure.address);
         let running = &mut self.jails[at];
-        let name = &running.spec.name;
-        let found = format!("[{name}] Found {}", failure.address);
         let verdict = running.jail.judge(now, failure, random, elsewhere);
         if !matches!(verdict, Verdict::Stale | Verdict::AlreadyBanned) {
             self.keep.failure(now, &running.key, running.jail.subject(failure.address), failure);
         }
-        if verdict != Verdict::Stale {
-            self.actions.push(Action::Log(if live { Level::Info } else { Level::Debug }, found));
+        if tells && verdict != Verdict::Stale {
+            self.actions.push(Action::Log(level, format!("[{}] Found {}", running.spec.name, failure.address)));
         }
         match verdict {
             Verdict::Found(_) | Verdict::AlreadyBanned | Verdict::Stale => {}

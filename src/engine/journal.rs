@@ -88,7 +88,6 @@ pub(super) struct JailWanted {
 }
 
 /// The supervisor's hold on a journal's reader.
-
 pub(super) struct Tail {
     shared: Arc<Shared>,
 }

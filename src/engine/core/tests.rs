@@ -1206,6 +1206,51 @@ fn a_name_that_does_not_resolve_keeps_its_last_good_addresses_over_a_restart() {
 }
 
 #[test]
+fn what_the_log_does_not_show_is_not_worded() {
+    let mut bench = Bench::new(&["sshd"]);
+    let mut quiet = config(&["sshd"]);
+    quiet.daemon.loglevel = run::Loglevel::Warning;
+    bench.event(0, Event::Reloaded(Reloaded { client: None, specs: Ok(Specs::new(&quiet)) }));
+    bench.event(0, made());
+    assert_eq!(bench.fail(1, "sshd", "10.1.2.3"), "");
+    assert_eq!(bench.fail(1, "sshd", "198.51.100.7"), "");
+    assert_eq!(bench.fail(1, "sshd", "198.51.100.7"), "commit +sshd-v4 198.51.100.7");
+    assert_eq!(bench.yes(1), "[sshd] Ban 198.51.100.7");
+}
+
+#[test]
+fn many_bans_are_lifted_at_once_by_account_or_all() {
+    let mut bench = Bench::new(&["sshd"]);
+    let count = 30_000_u32;
+    let name = |n: u32| IpNetwork::from(IpAddr::from((0x2001_0db9_u128 << 96 | u128::from(n) << 64).to_be_bytes()));
+    let subject = |n: u32| crate::jail::network(name(n).network(), 64).expect("a subnet");
+    for n in 0..count {
+        let found =
+            Adopted { set: "sshd-v6".to_owned(), what: subject(n).network().into(), timeout: None, left: None, everywhere: true };
+        bench.core.adopt(at(0), &found);
+    }
+    assert_eq!(bench.core.bans_held(), count as usize);
+    // What takes a walk over all bans for each of them takes minutes here.
+    let request = |all| Request::Unban {
+        jail: None,
+        addrs: vec![],
+        all,
+        since_s: None,
+        net: None,
+        user: (!all).then(|| "admin".to_owned()),
+        dry_run: !all,
+        forget: false,
+    };
+    for all in [false, true] {
+        let named = (!all).then(|| (0..count).map(|n| ("sshd".into(), subject(n))).collect());
+        let asked =
+            Asked { client: ClientId(1), uid: 0, rank: Rank::Root, program: None, request: request(all), kernel: None, named };
+        bench.event(1, Event::Asked(asked));
+    }
+    assert_eq!(bench.core.bans_held(), 0);
+}
+
+#[test]
 fn another_machines_events_are_applied_once_and_lift_only_their_own() {
     use crate::control::request::{Given, GivenWhat};
     let mut bench = Bench::new(&["sshd"]);
@@ -1247,6 +1292,19 @@ fn another_machines_events_are_applied_once_and_lift_only_their_own() {
     assert_eq!(rows[0].reason.as_deref(), Some("x\\x0ay"));
     let (rows, said) = asked(&mut bench, 3, 0, Rank::Root, apply("mx2", first));
     assert!(said.contains(r#""already":4,"banned":0"#) && rows.is_empty(), "applied twice is applied once: {said}");
+    // What would be asked for twice here is not taken from elsewhere, nor is what no kernel can hold.
+    let wide = vec![
+        event(1, Ban, "sshd", "0.0.0.0/1", Some(600)),
+        event(2, Ban, "sshd", "127.0.0.0/8", Some(600)),
+        event(3, Ban, "sshd", "198.51.100.99", Some(i64::MAX / 2)),
+    ];
+    let (rows, said) = asked(&mut bench, 3, 0, Rank::Root, apply("mx3", wide));
+    assert!(
+        said.contains("0.0.0.0/1: that is most likely more than was meant") && said.contains("127.0.0.0/8: that is"),
+        "{said}"
+    );
+    let until = rows[0].until.expect("it ends");
+    assert!(rows.len() == 1 && until < at(101 * 366 * 86_400).wall, "{rows:?}");
     // Another machine's unban, one with a longer name, and our own ban.
     for origin in ["mx", "mx22", "mx2.example"] {
         let (_, said) = asked(&mut bench, 4, 0, Rank::Root, apply(origin, vec![event(1, Unban, "sshd", "198.51.100.7", None)]));

@@ -44,7 +44,7 @@ bench:
 	$(CARGO) build --release
 	$(CARGO) bench --workspace
 
-# Hours, not minutes: tests that are ignored otherwise.
+# Many minutes: tests that are ignored otherwise.
 soak:
 	$(CARGO) build --release --workspace
 	$(CARGO) test --release --package banset-integration -- --ignored --nocapture

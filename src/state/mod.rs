@@ -21,11 +21,12 @@ use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+use serde::{Deserialize, Serialize};
 
 use crate::terms::{Lasting, Span, Time};
 
 /// The version of the tables; kept in SQLite's user_version.
-const VERSION: i64 = 3;
+const VERSION: i64 = 4;
 /// The file's name in the state directory.
 const FILE: &str = "banset.sqlite3";
 /// What stands in place of a reason where a ban was found in the kernel: it is no offence, and the log may still account for it.
@@ -67,8 +68,11 @@ const SINCE_2: &str = "
         SELECT jail, subject, bans, datetime(until / 1000000, 'unixepoch') AS last_until_utc FROM offence ORDER BY bans DESC;
 ";
 
-/// What version 3 has besides: why lines are missing, and what ignored names resolved to.
-const SINCE_3: &str = "
+/// What version 3 has besides: beneath another machine's ban, our own as JSON.
+const SINCE_3: &str = "ALTER TABLE ban ADD COLUMN own TEXT;";
+
+/// What version 4 has besides: why lines are missing, and what ignored names resolved to.
+const SINCE_4: &str = "
     ALTER TABLE event ADD COLUMN missing TEXT;
     CREATE TABLE name (name TEXT PRIMARY KEY, addresses TEXT NOT NULL) WITHOUT ROWID;
 ";
@@ -163,7 +167,7 @@ pub struct KeptPause {
 }
 
 /// A ban, with wall times.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeptBan {
     /// When it began.
     pub since: Time,
@@ -179,6 +183,8 @@ pub struct KeptBan {
     pub reason: Option<String>,
     /// Whether the kernel said yes to it.
     pub in_kernel: bool,
+    /// What we decided ourselves beneath another machine's longer ban.
+    pub own: Option<Box<KeptBan>>,
 }
 
 /// The whole state of one reader.
@@ -296,9 +302,10 @@ impl Store {
         let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
         // What an older version has stays, the rest begins empty: version 1 kept no history.
         let missing = match version {
-            0 => &[TABLES, SINCE_2, history::TABLES, SINCE_3][..],
-            1 => &[SINCE_2, history::TABLES, SINCE_3],
-            2 => &[SINCE_3],
+            0 => &[TABLES, SINCE_2, history::TABLES, SINCE_3, SINCE_4][..],
+            1 => &[SINCE_2, history::TABLES, SINCE_3, SINCE_4],
+            2 => &[SINCE_3, SINCE_4],
+            3 => &[SINCE_4],
             VERSION => &[],
             newer => {
                 return Err(Failed::Unusable(format!("made by another version of banset ({newer}, this one knows {VERSION})")));
@@ -336,7 +343,7 @@ impl Store {
             .query_map([], |row| Ok((text(row, 0)?, row.get(1)?)))?
             .collect::<Result<_, _>>()?;
         let bans: Vec<(Arc<str>, IpNetwork, KeptBan)> = db
-            .prepare("SELECT jail, subject, since, until, lasting, failures, uid, reason, in_kernel FROM ban")?
+            .prepare("SELECT jail, subject, since, until, lasting, failures, uid, reason, in_kernel, own FROM ban")?
             .query_map([], |row| {
                 let subject: Option<IpNetwork> = row.get_ref(1)?.as_str()?.parse().ok();
                 let kept = KeptBan {
@@ -349,6 +356,7 @@ impl Store {
                     uid: row.get(6)?,
                     reason: row.get(7)?,
                     in_kernel: row.get(8)?,
+                    own: row.get_ref(9)?.as_str_or_null()?.and_then(|own| serde_json::from_str(own).ok()),
                 };
                 Ok(subject.map(|subject| (row.get::<_, String>(0).map(Arc::from), subject, kept)))
             })?
@@ -479,7 +487,7 @@ impl Store {
             let subject = subject.to_string();
             match kept {
                 Some(ban) => transaction
-                    .prepare_cached("INSERT OR REPLACE INTO ban VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?
+                    .prepare_cached("INSERT OR REPLACE INTO ban VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)")?
                     .execute(params![
                         &**jail,
                         subject,
@@ -492,7 +500,8 @@ impl Store {
                         ban.failures,
                         ban.uid,
                         ban.reason,
-                        ban.in_kernel
+                        ban.in_kernel,
+                        ban.own.as_ref().and_then(|own| serde_json::to_string(own).ok())
                     ])?,
                 None => transaction
                     .prepare_cached("DELETE FROM ban WHERE jail = ?1 AND subject = ?2")?
@@ -653,7 +662,9 @@ mod tests {
             uid: None,
             reason: None,
             in_kernel: true,
+            own: None,
         };
+        let kept = KeptBan { reason: Some("@mx2".into()), own: Some(Box::new(kept.clone())), ..kept };
         ("sshd".into(), subject.parse().expect("a net"), Some(kept))
     }
 
@@ -747,40 +758,32 @@ mod tests {
         store.sync().expect("the log alone");
     }
 
-    #[test]
-    fn a_file_of_version_2_keeps_what_it_has() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let old = Connection::open(dir.path().join(FILE)).expect("a file");
-        let rows = "INSERT INTO event VALUES (7, 1, 'ban', 'sshd', '192.0.2.7/32', 1, 2, 3, 'log', NULL, NULL, NULL, 'x', NULL);";
-        old.execute_batch(&format!("BEGIN;{TABLES}{SINCE_2}{}{rows}PRAGMA user_version = 2;COMMIT;", history::TABLES))
+    fn a_file_of_an_older_version_keeps_what_it_has() {
+        for (version, tables) in [
+            (1, TABLES.to_owned()),
+            (2, [TABLES, SINCE_2, history::TABLES].concat()),
+            (3, [TABLES, SINCE_2, history::TABLES, SINCE_3].concat()),
+        ] {
+            let dir = tempfile::tempdir().expect("a directory");
+            let old = Connection::open(dir.path().join(FILE)).expect("a file");
+            old.execute_batch(&format!(
+                "BEGIN;{tables}PRAGMA user_version = {version};
+                 INSERT INTO ban (jail, subject, since, until, lasting, failures, in_kernel) VALUES ('sshd', '192.0.2.7/32', 5, 10, 5, 3, 1);
+                 INSERT INTO position VALUES ('/var/log/auth.log', 3, '{{}}', '{{}}');COMMIT;"
+            ))
             .expect("made");
-        drop(old);
-        let (mut store, restored, said) = open(dir.path());
-        assert_eq!((restored.seq, said), (7, None));
-        let row = history::Row { seq: 8, origin: "log".into(), ..history::Row::default() };
-        store.save(&Save { history: vec![row], names: Some(Vec::new()), ..Save::default() }).expect("saved");
-        let query = history::Query { limit: 9, ..history::Query::default() };
-        let (told, _) = history::Archive::open(dir.path()).expect("there").find(&query).expect("readable");
-        assert_eq!(told.iter().map(|(row, _)| (row.seq, row.missing.is_none())).collect::<Vec<_>>(), [(8, true), (7, true)]);
-    }
-
-    #[test]
-    fn a_file_of_version_1_keeps_what_it_has() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let old = Connection::open(dir.path().join(FILE)).expect("a file");
-        old.execute_batch(&format!(
-            "BEGIN;{TABLES}PRAGMA user_version = 1;
-             INSERT INTO ban VALUES ('sshd', '192.0.2.7/32', 5, 10, 5, 3, NULL, NULL, 1);
-             INSERT INTO position VALUES ('/var/log/auth.log', 3, '{{}}', '{{}}');COMMIT;"
-        ))
-        .expect("made");
-        drop(old);
-        let (mut store, restored, said) = open(dir.path());
-        assert_eq!((restored.bans.len(), restored.positions.len(), restored.seq, said), (1, 1, 0, None));
-        let row = history::Row { seq: 1, origin: "log".into(), places: vec![7, 8], ..history::Row::default() };
-        store.save(&Save { history: vec![row], ..Save::default() }).expect("saved");
-        drop(store);
-        assert_eq!(open(dir.path()).1.seq, 1);
+            drop(old);
+            let (mut store, restored, said) = open(dir.path());
+            assert_eq!((restored.bans.len(), restored.positions.len(), restored.seq, said), (1, 1, 0, None));
+            let row = history::Row { seq: 1, origin: "log".into(), places: vec![7, 8], ..history::Row::default() };
+            store.save(&Save { history: vec![row], bans: vec![ban("192.0.2.8")], ..Save::default() }).expect("saved");
+            drop(store);
+            let again = open(dir.path()).1;
+            assert_eq!((again.seq, again.bans.len()), (1, 2));
+            let query = history::Query { limit: 9, ..history::Query::default() };
+            let (told, _) = history::Archive::open(dir.path()).expect("there").find(&query).expect("readable");
+            assert_eq!((told.len(), told[0].0.missing.as_deref()), (1, None));
+        }
     }
 
     #[test]

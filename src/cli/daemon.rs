@@ -48,6 +48,7 @@ pub fn spawner() -> u8 {
 }
 
 fn start(global: &Global) -> Result<Ready, String> {
+    run::end_with_vital_threads();
     // 1. What is wanted.
     let (specs, said) = wanted(global)?;
     let logging = log::start(&specs.daemon.log, specs.daemon.loglevel)?;

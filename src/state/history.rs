@@ -371,6 +371,11 @@ impl Archive {
             .collect()
     }
 
+    /// Rows whose lines were not read back yet, the newest 10 000.
+    pub fn unread(&self) -> Result<Vec<Unread>, String> {
+        unread(&self.connection).map_err(|e| format!("cannot read the history: {e}"))
+    }
+
     /// Whom bans with this account among their lines were about, by jail.
     pub fn banned_for_account(&self, account: &str) -> Result<Vec<(Arc<str>, IpNetwork)>, String> {
         let find = || -> Result<Vec<(Arc<str>, IpNetwork)>, rusqlite::Error> {

@@ -212,7 +212,7 @@ impl Core {
     pub fn keep(&mut self, now: Now, boot: String, restored: &Restored) {
         self.boot = boot;
         self.keep.start(restored.positions.iter().map(|(path, _)| path.clone()));
-        self.resume_history(restored);
+        self.resume_history(now, restored);
         for (jail, subject, _) in &restored.bans {
             // What a broken jail held waits until it is mended.
             if !self.specs.broken.iter().any(|(broken, _)| **broken == **jail) {

@@ -768,6 +768,33 @@ fn lines_that_a_kill_left_unread_are_read_back_at_the_next_start() {
     let (rows, said) = saved(&mut bench, 4);
     assert!(said.iter().any(|said| said == "dig 10 [20, 30]"), "{said:?}");
     assert_eq!(rows[0].places, [place(20).0, place(30).0]);
+    // While many are being read back the places wait in the state, and are asked for there when those are through.
+    bench.core.digging = (10_000, 0);
+    let ban = |bench: &mut Bench, secs: i64, who: &str| {
+        for _ in 0..2 {
+            let failure = Failure { address: ip(who), time: at(secs).wall, attempts: 1, place: place(40) };
+            let found = vec![Found { jail: bench.ids["sshd"], failure, ok: false }];
+            bench.core.handle(at(secs), Event::Read(Batch { path: "/log".into(), found, live: true, ..Batch::default() }));
+        }
+        saved(bench, secs + 1)
+    };
+    let (rows, said) = ban(&mut bench, 5, "198.51.100.10");
+    assert!(rows[0].places == [place(40).0] && !said.iter().any(|said| said.starts_with("dig")), "{said:?}");
+    bench.core.digging.0 = 1;
+    bench.core.handle(at(7), Event::ReadBack(10, Vec::new(), None));
+    assert!(
+        !bench.core.take_actions().iter().any(|action| matches!(action, Action::Search(_))),
+        "what was read back is kept first"
+    );
+    assert!(saved(&mut bench, 8).1.contains(&"search".to_owned()));
+    let unread = crate::state::history::Unread {
+        seq: 11,
+        jail: "sshd".into(),
+        subject: ip("198.51.100.10").into(),
+        places: vec![place(40).0],
+    };
+    bench.core.handle(at(9), Event::Unread(vec![unread]));
+    assert_eq!(saved(&mut bench, 9).1, ["dig 11 [40]"]);
 }
 
 #[test]

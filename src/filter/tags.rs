@@ -94,6 +94,34 @@ pub(crate) fn expand(written: &str, scope: Scope<'_>) -> Result<Expanded, Vec<Wr
 }
 
 impl Expanded {
+    /// Puts a text of ours before and behind the bytes `at` of the expression.
+    pub fn enclose(&mut self, at: Range<usize>, before: &str, behind: &str) {
+        self.insert(at.end, behind);
+        self.insert(at.start, before);
+    }
+
+    fn insert(&mut self, at: usize, text: &str) {
+        let place = self.written(at..at);
+        let next = self.origin.partition_point(|piece| piece.out < at);
+        let end = self.origin.get(next).map_or(self.text.len(), |piece| piece.out);
+        let mut pieces = vec![Piece { out: at, written: place, verbatim: false }];
+        if next > 0 && at < end {
+            // What stood in the middle of a piece goes on behind.
+            let cut = &mut self.origin[next - 1];
+            let mut rest = cut.written.clone();
+            if cut.verbatim {
+                rest.start += at - cut.out;
+                cut.written.end = rest.start;
+            }
+            pieces.push(Piece { out: at, written: rest, verbatim: cut.verbatim });
+        }
+        for piece in pieces[1..].iter_mut().chain(&mut self.origin[next..]) {
+            piece.out += text.len();
+        }
+        self.origin.splice(next..next, pieces);
+        self.text.insert_str(at, text);
+    }
+
     /// Which bytes of the written pattern the bytes `at` of the expression came from.
     pub fn written(&self, at: Range<usize>) -> Range<usize> {
         let piece = |offset: usize| {
@@ -128,7 +156,7 @@ impl Walk<'_> {
                 i += 2;
                 continue;
             }
-            let group_name = text[..i].ends_with("(?P") || text[..i].ends_with("(?");
+            let group_name = bytes[..i].ends_with(b"(?P") || bytes[..i].ends_with(b"(?");
             let Some(tag) = (bytes[i] == b'<' && !group_name).then(|| Tag::at(text, i)).flatten() else {
                 i += 1;
                 continue;
@@ -360,11 +388,27 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_pattern_makes_it_panic(written in r"(?s)(?:[<>/\\\\(?P:é\u{1F600} \[\]]|F-|USER|HOST|head|bad|loop|.){0,30}") {
+            // What is wrong is cited where characters begin and end.
+            for wrong in expanded(&written).err().into_iter().flatten() {
+                proptest::prop_assert!(written.get(wrong.at).is_some());
+            }
+        }
+    }
+
     #[test]
     fn bytes_of_the_expression_lead_back_to_the_written_ones() {
         let e = expanded("ab<head>c(d").unwrap();
         let paren = e.text.rfind('(').unwrap();
         assert_eq!(e.written(paren..paren + 1), 9..10);
         assert_eq!(e.written(3..4), 2..8);
+        let mut e = expanded("ab<head>c[é]d").unwrap();
+        let (open, close) = (e.text.find('[').unwrap(), e.text.find(']').unwrap());
+        e.enclose(open..close + 1, "(?u:", ")");
+        assert_eq!(e.text, r"ab^\S*: c(?u:[é])d");
+        let of = |text: &str| e.text.rfind(text).map(|at| e.written(at..at + text.len())).unwrap();
+        assert_eq!([of("ab"), of(": "), of("c"), of("[é]"), of("d")], [0..2, 2..8, 8..9, 9..13, 13..14]);
     }
 }

@@ -26,8 +26,12 @@ const ENDS: i64 = 300_000_000;
 const NEAR: i64 = 60_000_000;
 /// Accounts remembered of one connection.
 const ACCOUNTS: usize = 64;
-/// A group's text is remembered up to this many bytes.
+/// A group's text, and a connection's name, are remembered up to this many bytes.
 const TEXT: usize = 512;
+/// The accounts of one connection take at most this many bytes together.
+const ACCOUNTS_BYTES: usize = 4096;
+/// Earlier lines are kept for a pattern over several up to this many bytes; the last one is kept in any case.
+const LINES_BYTES: usize = 256 << 10;
 
 /// What a line comes to.
 #[derive(Clone, Debug, PartialEq)]
@@ -191,14 +195,7 @@ impl Judge {
             }
             None => self.dated(line, now),
         };
-        if self.rules.maxlines > 1 {
-            self.lines.push(parts);
-            let surplus = self.lines.len().saturating_sub(self.rules.maxlines);
-            self.lines.drain(..surplus);
-        } else {
-            self.lines = vec![parts];
-        }
-        let buffer = self.lines.clone();
+        let buffer = if self.rules.maxlines > 1 { self.with_earlier(parts) } else { vec![parts] };
         let mut text = std::mem::take(&mut self.text);
         join(&buffer, &mut text);
         let mut every = every;
@@ -224,6 +221,19 @@ impl Judge {
         Verdict { outcome, time, assumed }
     }
 
+    /// The lines that a pattern may span, the new one last.
+    fn with_earlier(&mut self, line: Line) -> Vec<Line> {
+        self.lines.push(line);
+        let mut room = LINES_BYTES;
+        let fits = |line: &&Line| {
+            room = room.saturating_sub(line.0.len() + line.1.len() + line.2.len());
+            room > 0
+        };
+        let kept = self.lines.iter().rev().take(self.rules.maxlines).take_while(fits).count().max(1);
+        self.lines.drain(..self.lines.len() - kept);
+        self.lines.clone()
+    }
+
     /// Finds the date and cuts it out.
     fn dated(&mut self, line: &str, now: Time) -> (Line, Option<Time>, Option<Time>) {
         let recent = self.last.as_ref().filter(|(last, _)| last.0 > now.0 - NEAR);
@@ -240,7 +250,13 @@ impl Judge {
             Some(found) => match (found.time, recent) {
                 (Some(time), _) => {
                     let parts = cut(&found);
-                    self.last = Some((time, parts.1.clone()));
+                    match &mut self.last {
+                        Some((last, date)) => {
+                            *last = time;
+                            date.clone_from(&parts.1);
+                        }
+                        None => self.last = Some((time, parts.1.clone())),
+                    }
                     (parts, Some(time), None)
                 }
                 (None, Some((last, date))) => (whole(date), None, Some(*last)),
@@ -255,6 +271,7 @@ impl Judge {
 
     fn judged(&mut self, buffer: &[Line], whole: &str, clock: Time, every: Option<&mut Vec<usize>>) -> Outcome {
         let rules = Arc::clone(&self.rules);
+        let several = rules.maxlines > 1;
         // A short list of ignoreregex is tried on the whole line too.
         if !rules.ignoreregex.is_empty()
             && rules.ignoreregex.len() + 2 < rules.failregex.len()
@@ -270,7 +287,9 @@ impl Judge {
             if let Some(Some(Value::Text(text))) = before.remove("content")
                 && !text.is_empty()
             {
-                self.lines = vec![Line(String::new(), String::new(), text.clone())];
+                if several {
+                    self.lines = vec![Line(String::new(), String::new(), text.clone())];
+                }
                 content = Some(text + "\n");
             }
         }
@@ -296,7 +315,7 @@ impl Judge {
         let hit = hit(rule, places, text, buffer, rules.maxlines);
         if !rules.ignoreregex.is_empty() {
             let mut joined = String::new();
-            let seen = if rules.maxlines > 1 {
+            let seen = if several {
                 join(&hit.matched, &mut joined);
                 &joined
             } else {
@@ -315,7 +334,10 @@ impl Judge {
 
     /// A failregex matched: what it amounts to with what is known of its connection.
     fn failure(&mut self, pattern: usize, groups: Groups, count: u32, clock: Time) -> Outcome {
-        let id = groups.get("mlfid").and_then(Option::as_ref).map(shown);
+        let mut id = groups.get("mlfid").and_then(Option::as_ref).map(shown);
+        if let Some(id) = &mut id {
+            id.truncate(crate::terms::head(id, TEXT).len());
+        }
         let mut joined;
         let mut keep = false;
         if let Some(id) = &id {
@@ -416,9 +438,10 @@ impl Judge {
             (nofail, gained) = (false, false);
         }
         if !nofail {
-            all.matches += std::mem::take(&mut all.context) + if gained { 0 } else { count };
+            let gathered = std::mem::take(&mut all.context).saturating_add(if gained { 0 } else { count });
+            all.matches = all.matches.saturating_add(gathered);
         } else if !forget {
-            all.context += count;
+            all.context = all.context.saturating_add(count);
         }
         (all, !forget)
     }
@@ -448,10 +471,10 @@ impl Judge {
 }
 
 fn add(users: &mut Vec<String>, user: Option<String>) {
-    if let Some(user) = user
-        && users.len() < ACCOUNTS
-        && !users.contains(&user)
-    {
+    let Some(mut user) = user else { return };
+    user.truncate(crate::terms::head(&user, TEXT).len());
+    let held: usize = users.iter().map(String::len).sum();
+    if users.len() < ACCOUNTS && held + user.len() <= ACCOUNTS_BYTES && !users.contains(&user) {
         users.push(user);
     }
 }
@@ -475,8 +498,10 @@ impl Kept {
         matches!(self, Kept::Text(text) if text.is_empty())
     }
     fn cut(&mut self) {
-        if let Kept::Text(text) = self {
-            text.truncate(crate::terms::head(text, TEXT).len());
+        let cut = |text: &mut String| text.truncate(crate::terms::head(text, TEXT).len());
+        match self {
+            Kept::Text(text) => cut(text),
+            Kept::Parts(parts) => parts.iter_mut().flatten().for_each(cut),
         }
     }
 }
@@ -526,7 +551,7 @@ fn join(lines: &[Line], text: &mut String) {
 /// Which lines of the buffer a match is about, and which are left.
 fn hit(rule: &Rule, places: Places, text: &str, buffer: &[Line], maxlines: usize) -> Hit {
     if buffer.len() <= 1 || maxlines <= 1 {
-        return Hit { places, matched: buffer.to_vec(), unmatched: Vec::new(), count: 1 };
+        return Hit { places, matched: if maxlines > 1 { buffer.to_vec() } else { Vec::new() }, unmatched: Vec::new(), count: 1 };
     }
     let whole = places[0].clone().unwrap_or(0..0);
     let bytes = text.as_bytes();

@@ -85,10 +85,13 @@ const IP6: (&str, &str) = (
 );
 /// Variables may pull in variables, this deep.
 const DEEPEST: usize = 25;
+/// A pattern may pull in this many texts, and become this long with them.
+const MOST: usize = 10_000;
+const LONGEST: usize = 256 << 10;
 
 /// Resolves the tags of `written`.
 pub(crate) fn expand(written: &str, scope: Scope<'_>) -> Result<Expanded, Vec<Wrong>> {
-    let mut walk = Walk { scope, out: Expanded::default(), wrong: Vec::new(), depth: 0 };
+    let mut walk = Walk { scope, out: Expanded::default(), wrong: Vec::new(), depth: 0, pulled: 0 };
     walk.text(written, None);
     if walk.wrong.is_empty() { Ok(walk.out) } else { Err(walk.wrong) }
 }
@@ -142,6 +145,8 @@ struct Walk<'a> {
     out: Expanded,
     wrong: Vec<Wrong>,
     depth: usize,
+    /// Texts pulled in so far.
+    pulled: usize,
 }
 
 impl Walk<'_> {
@@ -298,6 +303,14 @@ impl Walk<'_> {
             self.wrong(at, format!("<{name}> pulls in itself"), None);
             return;
         }
+        self.pulled += 1;
+        if self.pulled > MOST || self.out.text.len() > LONGEST {
+            // Once is enough: each of them may be one of thousands.
+            if self.wrong.is_empty() {
+                self.wrong(at, format!("<{name}> pulls in more than {MOST} texts or {} KiB", LONGEST >> 10), None);
+            }
+            return;
+        }
         self.depth += 1;
         self.text(text, Some(at));
         self.depth -= 1;
@@ -367,6 +380,19 @@ mod tests {
         ];
         for (written, text) in table {
             assert_eq!(expanded(written).unwrap().text, text, "{written}");
+        }
+    }
+
+    #[test]
+    fn what_variables_pull_in_is_bounded() {
+        let level = |i: usize| (format!("v{i}"), format!("<v{}>", i + 1).repeat(20));
+        for last in ["", "x", "<F-USER>"] {
+            let variables: BTreeMap<_, _> = (0..20).map(level).chain([("v20".to_owned(), last.to_owned())]).collect();
+            let wrong = expand("a<v0>", Scope { params: &BTreeMap::new(), variables: &variables }).unwrap_err();
+            assert!(
+                wrong.iter().any(|wrong| wrong.at == (1..5) && wrong.what.contains(" pulls in more than ")) || last == "<F-USER>"
+            );
+            assert!(wrong.len() <= MOST, "{last}: {}", wrong.len());
         }
     }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Filter;
 use super::dates::{Date, Detector, Memory};
-use super::fail2ban::judge as foreign;
+use super::fail2ban::{Value, judge as foreign};
 use super::pattern::{Hit, Pattern, Places};
 use super::prefilter::{Prefilter, Slots};
 use super::repeated;
@@ -325,6 +325,26 @@ fn written(times: Times<'_>, start: usize, now: Time) -> Time {
     at.checked_sub(1).map_or(now, |at| times[at].1)
 }
 
+/// Bytes of a line that was read with replacements, as those of the line itself.
+pub(super) fn in_bytes(line: &[u8], at: &Range<usize>) -> Range<u32> {
+    let place = |wanted: usize| {
+        let (mut read, mut here) = (0, 0);
+        for chunk in line.utf8_chunks() {
+            let valid = chunk.valid().len();
+            if wanted <= read + valid {
+                return here + wanted - read;
+            }
+            here += valid + chunk.invalid().len();
+            read += valid + if chunk.invalid().is_empty() { 0 } else { char::REPLACEMENT_CHARACTER.len_utf8() };
+            if wanted < read {
+                return here - chunk.invalid().len();
+            }
+        }
+        line.len()
+    };
+    place(at.start) as u32..place(at.end) as u32
+}
+
 /// A line and where it stands.
 struct Place<'a> {
     chunk: &'a [u8],
@@ -435,6 +455,7 @@ impl Judge {
                 let time = time();
                 // A name without an address can not be banned.
                 let Some(net) = failure.addr else { return };
+                let named = self.filter.foreign.as_ref().map_or(1, |rules| rules.attempts(&failure.groups));
                 found.push(Found {
                     filter: place.filter,
                     offset: place.start as u32,
@@ -442,11 +463,11 @@ impl Judge {
                     kind: Kind::Failure,
                     addr: net.ip(),
                     time,
-                    attempts: failure.repeated,
+                    attempts: failure.repeated.saturating_mul(named),
                     pattern: failure.pattern as u16,
                     user: failure.user.map(|user| user.into_bytes().into()),
-                    reason: None,
-                    secrets: Vec::new(),
+                    reason: failure.groups.get("reason").and_then(Value::text).map(|reason| reason.as_bytes().into()),
+                    secrets: verdict.secrets.into_iter().map(|at| in_bytes(place.line, &at)).collect(),
                 });
             }
             foreign::Outcome::Context(_) | foreign::Outcome::Pending(_) => {
@@ -454,7 +475,10 @@ impl Judge {
                 time();
             }
             foreign::Outcome::Ignored(_) => self.counters.ignored += 1,
-            foreign::Outcome::Missed => {}
+            foreign::Outcome::Missed => {
+                let rules = self.filter.foreign.as_ref();
+                self.counters.missed += u64::from(rules.is_some_and(|rules| rules.holds(&line)));
+            }
         }
     }
 

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::ops::Range;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
@@ -77,6 +78,8 @@ pub(crate) struct Verdict {
     pub time: Option<Time>,
     /// The instant to take where it bears none: a date pattern matched without a text.
     pub assumed: Option<Time>,
+    /// Which bytes of the line are a password.
+    pub secrets: Vec<Range<usize>>,
 }
 
 /// What is remembered over a restart.
@@ -131,6 +134,8 @@ pub(crate) struct Judge {
     pub evicted: u64,
     /// Earlier lines that the last match took with it, whole.
     pub joined: Vec<String>,
+    /// Which bytes of the last text that was judged are a password.
+    secrets: Vec<Range<usize>>,
 }
 
 /// A match and the lines it is about.
@@ -154,6 +159,7 @@ impl Judge {
             strain: Strain::default(),
             evicted: 0,
             joined: Vec::new(),
+            secrets: Vec::new(),
         }
     }
 
@@ -200,11 +206,14 @@ impl Judge {
         join(&buffer, &mut text);
         let mut every = every;
         let mut outcome = self.judged(&buffer, &text, clock, every.as_deref_mut());
+        // Where the text goes on with another part of the line: from here on, so many bytes farther back.
+        let mut left_out = (usize::MAX, 0);
         if outcome == Outcome::Missed
             && self.rules.maxlines == 1
             && let Some(said) = repeated::unwrap(text.trim_end_matches('\n'))
         {
             let once = format!("{}\n", said.once);
+            left_out = said.left_out;
             let buffer = vec![Line(String::new(), buffer[0].1.clone(), said.once)];
             outcome = self.judged(&buffer, &once, clock, every);
             if let Outcome::Failure(failure) = &mut outcome {
@@ -218,7 +227,9 @@ impl Judge {
             let gone = buffer[..buffer.len() - 1].iter().filter(|line| !self.lines.contains(line));
             self.joined.extend(gone.map(|Line(before, date, after)| format!("{before}{date}{after}")));
         }
-        Verdict { outcome, time, assumed }
+        let secrets = self.secrets.drain(..).map(|at| shifted(at, left_out));
+        let secrets = secrets.filter_map(|at| in_last(at, &buffer, line)).collect();
+        Verdict { outcome, time, assumed, secrets }
     }
 
     /// The lines that a pattern may span, the new one last.
@@ -272,6 +283,7 @@ impl Judge {
     fn judged(&mut self, buffer: &[Line], whole: &str, clock: Time, every: Option<&mut Vec<usize>>) -> Outcome {
         let rules = Arc::clone(&self.rules);
         let several = rules.maxlines > 1;
+        self.secrets.clear();
         // A short list of ignoreregex is tried on the whole line too.
         if !rules.ignoreregex.is_empty()
             && rules.ignoreregex.len() + 2 < rules.failregex.len()
@@ -280,10 +292,12 @@ impl Judge {
             return Outcome::Ignored(index);
         }
         let mut before = Groups::new();
-        let mut content = None;
+        let (mut content, mut handed_on) = (None, 0);
         if let Some(prefregex) = &rules.prefregex {
             let Some(places) = prefregex.expression.find(whole, &self.strain) else { return Outcome::Missed };
             before = prefregex.groups(whole, &places);
+            self.secrets.extend(prefregex.secret(&places));
+            handed_on = prefregex.content(&places);
             if let Some(Some(Value::Text(text))) = before.remove("content")
                 && !text.is_empty()
             {
@@ -327,6 +341,8 @@ impl Judge {
             }
         }
         self.lines = hit.unmatched;
+        let behind = if content.is_some() { handed_on } else { 0 };
+        self.secrets.extend(rule.secret(&hit.places).map(|at| at.start + behind..at.end + behind));
         let mut groups = before;
         groups.extend(rule.groups(text, &hit.places));
         self.failure(index, groups, hit.count, clock)
@@ -468,6 +484,24 @@ impl Judge {
         }
         self.connections.insert(id.to_owned(), connection);
     }
+}
+
+/// Bytes of a text as those of one that has `more` bytes more from `from` on.
+fn shifted(at: Range<usize>, (from, more): (usize, usize)) -> Range<usize> {
+    let place = |offset: usize| if offset >= from { offset + more } else { offset };
+    let end = if at.end > at.start { place(at.end - 1) + 1 } else { place(at.end) };
+    place(at.start)..end
+}
+
+/// Bytes of the text of these lines as those of the last line, as it was before its date was cut out; nothing for those of others.
+fn in_last(at: Range<usize>, buffer: &[Line], line: &str) -> Option<Range<usize>> {
+    let (Line(before, date, after), earlier) = buffer.split_last()?;
+    let begins: usize = earlier.iter().map(|line| line.0.len() + line.2.len() + 1).sum();
+    let at = at.start.checked_sub(begins)?..at.end - begins;
+    // A line may be lent the date of another.
+    let cut = if before.len() + date.len() + after.len() == line.len() { date.len() } else { 0 };
+    let at = shifted(at, (before.len(), cut));
+    (at.end <= line.len()).then_some(at)
 }
 
 fn add(users: &mut Vec<String>, user: Option<String>) {

@@ -467,8 +467,10 @@ fn what_is_decided_here_is_enforced_there_over_a_broken_pipe_and_without_echo() 
         wait_until("its unban follows", || !enforcer.holds("manual-v4", "198.51.100.8"));
         // What the enforcer decides itself another's unban does not lift.
         Answer::of(&mut enforcer.command(&["ban", "198.51.100.9"])).ok();
-        daemon.cli(&["ban", "198.51.100.9"]).ok();
-        daemon.cli(&["unban", "198.51.100.9"]).ok();
+        for longer in [&["ban", "198.51.100.9"][..], &["ban", "--for", "300d", "198.51.100.9"]] {
+            daemon.cli(longer).ok();
+            daemon.cli(&["unban", "198.51.100.9"]).ok();
+        }
         // The pipe breaks, and both daemons go; what happens meanwhile is there afterwards, once.
         drop(pipe);
         log.fail("198.51.100.10", 3);

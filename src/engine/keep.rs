@@ -385,10 +385,13 @@ pub enum Change {
 /// The sign in front of the reason of a ban that bites although it is ignored.
 const FORCED: char = '!';
 
+/// The sign in front of the reason of a ban that another machine decided.
+const GIVEN: char = '@';
+
 /// A held ban as it is kept.
 pub fn kept(now: Now, held: &Held) -> KeptBan {
     let uid = match &held.origin {
-        Origin::Manual { uid, .. } => Some(*uid),
+        Origin::Manual { uid, .. } | Origin::Given { uid, .. } => Some(*uid),
         Origin::Failures | Origin::Adopted | Origin::Aggregate(_) => None,
     };
     KeptBan {
@@ -403,6 +406,10 @@ pub fn kept(now: Now, held: &Held) -> KeptBan {
             (origin, false) => origin.reason(),
         },
         in_kernel: held.in_kernel,
+        own: match &held.origin {
+            Origin::Given { own: Some(own), .. } => Some(Box::new(kept(now, own))),
+            _ => None,
+        },
     }
 }
 
@@ -418,6 +425,12 @@ pub fn held(now: Now, kept: &KeptBan) -> Option<Held> {
         None => None,
     };
     let origin = match (kept.uid, kept.reason.as_deref()) {
+        (Some(uid), Some(reason)) if reason.starts_with(GIVEN) => {
+            let (machine, reason) =
+                reason[1..].split_once(": ").map_or((&reason[1..], None), |(machine, reason)| (machine, Some(reason)));
+            let own = kept.own.as_ref().and_then(|own| self::held(now, own)).map(Box::new);
+            Origin::Given { uid, machine: machine.into(), reason: reason.map(Into::into), own }
+        }
         (Some(uid), reason) => {
             let forced = reason.and_then(|reason| reason.strip_prefix(FORCED));
             let reason = forced.map_or(reason, |reason| Some(reason).filter(|reason| !reason.is_empty()));

@@ -112,6 +112,17 @@ pub enum Origin {
         /// Whether it bites although it is ignored: the kernel's ignore sets leave it out while it is held.
         forced: bool,
     },
+    /// Another machine decided it, and told us.
+    Given {
+        /// On whose behalf it was told: uid of the client.
+        uid: u32,
+        /// The machine's name.
+        machine: Box<str>,
+        /// Why, in its words.
+        reason: Option<Box<str>>,
+        /// What we decided ourselves and it outlasts: that goes on if the other machine takes its own back.
+        own: Option<Box<Held>>,
+    },
     /// It was in the kernel's set when the daemon started.
     Adopted,
     /// So many addresses of the subnet were banned at once.
@@ -123,6 +134,8 @@ impl Origin {
     pub fn reason(&self) -> Option<String> {
         match self {
             Origin::Manual { reason, .. } => reason.clone(),
+            Origin::Given { machine, reason: None, .. } => Some(format!("@{machine}")),
+            Origin::Given { machine, reason: Some(reason), .. } => Some(format!("@{machine}: {reason}")),
             Origin::Aggregate(addresses) => Some(format!("{addresses} of its addresses were banned")),
             Origin::Failures | Origin::Adopted => None,
         }
@@ -401,6 +414,42 @@ impl Jail {
             self.window.forget(subject.network());
         }
         true
+    }
+
+    /// Another machine's ban, over what is held. What we decided ourselves stays beneath a ban that outlasts it. Returns whether
+    /// anything changed for the kernel.
+    pub fn hold_given(&mut self, subject: IpNetwork, mut held: Held) -> bool {
+        if let (Some(present), Origin::Given { own, .. }) = (self.held.get(&subject), &mut held.origin) {
+            *own = match &present.origin {
+                Origin::Given { own, .. } => own.clone(),
+                _ => Some(Box::new(present.clone())),
+            };
+        }
+        self.hold(subject, held)
+    }
+
+    /// What we decide ourselves while another machine's longer ban is held goes beneath that. Returns whether it was put there.
+    pub fn hold_beneath(&mut self, subject: IpNetwork, held: &Held) -> bool {
+        let Some(Held { origin: Origin::Given { own, .. }, .. }) = self.held.get_mut(&subject) else { return false };
+        if own.as_ref().is_some_and(|own| !held.ends_after(own)) {
+            return false;
+        }
+        *own = Some(Box::new(held.clone()));
+        true
+    }
+
+    /// Another machine takes its ban back: what was held is returned, and what of our own goes on instead.
+    pub fn take_back(&mut self, now: Now, subject: IpNetwork, from: &str) -> Option<(Held, Option<Held>)> {
+        let of = |held: &Held| matches!(&held.origin, Origin::Given { machine, .. } if **machine == *from);
+        self.held.get(&subject).filter(|held| of(held))?;
+        let mut held = self.lift(subject)?;
+        let Origin::Given { own, .. } = &mut held.origin else { return Some((held, None)) };
+        let own = own.take().map(|own| Held { in_kernel: false, generation: 0, ..*own });
+        let own = own.filter(|own| own.left(now) != Some(Span(0)));
+        if let Some(own) = &own {
+            self.insert(subject, own.clone());
+        }
+        Some((held, own))
     }
 
     /// Lifts a ban; what was held is returned.

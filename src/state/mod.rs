@@ -20,11 +20,12 @@ use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+use serde::{Deserialize, Serialize};
 
 use crate::terms::{Lasting, Span, Time};
 
 /// The version of the tables; kept in SQLite's user_version.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 /// The file's name in the state directory.
 const FILE: &str = "banset.sqlite3";
 /// Between two rounds of forgetting history that is too old.
@@ -61,6 +62,9 @@ const SINCE_2: &str = "
     CREATE VIEW offences AS
         SELECT jail, subject, bans, datetime(until / 1000000, 'unixepoch') AS last_until_utc FROM offence ORDER BY bans DESC;
 ";
+
+/// What version 3 has besides: beneath another machine's ban, our own as JSON.
+const SINCE_3: &str = "ALTER TABLE ban ADD COLUMN own TEXT;";
 
 /// The file, open.
 pub struct Store {
@@ -143,7 +147,7 @@ pub struct KeptPause {
 }
 
 /// A ban, with wall times.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeptBan {
     /// When it began.
     pub since: Time,
@@ -159,6 +163,8 @@ pub struct KeptBan {
     pub reason: Option<String>,
     /// Whether the kernel said yes to it.
     pub in_kernel: bool,
+    /// What we decided ourselves beneath another machine's longer ban.
+    pub own: Option<Box<KeptBan>>,
 }
 
 /// The whole state of one reader.
@@ -269,14 +275,15 @@ impl Store {
         let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
         match version {
             0 => {
-                let tables = [TABLES, SINCE_2, history::TABLES].concat();
+                let tables = [TABLES, SINCE_2, history::TABLES, SINCE_3].concat();
                 connection.execute_batch(&format!("BEGIN;{tables}PRAGMA user_version = {VERSION};COMMIT;"))?;
             }
             // Version 1 kept no history: what it has stays, the rest begins empty.
             1 => {
-                let tables = [SINCE_2, history::TABLES].concat();
+                let tables = [SINCE_2, history::TABLES, SINCE_3].concat();
                 connection.execute_batch(&format!("BEGIN;{tables}PRAGMA user_version = {VERSION};COMMIT;"))?;
             }
+            2 => connection.execute_batch(&format!("BEGIN;{SINCE_3}PRAGMA user_version = {VERSION};COMMIT;"))?,
             VERSION => {}
             newer => {
                 return Err(Failed::Unusable(format!("made by another version of banset ({newer}, this one knows {VERSION})")));
@@ -310,7 +317,7 @@ impl Store {
             .query_map([], |row| Ok((text(row, 0)?, row.get(1)?)))?
             .collect::<Result<_, _>>()?;
         let bans = db
-            .prepare("SELECT jail, subject, since, until, lasting, failures, uid, reason, in_kernel FROM ban")?
+            .prepare("SELECT jail, subject, since, until, lasting, failures, uid, reason, in_kernel, own FROM ban")?
             .query_map([], |row| {
                 let subject: Option<IpNetwork> = row.get_ref(1)?.as_str()?.parse().ok();
                 let kept = KeptBan {
@@ -323,6 +330,7 @@ impl Store {
                     uid: row.get(6)?,
                     reason: row.get(7)?,
                     in_kernel: row.get(8)?,
+                    own: row.get_ref(9)?.as_str_or_null()?.and_then(|own| serde_json::from_str(own).ok()),
                 };
                 Ok(subject.map(|subject| (row.get::<_, String>(0).map(Arc::from), subject, kept)))
             })?
@@ -414,7 +422,7 @@ impl Store {
             let subject = subject.to_string();
             match kept {
                 Some(ban) => transaction
-                    .prepare_cached("INSERT OR REPLACE INTO ban VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?
+                    .prepare_cached("INSERT OR REPLACE INTO ban VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)")?
                     .execute(params![
                         &**jail,
                         subject,
@@ -427,7 +435,8 @@ impl Store {
                         ban.failures,
                         ban.uid,
                         ban.reason,
-                        ban.in_kernel
+                        ban.in_kernel,
+                        ban.own.as_ref().and_then(|own| serde_json::to_string(own).ok())
                     ])?,
                 None => transaction
                     .prepare_cached("DELETE FROM ban WHERE jail = ?1 AND subject = ?2")?
@@ -569,7 +578,9 @@ mod tests {
             uid: None,
             reason: None,
             in_kernel: true,
+            own: None,
         };
+        let kept = KeptBan { reason: Some("@mx2".into()), own: Some(Box::new(kept.clone())), ..kept };
         ("sshd".into(), subject.parse().expect("a net"), Some(kept))
     }
 
@@ -617,22 +628,25 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_version_1_keeps_what_it_has() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let old = Connection::open(dir.path().join(FILE)).expect("a file");
-        old.execute_batch(&format!(
-            "BEGIN;{TABLES}PRAGMA user_version = 1;
-             INSERT INTO ban VALUES ('sshd', '192.0.2.7/32', 5, 10, 5, 3, NULL, NULL, 1);
-             INSERT INTO position VALUES ('/var/log/auth.log', 3, '{{}}', '{{}}');COMMIT;"
-        ))
-        .expect("made");
-        drop(old);
-        let (mut store, restored, said) = open(dir.path());
-        assert_eq!((restored.bans.len(), restored.positions.len(), restored.seq, said), (1, 1, 0, None));
-        let row = history::Row { seq: 1, origin: "log".into(), places: vec![7, 8], ..history::Row::default() };
-        store.save(&Save { history: vec![row], ..Save::default() }).expect("saved");
-        drop(store);
-        assert_eq!(open(dir.path()).1.seq, 1);
+    fn a_file_of_an_older_version_keeps_what_it_has() {
+        for (version, tables) in [(1, TABLES.to_owned()), (2, [TABLES, SINCE_2, history::TABLES].concat())] {
+            let dir = tempfile::tempdir().expect("a directory");
+            let old = Connection::open(dir.path().join(FILE)).expect("a file");
+            old.execute_batch(&format!(
+                "BEGIN;{tables}PRAGMA user_version = {version};
+                 INSERT INTO ban VALUES ('sshd', '192.0.2.7/32', 5, 10, 5, 3, NULL, NULL, 1);
+                 INSERT INTO position VALUES ('/var/log/auth.log', 3, '{{}}', '{{}}');COMMIT;"
+            ))
+            .expect("made");
+            drop(old);
+            let (mut store, restored, said) = open(dir.path());
+            assert_eq!((restored.bans.len(), restored.positions.len(), restored.seq, said), (1, 1, 0, None));
+            let row = history::Row { seq: 1, origin: "log".into(), places: vec![7, 8], ..history::Row::default() };
+            store.save(&Save { history: vec![row], bans: vec![ban("192.0.2.8")], ..Save::default() }).expect("saved");
+            drop(store);
+            let again = open(dir.path()).1;
+            assert_eq!((again.seq, again.bans.len()), (1, 2));
+        }
     }
 
     #[test]

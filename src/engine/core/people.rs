@@ -162,6 +162,9 @@ impl Core {
                     spared.take(5).map(|entry| format!("{} in {} is ignored and stays let in", shown(entry), shown(subject))),
                 );
             } else {
+                if running.jail.hold_beneath(subject, &held) {
+                    self.keep.ban(now, &running.key, subject);
+                }
                 already.push(json!({ "jail": name, "addr": shown(subject) }));
             }
         }
@@ -545,7 +548,7 @@ impl Core {
         let counted = kernel.elements.get(&(set.to_string(), subject.network()));
         let reason = held.origin.reason();
         let (origin, uid) = match &held.origin {
-            Origin::Manual { uid, .. } => ("manual", Some(*uid)),
+            Origin::Manual { uid, .. } | Origin::Given { uid, .. } => ("manual", Some(*uid)),
             Origin::Failures => ("log", None),
             Origin::Adopted => ("kernel", None),
             Origin::Aggregate(_) => ("aggregate", None),

@@ -37,9 +37,12 @@ pub(super) fn mark(origin: &str) -> String {
     format!("@{origin}")
 }
 
-/// Whether a ban came from another machine.
-fn is_given(held: &Held) -> bool {
-    matches!(&held.origin, Origin::Manual { reason: Some(reason), .. } if reason.starts_with('@'))
+/// What we decided ourselves of what is held: the ban, or what goes on beneath another machine's.
+fn own(held: &Held) -> Option<&Held> {
+    match &held.origin {
+        Origin::Given { own, .. } => own.as_deref(),
+        _ => Some(held),
+    }
 }
 
 impl Core {
@@ -90,9 +93,9 @@ impl Core {
     fn snapshot(&self, now: Now) -> Value {
         let mut events = Vec::new();
         for running in &self.jails {
-            for (subject, held) in running.jail.bans().filter(|(_, held)| !is_given(held)) {
+            for (subject, held) in running.jail.bans().filter_map(|(subject, held)| Some((subject, own(held)?))) {
                 let (origin, reason) = match &held.origin {
-                    Origin::Manual { reason, .. } => ("manual", reason.clone()),
+                    Origin::Manual { .. } | Origin::Given { .. } => ("manual", held.origin.reason()),
                     Origin::Failures => ("log", None),
                     Origin::Adopted => ("kernel", None),
                     Origin::Aggregate(_) => ("aggregate", held.origin.reason()),
@@ -162,12 +165,10 @@ impl Core {
                     };
                     let since = Time::from_secs(event.since_s).min(now.wall);
                     let lasting = until.map_or(Lasting::Permanent, |until| Lasting::For(now.wall_of(until).since(since)));
-                    let reason =
-                        event.reason.as_ref().map(|reason| format!(": {}", escape(reason.as_bytes(), 500))).unwrap_or_default();
-                    let reason = format!("{mark}{reason}");
-                    let origin = Origin::Manual { uid, reason: Some(reason.clone()), forced: false };
+                    let reason: Option<Box<str>> = event.reason.as_ref().map(|reason| escape(reason.as_bytes(), 500).into());
+                    let origin = Origin::Given { uid, machine: origin.into(), reason: reason.clone(), own: None };
                     let held = Held { since, until, lasting, failures: event.failures, origin, in_kernel: false, generation: 0 };
-                    if !self.jails[at].jail.hold(subject, held.clone()) {
+                    if !self.jails[at].jail.hold_given(subject, held) {
                         already += 1;
                         continue;
                     }
@@ -179,7 +180,7 @@ impl Core {
                         until: until.map(|until| now.wall_of(until)),
                         failures: event.failures,
                         origin: mark.as_str().into(),
-                        reason: event.reason.as_ref().map(|reason| escape(reason.as_bytes(), 500).into()),
+                        reason,
                         ..Row::default()
                     };
                     self.record_about(now, at, subject, row);
@@ -196,21 +197,24 @@ impl Core {
                 }
                 GivenWhat::Unban => {
                     // Where another machine put it, whatever jail that was; what we decided ourselves stays.
-                    let of = |held: &Held| matches!(&held.origin, Origin::Manual { reason: Some(reason), .. } if given_by(reason, &mark));
-                    if !self.jails[at].jail.held(subject).is_some_and(of) {
+                    let Some((_, own)) = self.jails[at].jail.take_back(now, subject, origin) else {
                         absent += 1;
                         continue;
-                    }
+                    };
                     lifted += 1;
-                    self.jails[at].jail.lift(subject);
                     self.record_about(
                         now,
                         at,
                         subject,
                         Row { what: What::Unban, origin: mark.as_str().into(), ..Row::default() },
                     );
-                    self.log(Level::Warn, format!("[{}] Unban {} by {}", self.jails[at].spec.name, shown(subject), &mark[1..]));
-                    changes.push((at, subject, Target::Gone));
+                    let goes_on = if own.is_some() { "; our own ban goes on" } else { "" };
+                    self.log(
+                        Level::Warn,
+                        format!("[{}] Unban {} by {origin}{goes_on}", self.jails[at].spec.name, shown(subject)),
+                    );
+                    let to = own.map_or(Target::Gone, |own| Target::Held { lasting: own.lasting, until: own.until });
+                    changes.push((at, subject, to));
                 }
             }
         }
@@ -240,11 +244,6 @@ impl Core {
     pub(super) fn applied(&self) -> &BTreeMap<Box<str>, u64> {
         &self.applied
     }
-}
-
-/// Whether a reason is one that bans of this mark have.
-fn given_by(reason: &str, mark: &str) -> bool {
-    reason.strip_prefix(mark).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
 }
 
 fn stream(client: ClientId, after: u64) -> Search {

@@ -1072,6 +1072,19 @@ fn another_machines_events_are_applied_once_and_lift_only_their_own() {
     let (_, said) = asked(&mut bench, 7, 0, Rank::Root, apply("mx2", vec![event(16, Unban, "sshd", "198.51.100.7", None)]));
     assert!(said.contains("commit -sshd-v4 198.51.100.7"), "{said}");
     assert!(asked(&mut bench, 8, 0, Rank::Root, apply("a\nb", vec![])).1.contains("reply 2"));
+    // A longer ban of theirs over ours: while it lasts it is theirs, and when they take it back ours goes on, over a restart too.
+    let longer = |seq, what| apply("mx2", vec![event(seq, what, "manual", "198.51.100.60", Some(9000))]);
+    assert!(asked(&mut bench, 8, 0, Rank::Root, longer(17, Ban)).1.contains("commit +manual-v4 198.51.100.60"));
+    let held =
+        bench.core.jails.iter().find_map(|running| running.jail.held("198.51.100.60/32".parse().unwrap())).unwrap().clone();
+    let again = crate::engine::keep::held(at(8), &crate::engine::keep::kept(at(8), &held)).unwrap();
+    assert_eq!(held, Held { in_kernel: held.in_kernel, generation: held.generation, ..again });
+    let (_, said) = asked(&mut bench, 8, 0, Rank::Root, Request::Events { since: None, wait_s: 0 });
+    assert!(said.contains("198.51.100.60") && !said.contains("@mx2"), "{said}");
+    let (_, said) = asked(&mut bench, 8, 0, Rank::Root, longer(18, Unban));
+    assert!(said.contains("commit +manual-v4 198.51.100.60") && said.contains("our own ban goes on"), "{said}");
+    let (_, said) = asked(&mut bench, 8, 0, Rank::Root, longer(19, Unban));
+    assert!(said.contains(r#""absent":1"#), "{said}");
     // What goes out again is only what was decided here.
     let (_, said) = asked(&mut bench, 9, 0, Rank::Root, Request::Events { since: None, wait_s: 0 });
     assert!(said.contains("198.51.100.60") && !said.contains("198.51.100.8"), "{said}");

@@ -309,7 +309,8 @@ impl Judge {
         }
         self.lines = hit.unmatched;
         let mut groups = before;
-        groups.extend(rule.groups(text, &hit.places));
+        // A group that took no part takes nothing from what prefregex found.
+        groups.extend(rule.groups(text, &hit.places).into_iter().filter(|(_, value)| value.is_some()));
         self.failure(index, groups, hit.count, clock)
     }
 

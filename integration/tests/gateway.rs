@@ -472,7 +472,7 @@ fn lines_written_while_it_was_down_are_read_and_none_twice() {
     });
 }
 
-/// What GATEWAY's servers write: the jail whose filter must match, and the line with `{}` for the address.
+/// What the servers of a mail gateway write: the jail whose filter must match, and the line with `{}` for the address.
 fn quoted(at: Stamp) -> Vec<(&'static str, String)> {
     let (tai, syslog) = (at.tai64n(), at.syslog());
     let envelope = "code=553 reason=rblreject detail=b.barracudacentral.org helo=free-112-191.mediaworksit.net \

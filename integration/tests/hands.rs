@@ -47,6 +47,12 @@ fn held(daemon: &Daemon) -> u64 {
     daemon.jail("sshd")["bans"]["current"].as_u64().unwrap_or(0)
 }
 
+/// How many bans the state file knows.
+fn saved(lab: &Lab) -> u64 {
+    let Ok(state) = rusqlite::Connection::open(lab.dir().join("banset/state/banset.sqlite3")) else { return 0 };
+    state.query_row("SELECT count(*) FROM ban", [], |row| row.get(0)).unwrap_or_default()
+}
+
 fn restored(daemon: &Daemon) -> u64 {
     daemon.status()["nft"][0]["restored"].as_u64().unwrap_or(0)
 }
@@ -347,6 +353,7 @@ fn a_hundred_thousand_bans_let_no_packet_through_over_restarts() {
         assert_eq!(daemon.log().matches("Restore Ban").count(), 0, "nothing had to be restored");
 
         // As after a reboot: no table, another boot id, a log that grew meanwhile. Everything is back before the first line is read.
+        wait_for(2 * PATIENCE, "the state has them, too", || saved(&lab) == 100_001);
         daemon.stop();
         nft(&["delete", "table", "inet", "banset"]);
         let boot = lab.dir().join("boot_id");
@@ -384,14 +391,15 @@ fn a_set_too_large_to_be_listed_is_asked_by_key_at_the_start() {
         let mut daemon = Daemon::start(&lab, &sshd(&log, ""));
         daemon.wait_running();
         hold(&lab, &daemon, 0, 210_000);
+        // Of a set that is not listed only what is remembered is asked for.
+        wait_for(2 * PATIENCE, "the state has them, too", || saved(&lab) == 210_000);
         daemon.stop();
         nft(&["delete", "element", "inet", "banset", "sshd-v4", &format!("{{ {}, {} }}", nth(5), nth(100_000))]);
         let start = Instant::now();
         daemon.start_again();
         println!("| start over a set of 210 000 elements | asked by key | {:.1?} |", start.elapsed());
-        let said = |text: &str| wait_for(Duration::from_secs(120), text, || daemon.log().contains(text));
-        said("asked for 210000 by key");
-        said("0 bans added, 2 lifted");
+        daemon.wait_log("asked for 210000 by key");
+        daemon.wait_log("0 bans added, 2 lifted");
         daemon.wait_running();
         assert_eq!(held(&daemon), 209_998);
     });

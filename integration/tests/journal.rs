@@ -419,7 +419,7 @@ fn lines_that_can_not_be_read_back_are_said_once_and_the_history_knows_why() {
         for addr in ["198.51.100.1", "198.51.100.2", "198.51.100.3"] {
             refuse(&journald, addr, 3);
             wait_banned("door-v4", addr);
-            let (row, lines) = evidence(&daemon, addr);
+            let (row, lines) = daemon.evidence(addr);
             let why = "journalctl failed: cannot start journalctl: permission denied";
             assert_eq!((row["evidence_missing"].as_str(), lines.len()), (Some(why), 0), "{row:#}");
         }
@@ -430,7 +430,7 @@ fn lines_that_can_not_be_read_back_are_said_once_and_the_history_knows_why() {
         assert!(daemon.cli(&["history", "198.51.100.1"]).out.contains("not all of its lines are kept: journalctl failed"));
         nix::mount::umount(program).expect("it can be shown again");
         refuse(&journald, "198.51.100.4", 3);
-        let (row, lines) = evidence(&daemon, "198.51.100.4");
+        let (row, lines) = daemon.evidence("198.51.100.4");
         assert!(row["evidence_missing"].is_null() && lines.len() == 3, "{row:#}");
         // More stands around the lines than is read. A machine that takes long to write it may leave it outside: then once more.
         let much = vec![b'x'; 750_000];
@@ -440,7 +440,7 @@ fn lines_that_can_not_be_read_back_are_said_once_and_the_history_knows_why() {
             refuse(&journald, &addr, 1);
             (0..100).for_each(|_| journald.send(&big));
             refuse(&journald, &addr, 2);
-            let (row, lines) = evidence(&daemon, &addr);
+            let (row, lines) = daemon.evidence(&addr);
             let why = row["evidence_missing"].as_str().unwrap_or_default();
             assert!(why.is_empty() == (lines.len() == 3), "{row:#}");
             assert!(lines.iter().all(|line| line.ends_with(&format!("from {addr}"))), "{row:#}");
@@ -758,5 +758,70 @@ fn a_filter_of_fail2ban_judges_the_journal_as_its_backend_would() {
                 .ok()
                 .contains("a failure of")
         );
+    });
+}
+
+#[test]
+fn matches_are_combined_and_entries_older_than_findtime_do_not_count() {
+    const NAME: &str = "matches_are_combined_and_entries_older_than_findtime_do_not_count";
+    in_netns(NAME, || {
+        if !have_journal(NAME) {
+            return;
+        }
+        let lab = Lab::new();
+        let remote = lab.dir().join("remote");
+        fs::create_dir_all(&remote).expect("a directory");
+        let mut entries = Entries::new();
+        let (long_ago, lately) = (now() - 2 * 3_600_000_000, now() - 60_000_000);
+        let mut three = |at: i64, ident: &[u8], pid: &[u8], addr: &str, times: i64| {
+            for n in 0..times {
+                let message = format!("refused bob from {addr}");
+                let fields: [(&str, &[u8]); 3] = [("SYSLOG_IDENTIFIER", ident), ("_PID", pid), ("MESSAGE", message.as_bytes())];
+                entries.add(at + n * 1000, &fields);
+            }
+        };
+        three(long_ago, b"door", b"1", "198.51.100.6", 3);
+        three(long_ago + 1_000_000, b"door", b"1", "198.51.100.7", 2);
+        three(lately, b"door", b"1", "198.51.100.1", 3);
+        three(lately + 1_000_000, b"door", b"3", "198.51.100.2", 3);
+        three(lately + 2_000_000, b"door", b"2", "198.51.100.3", 3);
+        three(lately + 3_000_000, b"porch", b"9", "198.51.100.4", 3);
+        three(lately + 4_000_000, b"gate", b"1", "198.51.100.5", 3);
+        three(lately + 5_000_000, b"door", b"1", "198.51.100.7", 2);
+        three(lately + 6_000_000, b"door", b"1", "198.51.100.8", 3);
+        entries.write(&remote.join("remote-mx.journal"));
+        // Fields go together, values of one field are alternatives, and so is what stands behind a plus.
+        let config = door(&format!(
+            "backend = \"journal\"\njournal_path = {remote:?}\n\
+             journalmatch = \"SYSLOG_IDENTIFIER=door _PID=1 _PID=2 + SYSLOG_IDENTIFIER=porch\"\n"
+        ));
+        let daemon = Daemon::start(&lab, &config.replace("door\\[", "(?:door|porch|gate)\\["));
+        wait_banned("door-v4", "198.51.100.8");
+        assert_eq!(elements("door-v4"), ["198.51.100.1", "198.51.100.3", "198.51.100.4", "198.51.100.8"]);
+        daemon.wait_failures("door", 3 + 3 + 3 + 2 + 3);
+    });
+}
+
+#[test]
+fn a_machine_without_journalctl_reads_files_and_starts_nothing() {
+    in_netns("a_machine_without_journalctl_reads_files_and_starts_nothing", || {
+        let lab = Lab::new();
+        let mut log = Log::create(lab.dir().join("auth.log"));
+        let mut daemon = Daemon::prepared(&lab, &door(&format!("backend = \"auto\"\nlogpath = {:?}", log.path())));
+        let mut command = daemon.command();
+        command.env("PATH", lab.dir());
+        daemon.start_as(command);
+        daemon.wait_running();
+        for _ in 0..3 {
+            log.line(&format!("{} mx door[77]: refused bob from 198.51.100.1", Stamp::now().iso()));
+        }
+        wait_banned("door-v4", "198.51.100.1");
+        assert_eq!(daemon.jail("door")["backend"], "file");
+        assert!(below(daemon.pid(), "banset").is_empty() && below(daemon.pid(), "journalctl").is_empty());
+        // Nor is there a library of systemd's that would have to be.
+        if banset_integration::have("a_machine_without_journalctl_reads_files_and_starts_nothing", "ldd") {
+            let needed = banset_integration::Answer::of(Command::new("ldd").arg(banset_integration::binary())).ok();
+            assert!(needed.contains("libc.so") && !needed.contains("systemd"), "{needed}");
+        }
     });
 }

@@ -9,12 +9,12 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::{Command, ExitCode};
 
-use banset::netns::{self, Netns, Route};
+use banset::netns::{Netns, Route};
 use banset::nft::element::Element;
 use banset::nft::{JailPlan, Kernel, Plan, Ruleset, Socket, Transaction};
 use banset::terms::{Blocktype, Family, Hook, Ports, Protocol, Protocols, Span};
+use banset_integration::bench;
 
-const INSIDE: &str = "BANSET_BENCH_INSIDE";
 /// Packets of a burst, and bursts of a shape.
 const BURST: usize = 4096;
 const BURSTS: usize = 150;
@@ -24,26 +24,7 @@ const CALL: usize = 256;
 const BANS: u32 = 1000;
 
 fn main() -> ExitCode {
-    // `cargo test --benches` and clippy's friends run this too; only `cargo bench` passes --bench.
-    if !std::env::args().any(|arg| arg == "--bench") {
-        return ExitCode::SUCCESS;
-    }
-    if std::env::var_os(INSIDE).is_some() {
-        netns::settle().expect("a fresh namespace can be set up");
-        measure();
-        return ExitCode::SUCCESS;
-    }
-    let mut command = Command::new(std::env::current_exe().expect("a program knows its own file"));
-    command.arg("--bench").env(INSIDE, "1");
-    netns::isolate(&mut command);
-    match command.status() {
-        Ok(status) if status.success() => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::FAILURE,
-        Err(refused) => {
-            eprintln!("SKIPPED packets: no namespaces here: {refused}");
-            ExitCode::FAILURE
-        }
-    }
+    bench("packets", measure)
 }
 
 /// The ten groups of ports.

@@ -40,7 +40,7 @@ pub use site::{Site, Wiring};
 
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 /// Set in the process that runs inside the namespaces.
@@ -73,6 +73,30 @@ pub fn in_netns(name: &str, body: impl FnOnce()) {
             let out = out.replace(&format!("test {name} ... "), "");
             let shown = |line: &&str| line.starts_with("SKIPPED") || line.starts_with("| ");
             say(&out.lines().chain(err.lines()).filter(shown).collect::<Vec<_>>().join("\n"));
+        }
+    }
+}
+
+/// The main function of the benchmark called `name`: measures in namespaces of its own, as [`in_netns`] tests. `cargo test --benches` and
+/// clippy's friends start a benchmark, too: without cargo's `--bench` nothing is measured.
+pub fn bench(name: &str, measure: impl FnOnce()) -> ExitCode {
+    if !std::env::args().any(|arg| arg == "--bench") {
+        return ExitCode::SUCCESS;
+    }
+    if std::env::var_os(INSIDE).is_some() {
+        banset::netns::settle().expect("a fresh namespace can be set up");
+        measure();
+        return ExitCode::SUCCESS;
+    }
+    let mut command = Command::new(std::env::current_exe().expect("a program knows its own file"));
+    command.arg("--bench").env(INSIDE, "1");
+    banset::netns::isolate(&mut command);
+    match command.status() {
+        Ok(status) if status.success() => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(refused) => {
+            eprintln!("SKIPPED {name}: no namespaces here: {refused}");
+            ExitCode::FAILURE
         }
     }
 }

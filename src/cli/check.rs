@@ -1,8 +1,6 @@
 //! `check`, `config show`, `config example`, `ruleset`: what can be said about a configuration without running it.
 
-use std::io::Write;
-
-use super::{Global, NEGATIVE, Shown, load, show};
+use super::{Global, NEGATIVE, Shown, complain, err, load, out, show};
 use crate::config::{self, Sources};
 use crate::control::{Request, client};
 use crate::engine::core::{Core, Machine};
@@ -33,7 +31,7 @@ pub fn config_show(global: &Global, shown: Shown) -> u8 {
     if loaded.report.is_sound() {
         return 0;
     }
-    eprint!("{}", loaded.report);
+    err(&loaded.report);
     NEGATIVE
 }
 
@@ -65,7 +63,7 @@ pub fn ruleset(global: &Global) -> u8 {
             0
         }
         Err(why) => {
-            eprintln!("banset: {}", why.trim_end());
+            complain(why.trim_end());
             NEGATIVE
         }
     }
@@ -82,9 +80,4 @@ fn ruleset_text(global: &Global) -> Result<String, String> {
         Ok(ruleset.explained())
     });
     tables.collect::<Result<String, String>>()
-}
-
-/// Writes to standard output; a reader that went away (`| head`) is no error.
-pub fn out(text: &str) {
-    let _ = std::io::stdout().lock().write_all(text.as_bytes());
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tracing::{error, info, warn};
 
-use super::{Global, NEGATIVE, load, log};
+use super::{Global, NEGATIVE, complain, load, log};
 use crate::config::{self, Loaded, Sources};
 use crate::control::server::{self, Access};
 use crate::doctor;
@@ -30,7 +30,7 @@ pub fn daemon(global: &Global) -> u8 {
     match start(global).and_then(run::run) {
         Ok(()) => 0,
         Err(why) => {
-            eprintln!("banset: {why}");
+            complain(&why);
             NEGATIVE
         }
     }
@@ -41,7 +41,7 @@ pub fn spawner() -> u8 {
     match crate::engine::spawner::serve() {
         Ok(()) => 0,
         Err(why) => {
-            eprintln!("banset: {why}");
+            complain(&why);
             NEGATIVE
         }
     }

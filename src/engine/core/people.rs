@@ -1,5 +1,6 @@
 //! The core's half that faces people: requests over the control socket, and what they are shown.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
@@ -15,6 +16,9 @@ use crate::control::{Reply, Request};
 use crate::jail::{self, Held, NETS_AT_MOST, Now, Origin, cover, ignore::is_nobody};
 use crate::state::packed::Step;
 use crate::terms::{Family, Lasting, Span, Time, escape};
+
+/// What goes on within a subnet that is let in is counted if no more than so many are let in at once.
+const COUNTED_WITHIN: usize = 100;
 
 impl Core {
     pub(super) fn asked(&mut self, now: Now, asked: Asked) {
@@ -267,6 +271,8 @@ impl Core {
         // The widest first: what is lifted whole needs no cut.
         freed.sort_by_key(|(at, hole, _)| (*at, hole.prefix(), *hole));
         let (mut lifted, mut notes, mut said) = (Vec::new(), Vec::new(), Vec::new());
+        let going: HashSet<(usize, IpNetwork)> =
+            freed.iter().flat_map(|(at, _, free)| free.lifted.iter().map(|(subject, _)| (*at, *subject))).collect();
         let row = |jail: &str, net: IpNetwork, held: &Held| json!({ "jail": jail, "addr": shown(net), "left_s": held.left(now).map(Span::secs) });
         for (at, hole, free) in &freed {
             let name = &self.jails[*at].spec.name;
@@ -283,8 +289,12 @@ impl Core {
                 said.push((Level::Info, format!("[{name}] {} is let in: {note}", shown(*hole))));
                 notes.push(note);
             }
-            if let ([(subject, _)], within) = (free.lifted.as_slice(), self.jails[*at].jail.within(*hole).len().saturating_sub(1))
-                && subject == hole
+            // To count them is to look at every ban: done for a few.
+            if free.named
+                && freed.len() <= COUNTED_WITHIN
+                && free.lifted.iter().any(|(subject, _)| subject == hole)
+                && let within = self.jails[*at].jail.within(*hole)
+                && let within = within.iter().filter(|net| !going.contains(&(*at, **net))).count()
                 && within > 0
             {
                 notes.push(format!("{within} bans within {} go on in {name}", shown(*hole)));
@@ -373,12 +383,12 @@ impl Core {
         let within = |net: IpNetwork, subject: IpNetwork| {
             net.is_ipv4() == subject.is_ipv4() && net.prefix() <= subject.prefix() && net.contains(subject.network())
         };
+        let named: Option<HashSet<(&str, IpNetwork)>> =
+            chosen.named.as_ref().map(|named| named.iter().map(|(jail, of)| (&**jail, *of)).collect());
         let mut found = Vec::new();
         for &at in places {
             let running = &self.jails[at];
-            let names = |subject: IpNetwork| {
-                chosen.named.as_ref().is_none_or(|named| named.iter().any(|(jail, of)| *jail == running.key && *of == subject))
-            };
+            let names = |subject: IpNetwork| named.as_ref().is_none_or(|named| named.contains(&(&*running.key, subject)));
             let bans = running.jail.bans().filter(|(subject, held)| {
                 chosen.since.is_none_or(|since| held.since >= since)
                     && net.is_none_or(|net| within(net, *subject))

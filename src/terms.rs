@@ -8,6 +8,8 @@ pub mod journal;
 use std::fmt;
 use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
+
 /// An instant in microseconds since the Unix epoch. Log lines, bans and the clock all speak this one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Time(pub i64);
@@ -305,6 +307,16 @@ pub enum Blocktype {
     Drop,
     /// tcp reset for tcp, icmpx port-unreachable otherwise.
     Reject,
+}
+
+/// Whether a subnet is a single address.
+pub fn is_host(net: IpNetwork) -> bool {
+    net.prefix() == if net.is_ipv4() { 32 } else { 128 }
+}
+
+/// As people write it: an address without a prefix length, a subnet with it.
+pub fn shown(net: IpNetwork) -> String {
+    if is_host(net) { net.ip().to_string() } else { net.to_string() }
 }
 
 /// Folds an IPv4-mapped IPv6 address (`::ffff:192.0.2.7`) into the IPv4 address that it is.

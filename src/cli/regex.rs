@@ -20,7 +20,7 @@ use crate::filter::fail2ban::{self, Failure, Resolved, Value, resolve};
 use crate::filter::trial::{Said, Trial};
 use crate::filter::{self, Definition, Filter, Options, UseDns, definition};
 use crate::terms::journal::{Journal, Match};
-use crate::terms::{Time, escape, head, plain};
+use crate::terms::{self, Time, escape, head, plain};
 use crate::watch::journal::{Export, Terms};
 
 /// Lines of each kind that are printed unasked.
@@ -573,7 +573,7 @@ impl<'a> Tally<'a> {
             let groups: BTreeMap<&str, Json> = failure.groups.iter().map(|(name, value)| (name.as_str(), group(value))).collect();
             json!({
                 "line": line,
-                "addr": failure.addr.map(address),
+                "addr": failure.addr.map(terms::shown),
                 "id": failure.id,
                 "time": stamp.map(|stamp| stamp.to_string()),
                 "unix": time.map(unix),
@@ -720,12 +720,6 @@ fn group(value: &Value) -> Json {
 /// Seconds since 1970, with a fraction only where there is one.
 fn unix(time: Time) -> Json {
     if time.0 % 1_000_000 == 0 { json!(time.secs()) } else { json!(time.0 as f64 / 1e6) }
-}
-
-/// A host without its prefix length.
-fn address(net: ipnetwork::IpNetwork) -> String {
-    let full = if net.is_ipv4() { 32 } else { 128 };
-    if net.prefix() == full { net.ip().to_string() } else { net.to_string() }
 }
 
 fn shown(text: &str) -> String {

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use crate::terms::{Aggregate, Lasting, Span, Time};
+use crate::terms::{Aggregate, Lasting, Span, Time, is_host};
 pub use cover::{Cover, Difference, Piece, Stay};
 pub use growth::Growth;
 pub use ignore::Nets;
@@ -438,7 +438,7 @@ impl Jail {
     /// The bans that lie within `net`, itself among them.
     pub fn within(&self, net: IpNetwork) -> Vec<IpNetwork> {
         // Of a host there is nothing to look for: among many bans that takes its time.
-        if net.prefix() == if net.is_ipv4() { 32 } else { 128 } {
+        if is_host(net) {
             return self.held.contains_key(&net).then_some(net).into_iter().collect();
         }
         let mut within: Vec<IpNetwork> = self.held.keys().filter(|subject| cover::holds(net, **subject)).copied().collect();

@@ -18,7 +18,7 @@ const ON: (&str, &str) = ("jail.d/sshd.toml", "enabled = true");
 const HOUR: Lasting = Lasting::For(Span::from_secs(3600));
 
 fn nets(list: &IgnoreList) -> Vec<String> {
-    list.nets.iter().map(|net| show::network(*net)).chain(list.names.iter().cloned()).collect()
+    list.nets.iter().map(|net| crate::terms::shown(*net)).chain(list.names.iter().cloned()).collect()
 }
 
 #[test]

@@ -15,9 +15,9 @@ use super::{
 use crate::control::{Reply, Request};
 use crate::jail::{self, Held, NETS_AT_MOST, Now, Origin, cover, ignore::is_nobody};
 use crate::state::packed::Step;
-use crate::terms::{Family, Lasting, Span, Time, escape};
+use crate::terms::{Family, Lasting, Span, Time, escape, is_host, shown};
 
-/// What goes on within a subnet that is let in is counted if no more than so many are let in at once.
+/// To count the bans within a subnet is to look at every one: that is done for so many subnets of a request.
 const COUNTED_WITHIN: usize = 100;
 
 impl Core {
@@ -289,7 +289,6 @@ impl Core {
                 said.push((Level::Info, format!("[{name}] {} is let in: {note}", shown(*hole))));
                 notes.push(note);
             }
-            // To count them is to look at every ban: done for a few.
             if free.named
                 && freed.len() <= COUNTED_WITHIN
                 && free.lifted.iter().any(|(subject, _)| subject == hole)
@@ -571,7 +570,7 @@ impl Core {
 
     pub(super) fn holders(&self, now: Now, addrs: &[String]) -> Reply {
         let mut rows = Vec::new();
-        let mut free = false;
+        let (mut free, mut subnets) = (false, 0);
         let mut refused = Vec::new();
         for addr in addrs {
             let net = match parse_subject(addr) {
@@ -590,14 +589,11 @@ impl Core {
                 }
             }
             free |= jails.is_empty();
-            let within = match is_host(net) {
-                true => 0,
-                false => self
-                    .jails
-                    .iter()
-                    .map(|running| running.jail.within(net))
-                    .map(|all| all.iter().filter(|n| **n != net).count())
-                    .sum(),
+            subnets += usize::from(!is_host(net));
+            let count = |running: &Running| running.jail.within(net).iter().filter(|n| **n != net).count();
+            let within: Option<usize> = match is_host(net) {
+                true => Some(0),
+                false => (subnets <= COUNTED_WITHIN).then(|| self.jails.iter().map(count).sum()),
             };
             rows.push(json!({ "addr": shown(net), "jails": jails, "within": within }));
         }
@@ -639,21 +635,9 @@ pub(super) fn source_json(path: &str, source: &Source) -> Value {
     })
 }
 
-/// As people write it: without the prefix length of a host.
-pub fn shown(net: IpNetwork) -> String {
-    match net.prefix() == if net.is_ipv4() { 32 } else { 128 } {
-        true => net.network().to_string(),
-        false => net.to_string(),
-    }
-}
-
 /// RFC 3339 in UTC, whole seconds.
 pub fn rfc3339(time: Time) -> String {
     jiff::Timestamp::from_second(time.secs()).map_or_else(|_| "?".to_owned(), |stamp| stamp.to_string())
-}
-
-fn is_host(net: IpNetwork) -> bool {
-    net.prefix() == if net.is_ipv4() { 32 } else { 128 }
 }
 
 /// As [`parse_subject`], and whether it was written with a prefix length: `2001:db8::7/128` is meant as written, `2001:db8::7` stands

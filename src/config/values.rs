@@ -23,6 +23,9 @@ const TOLD: usize = 100;
 /// The longest span: the kernel counts a timeout in nanoseconds of 64 bits.
 const LONGEST: Span = Span::from_secs(500 * 31_557_600);
 
+/// The longest path of a Unix socket: `sun_path` of 108 bytes with the NUL at its end (unix(7)).
+const SOCKET_AT_MOST: usize = 107;
+
 /// What a value means.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Meaning {
@@ -244,6 +247,11 @@ pub fn mean(key: &Key, node: &Node, source: &Source) -> Result<Meaning, Vec<Wron
             _ => not("the name of a group"),
         },
         Kind::Path => match &node.value {
+            Raw::Text(text) | Raw::Word(text) if key.name == "socket" && text.len() > SOCKET_AT_MOST => wrong(
+                node,
+                format!("the path is longer than {SOCKET_AT_MOST} bytes, and no socket can have it"),
+                "write a shorter one, for example \"/run/banset/banset.sock\"",
+            ),
             Raw::Text(text) | Raw::Word(text) => match path_fault(text) {
                 None => Ok(Meaning::Text(text.clone())),
                 Some((what, help)) => wrong(node, what, help),

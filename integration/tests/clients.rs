@@ -223,3 +223,27 @@ fn odd_lines_of_another_machine_are_told_and_the_rest_is_applied() {
         assert!(nft(&["list", "table", "inet", "banset"]).contains("sshd-v4"));
     });
 }
+
+#[test]
+fn a_daemon_that_runs_on_says_what_is_wrong_and_keeps_what_it_accepted_to_itself() {
+    in_netns("a_daemon_that_runs_on_says_what_is_wrong_and_keeps_what_it_accepted_to_itself", || {
+        let lab = Lab::new();
+        let log = Log::create(lab.dir().join("auth.log"));
+        let mut daemon = Daemon::start(&lab, &sshd(&log));
+        daemon.wait_running();
+        let accepted = lab.dir().join("banset/state/accepted.json");
+        wait_until("the configuration is kept", || accepted.is_file());
+        let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&accepted).expect("there").permissions());
+        assert_eq!(mode & 0o777, 0o600);
+        daemon.stop();
+        // A warning stands before the mistake: it is not what keeps the configuration from being used.
+        daemon.configure(&format!("[nft.priority]\nbridge = 0\n[defaults]\nbantme = \"1h\"\n{}", sshd(&log)));
+        daemon.start_again();
+        let degraded = daemon.status()["degraded"].as_str().unwrap_or_default().to_owned();
+        assert!(degraded.contains("bantme: unknown key") && degraded.contains("last accepted configuration"), "{degraded}");
+        daemon.configure(&sshd(&log));
+        let tables = daemon.cli(&["ruleset", "--json"]).json();
+        assert_eq!((&tables[0]["family"], &tables[0]["table"]), (&json!("inet"), &json!("banset")));
+        assert!(tables[0]["text"].as_str().is_some_and(|text| text.starts_with("table inet banset {") && !text.contains('#')));
+    });
+}

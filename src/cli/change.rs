@@ -1,4 +1,4 @@
-//! `ban`, `unban`, `reload`: what changes the daemon's mind.
+//! `ban`, `unban`, `ignore`, `unignore`, `pause`, `resume`, `reload`: what changes the daemon's mind.
 
 use std::net::IpAddr;
 

@@ -1,11 +1,14 @@
 //! `banset daemon`: the start, step by step, in the order it happens. Whatever can refuse is asked before anything is changed.
 
+use std::io::Write as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tracing::{error, info, warn};
 
 use super::{Global, NEGATIVE, complain, load, log};
+use crate::config::report::Gravity;
 use crate::config::{self, Loaded, Sources};
 use crate::control::server::{self, Access};
 use crate::doctor;
@@ -63,7 +66,7 @@ fn start(global: &Global) -> Result<Ready, String> {
     let listener = server::listen(&socket)?;
 
     // 3. What is there: bans that go on, then the table made equal to what is wanted.
-    let machine = machine::read().map_err(|e| format!("cannot read own addresses: {e}"))?;
+    let machine = machine::read().map_err(|e| format!("cannot read own addresses: {}", plain(&e)))?;
     let mut core = Core::new(specs, machine, clock::now(), seed());
     let state = remembered(&mut core);
     if core.specs().degraded.is_none() || !core.specs().jails.is_empty() {
@@ -112,7 +115,8 @@ fn wanted(global: &Global) -> Result<(Specs, Vec<(Level, String)>), String> {
         let config = config::understand(&kept, load::shipped(), &load::Filters).config?;
         Some(Specs { accepted: kept.to_snapshot().into(), ..load::specs(&config, None).ok()? })
     };
-    let first = || report.notes.first().map(config::Note::headline).unwrap_or_default();
+    let mistake = || report.notes.iter().find(|note| note.gravity == Gravity::Mistake);
+    let first = || mistake().map(config::Note::headline).unwrap_or_default();
     if let Some(config) = config {
         let mut specs = load::specs(&config, None)?;
         if report.is_sound() {
@@ -247,12 +251,15 @@ fn tell_restored(bans: &[(String, String)]) {
     }
 }
 
-/// Keeps an accepted configuration for a day when the files are broken.
+/// Keeps an accepted configuration for a day when the files are broken. Whoever may not read those may not read it here.
 fn keep(state_dir: &Path, accepted: &str) {
     let write = || -> std::io::Result<()> {
         std::fs::create_dir_all(state_dir)?;
         let new = state_dir.join(format!("{ACCEPTED}.new"));
-        std::fs::write(&new, accepted)?;
+        let mut file = std::fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        // One that a kill left behind has the mode it was made with.
+        file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+        file.write_all(accepted.as_bytes())?;
         std::fs::rename(new, state_dir.join(ACCEPTED))
     };
     if let Err(e) = write() {

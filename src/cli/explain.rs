@@ -59,21 +59,17 @@ pub fn explain(global: &Global, args: &Args) -> u8 {
         return match text.parse::<IpAddr>() {
             Ok(addr) => address(global, config, args, fold(addr)),
             Err(_) => {
-                complain(format_args!("--addr {}: no address", escape(text.as_bytes(), 80)));
+                complain(format_args!(
+                    "--addr {}: no address\n  help: write one such as 192.0.2.7 or 2001:db8::7",
+                    escape(text.as_bytes(), 80)
+                ));
                 USAGE
             }
         };
     }
     let (Some(name), Some(line)) = (&args.jail, &args.line) else { return USAGE };
     let Some(jail) = config.jail(name).filter(|jail| jail.filter.is_some()) else {
-        let why = config.broken.iter().find(|broken| broken.name == *name).map(|broken| broken.why.clone());
-        let known: Vec<&str> = config.jails.iter().filter(|jail| jail.filter.is_some()).map(|jail| jail.name.as_str()).collect();
-        let shown = escape(name.as_bytes(), 80);
-        match why {
-            Some(why) => complain(format_args!("jail {shown} is broken: {why}")),
-            None if known.is_empty() => complain(format_args!("there is no jail {shown}: none is enabled")),
-            None => complain(format_args!("there is no jail {shown}\n  help: enabled are {}", known.join(", "))),
-        }
+        unknown(config, name);
         return USAGE;
     };
     match tell(config, jail, line, args) {
@@ -89,6 +85,19 @@ pub fn explain(global: &Global, args: &Args) -> u8 {
             complain(&why);
             NEGATIVE
         }
+    }
+}
+
+/// Says what there is instead of a jail of that name.
+fn unknown(config: &Config, name: &str) {
+    let known: Vec<&str> = config.jails.iter().filter(|jail| jail.filter.is_some()).map(|jail| jail.name.as_str()).collect();
+    let shown = escape(name.as_bytes(), 80);
+    match config.broken.iter().find(|broken| broken.name == *name) {
+        Some(broken) => complain(format_args!("jail {shown} is broken: {}", broken.why)),
+        None if known.is_empty() => {
+            complain(format_args!("there is no jail {shown}\n  help: none is enabled: write enabled = true in [jail.NAME]"));
+        }
+        None => complain(format_args!("there is no jail {shown}\n  help: enabled are {}", known.join(", "))),
     }
 }
 
@@ -296,7 +305,7 @@ fn address(global: &Global, config: &Config, args: &Args, addr: IpAddr) -> u8 {
         None => config.jails.iter().filter(|jail| jail.filter.is_some()).collect(),
     };
     if let (Some(name), true) = (&args.jail, jails.is_empty()) {
-        complain(format_args!("there is no jail {}", escape(name.as_bytes(), 80)));
+        unknown(config, name);
         return USAGE;
     }
     let mut rows = Vec::new();

@@ -78,7 +78,10 @@ enum Command {
         command: ConfigCommand,
     },
     /// Print the ruleset it would commit, in nft language
-    Ruleset,
+    Ruleset {
+        #[command(flatten)]
+        shown: Shown,
+    },
     /// Show all jails in brief, or one in full
     Status {
         /// The jail to show in full
@@ -268,7 +271,7 @@ pub fn run() -> ExitCode {
     let code = match command {
         Command::Daemon => daemon::daemon(&global),
         Command::Check { shown } => check::check(&global, shown),
-        Command::Ruleset => check::ruleset(&global),
+        Command::Ruleset { shown } => check::ruleset(&global, shown),
         Command::Explain(args) => explain::explain(&global, &args),
         Command::Regex(args) => regex::regex(&global, &args),
         Command::Demo(args) => return demo::run(&args),

@@ -18,7 +18,7 @@ use crate::nft::socket::Socket;
 use crate::nft::transaction::{Change, Transaction};
 use crate::state::history::{Row, What};
 use crate::state::{KeptPause, Restored, Save, Store};
-use crate::terms::{Family, Span, Time, escape};
+use crate::terms::{Family, Span, Time, escape, plain};
 
 /// What is known of the daemon that does not run.
 struct Absent {
@@ -174,7 +174,7 @@ fn put_back(config: &config::run::Config, restored: &Restored) -> Result<bool, S
     if writer.handle(&specs)? == 0 {
         return Ok(false);
     }
-    let machine = machine::read().map_err(|e| format!("cannot read own addresses: {e}"))?;
+    let machine = machine::read().map_err(|e| format!("cannot read own addresses: {}", plain(&e)))?;
     let now = clock::now();
     let mut core = Core::new(specs, machine, now, daemon::seed());
     core.restore(now, restored);

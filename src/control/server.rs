@@ -34,6 +34,9 @@ const IDLE_AT_MOST: Duration = Duration::from_secs(60);
 /// A reply that is not taken within this time is dropped.
 const WRITE_AT_MOST: Duration = Duration::from_secs(10);
 
+/// What to do where there can be no socket.
+const ELSEWHERE: &str = "write another `socket` in [daemon], or name one with --socket";
+
 /// A request on its way to the engine.
 #[derive(Debug)]
 pub struct Incoming {
@@ -147,7 +150,7 @@ impl Drop for Place {
 pub fn listen(path: &Path) -> Result<std::os::unix::net::UnixListener, String> {
     let named = path.display();
     if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty() && !dir.exists()) {
-        std::fs::create_dir_all(dir).map_err(|e| format!("cannot make {}: {}", dir.display(), plain(&e)))?;
+        std::fs::create_dir_all(dir).map_err(|e| format!("cannot make {}: {}\n  help: {ELSEWHERE}", dir.display(), plain(&e)))?;
         let _ = std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755));
     }
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
@@ -155,10 +158,10 @@ pub fn listen(path: &Path) -> Result<std::os::unix::net::UnixListener, String> {
         return Err(format!("another daemon answers on {named}\n  help: {help}"));
     }
     if std::fs::symlink_metadata(path).is_ok_and(|there| !there.file_type().is_socket()) {
-        return Err(format!("{named} is there, and no socket\n  help: move it away, or write another `socket` in [daemon]"));
+        return Err(format!("{named} is there, and no socket\n  help: move it away; or {ELSEWHERE}"));
     }
     let _ = std::fs::remove_file(path);
-    let failed = |e: std::io::Error| format!("cannot make the socket {named}: {}", plain(&e));
+    let failed = |e: std::io::Error| format!("cannot make the socket {named}: {}\n  help: {ELSEWHERE}", plain(&e));
     let listener = std::os::unix::net::UnixListener::bind(path).map_err(failed)?;
     // Anybody may connect; what they may ask is decided by who they are.
     let _ = std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666));

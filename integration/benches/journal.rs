@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
-use banset_integration::{Daemon, Entries, Journald, Lab, bench, elements, have_journal, wait_for};
+use banset_integration::{Daemon, Entries, Journald, Lab, elements, have_journal, wait_for};
 
 /// How many entries are caught up with; 1 % of them are failures.
 const ENTRIES: i64 = 200_000;
@@ -19,7 +19,7 @@ fn main() -> ExitCode {
         json(&directory);
         return ExitCode::SUCCESS;
     }
-    bench("journal", measure)
+    banset_integration::bench("journal", measure)
 }
 
 /// CPU seconds of all children of this process that have ended.

@@ -7,14 +7,14 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use banset::netns::Commits;
-use banset_integration::{Daemon, Lab, Log, Stamp, bench};
+use banset_integration::{Daemon, Lab, Log, Stamp};
 
 /// How many bans are measured, and the quiet before each: long enough for the daemon to sleep.
 const BANS: u32 = 500;
 const QUIET: Duration = Duration::from_millis(20);
 
 fn main() -> ExitCode {
-    bench("latency", measure)
+    banset_integration::bench("latency", measure)
 }
 
 fn measure() {
@@ -48,6 +48,6 @@ fn measure() {
     took.sort();
     assert!(missed == 0, "{missed} of {BANS} lines did not become a ban within 5 s");
     let at = |share: f64| took[((took.len() - 1) as f64 * share).round() as usize].as_secs_f64() * 1e3;
-    println!("log line to kernel element, {BANS} bans from quiet (P3: median < 0.5 ms, 99 % < 5 ms)");
+    println!("log line to kernel element, {BANS} bans from quiet (the bar: median < 0.5 ms, 99 % < 5 ms)");
     println!("   median {:.3} ms   90 % {:.3} ms   99 % {:.3} ms   max {:.3} ms", at(0.5), at(0.9), at(0.99), at(1.0));
 }

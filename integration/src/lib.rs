@@ -31,8 +31,8 @@ pub use clients::{Attempt, Client};
 pub use daemon::{Answer, Daemon, Tracing, binary};
 pub use frame::{Wire, udp_frame};
 pub use journal::{Entries, Journald, Units, have_journal};
-pub use lab::{Echo, Lab, Monitor, elements, expires, nft, nft_json, nft_try};
-pub use logs::{Log, Stamp};
+pub use lab::{Echo, Lab, Monitor, elements, expires, nft, nft_json, nft_try, shape, wait_banned};
+pub use logs::{Log, Stamp, wrong_password};
 pub use peer::{Doors, Flow, Proto, Seen, knock};
 pub use probe::Probe;
 pub use services::{Server, in_server};
@@ -77,8 +77,8 @@ pub fn in_netns(name: &str, body: impl FnOnce()) {
     }
 }
 
-/// The main function of the benchmark called `name`: measures in namespaces of its own, as [`in_netns`] tests. `cargo test --benches` and
-/// clippy's friends start a benchmark, too: without cargo's `--bench` nothing is measured.
+/// Runs a benchmark in namespaces of its own, as [`in_netns`] does a test. `cargo bench` passes `--bench`; whoever else starts the program,
+/// as `cargo test --benches` does, only sees that it starts.
 pub fn bench(name: &str, measure: impl FnOnce()) -> ExitCode {
     if !std::env::args().any(|arg| arg == "--bench") {
         return ExitCode::SUCCESS;
@@ -95,7 +95,7 @@ pub fn bench(name: &str, measure: impl FnOnce()) -> ExitCode {
         Ok(status) if status.success() => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
         Err(refused) => {
-            eprintln!("SKIPPED {name}: no namespaces here: {refused}");
+            say(&format!("SKIPPED {name}: no namespaces here: {refused}"));
             ExitCode::FAILURE
         }
     }
@@ -124,13 +124,16 @@ pub fn have(name: &str, program: &str) -> bool {
     found
 }
 
+/// How long something may take that must happen: on a machine that also compiles, everything takes its time.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Waits until `is_so`, asking every 10 ms; returns how long it took.
 ///
 /// # Panics
-/// After 20 s, naming `what`: on a machine that also compiles, everything takes its time.
+/// After [`PATIENCE`], naming `what`.
 #[track_caller]
 pub fn wait_until(what: &str, is_so: impl FnMut() -> bool) -> Duration {
-    wait_for(Duration::from_secs(20), what, is_so)
+    wait_for(PATIENCE, what, is_so)
 }
 
 /// As [`wait_until`], with another limit.

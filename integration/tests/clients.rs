@@ -131,6 +131,12 @@ fn what_is_refused_is_told_beside_the_json() {
         assert!(zero.code == 2 && zero.err.contains("--for: is zero"), "{zero:?}");
         daemon.cli(&["ban", "192.0.2.9", "--for", "permanent"]).ok();
         assert!(daemon.cli(&["banned", "192.0.2.9"]).ok().contains("permanently"));
+        // `--all` with an address is not every ban there is.
+        for more in [&["--all"][..], &["--since", "2h"], &["--net", "192.0.2.0/24"], &["--user", "bob"]] {
+            let mixed = daemon.cli(&[&["unban", "192.0.2.7"], more].concat());
+            assert!(mixed.code == 2 && mixed.err.contains("addresses go without"), "{mixed:?}");
+        }
+        assert_eq!(daemon.banned().len(), 2);
         // More addresses than a request holds: told, and nothing is done.
         let many: Vec<String> = (0..4000).map(|n| format!("2001:db8:1000:{n:x}::1")).collect();
         let many: Vec<&str> = std::iter::once("ban").chain(many.iter().map(String::as_str)).collect();

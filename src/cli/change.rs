@@ -81,8 +81,16 @@ pub struct Unban {
 pub fn unban(global: &Global, what: Vec<String>, options: Unban, shown: Shown) -> u8 {
     let (jail, addrs) = split(what);
     let Unban { all, since, net, user, dry_run, forget } = options;
-    if addrs.is_empty() && !all && since.is_none() && net.is_none() && user.is_none() {
+    let chosen = all || since.is_some() || net.is_some() || user.is_some();
+    if addrs.is_empty() && !chosen {
         complain("no address given\n  help: banset unban [JAIL] ADDR…, or --all, --since, --net, --user");
+        return USAGE;
+    }
+    // Who writes both means less than all of both: every jail, or the one address.
+    if !addrs.is_empty() && chosen {
+        complain(
+            "addresses go without --all, --since, --net and --user\n  help: without a jail an address is unbanned from every one",
+        );
         return USAGE;
     }
     let since_s = match since.as_deref().map(super::history::instant).transpose() {

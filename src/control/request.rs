@@ -339,6 +339,36 @@ mod tests {
     }
 
     #[test]
+    fn who_may_ask_what() {
+        use Rank::{Operator, Reader, Root};
+        let addrs = r#""addrs":["192.0.2.7"]"#;
+        let table = [
+            ("status", "", Reader),
+            ("stats", "", Reader),
+            ("banned", "", Reader),
+            ("ignored", "", Reader),
+            ("explain", r#""addr":"192.0.2.7""#, Reader),
+            ("unban", addrs, Operator),
+            ("ignore", addrs, Operator),
+            ("unignore", addrs, Operator),
+            ("history", "", Operator),
+            ("events", "", Operator),
+            ("ban", addrs, Root),
+            ("pause", "", Root),
+            ("resume", "", Root),
+            ("apply", r#""origin":"mx2","events":[]"#, Root),
+            ("applied", "", Root),
+            ("config", "", Root),
+            ("reload", "", Root),
+        ];
+        for (cmd, more, rank) in table {
+            let comma = if more.is_empty() { "" } else { "," };
+            let request = parse(format!(r#"{{"v":1,"cmd":"{cmd}"{comma}{more}}}"#).as_bytes()).expect(cmd);
+            assert_eq!(request.needs(), rank, "{cmd}");
+        }
+    }
+
+    #[test]
     fn a_key_that_is_not_known_is_never_passed_over() {
         // With "jail" misspelt this would lift every ban there is.
         for line in [

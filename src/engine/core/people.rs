@@ -17,8 +17,16 @@ use crate::jail::{self, Held, NETS_AT_MOST, Now, Origin, cover, ignore::is_nobod
 use crate::state::packed::Step;
 use crate::terms::{Family, Lasting, Span, Time, escape, is_host, shown};
 
-/// To count the bans within a subnet is to look at every one: that is done for so many subnets of a request.
-const COUNTED_WITHIN: usize = 100;
+/// What is banned within a subnet is told of so many of a request at most: finding it takes a walk over all bans.
+const NOTED_AT_MOST: usize = 100;
+
+/// The widest subnets, by prefix length, that are banned without being asked twice.
+const WIDEST: (u8, u8) = (8, 16);
+
+/// Whether a subnet is so wide that it is most likely more than was meant.
+pub(super) fn is_too_wide(net: IpNetwork) -> bool {
+    net.prefix() < if net.is_ipv4() { WIDEST.0 } else { WIDEST.1 }
+}
 
 impl Core {
     pub(super) fn asked(&mut self, now: Now, asked: Asked) {
@@ -166,6 +174,9 @@ impl Core {
                     spared.take(5).map(|entry| format!("{} in {} is ignored and stays let in", shown(entry), shown(subject))),
                 );
             } else {
+                if running.jail.hold_beneath(subject, &held) {
+                    self.keep.ban(now, &running.key, subject);
+                }
                 already.push(json!({ "jail": name, "addr": shown(subject) }));
             }
         }
@@ -273,6 +284,7 @@ impl Core {
         let (mut lifted, mut notes, mut said) = (Vec::new(), Vec::new(), Vec::new());
         let going: HashSet<(usize, IpNetwork)> =
             freed.iter().flat_map(|(at, _, free)| free.lifted.iter().map(|(subject, _)| (*at, *subject))).collect();
+        let few = freed.len() <= NOTED_AT_MOST;
         let row = |jail: &str, net: IpNetwork, held: &Held| json!({ "jail": jail, "addr": shown(net), "left_s": held.left(now).map(Span::secs) });
         for (at, hole, free) in &freed {
             let name = &self.jails[*at].spec.name;
@@ -289,12 +301,11 @@ impl Core {
                 said.push((Level::Info, format!("[{name}] {} is let in: {note}", shown(*hole))));
                 notes.push(note);
             }
-            if free.named
-                && freed.len() <= COUNTED_WITHIN
+            if few
+                && free.named
                 && free.lifted.iter().any(|(subject, _)| subject == hole)
                 && let within = self.jails[*at].jail.within(*hole)
-                && let within = within.iter().filter(|net| !going.contains(&(*at, **net))).count()
-                && within > 0
+                && let within @ 1.. = within.iter().filter(|net| !going.contains(&(*at, **net))).count()
             {
                 notes.push(format!("{within} bans within {} go on in {name}", shown(*hole)));
             }
@@ -366,7 +377,7 @@ impl Core {
             Some(by) if force => Ok((net, Some(by))),
             _ if force => Ok((subject, None)),
             Some(by) => Err(format!("{name}: ignored by {by}; --force bans it all the same")),
-            None if net.prefix() < if net.is_ipv4() { 8 } else { 16 } => {
+            None if is_too_wide(net) => {
                 Err(format!("{name}: that is most likely more than was meant; --force bans it all the same"))
             }
             None => Ok((subject, None)),
@@ -382,9 +393,9 @@ impl Core {
         let within = |net: IpNetwork, subject: IpNetwork| {
             net.is_ipv4() == subject.is_ipv4() && net.prefix() <= subject.prefix() && net.contains(subject.network())
         };
-        let named: Option<HashSet<(&str, IpNetwork)>> =
-            chosen.named.as_ref().map(|named| named.iter().map(|(jail, of)| (&**jail, *of)).collect());
         let mut found = Vec::new();
+        let named: Option<HashSet<(&str, IpNetwork)>> =
+            chosen.named.as_ref().map(|named| named.iter().map(|(jail, subject)| (&**jail, *subject)).collect());
         for &at in places {
             let running = &self.jails[at];
             let names = |subject: IpNetwork| named.as_ref().is_none_or(|named| named.contains(&(&*running.key, subject)));
@@ -444,7 +455,10 @@ impl Core {
         let mut jails: Vec<Value> = self.jails.iter().map(|running| self.brief(running, kernel)).collect();
         jails.extend(self.specs.broken.iter().map(|(name, why)| broken_json(name, why)));
         jails.sort_by(|a, b| a["name"].as_str().cmp(&b["name"].as_str()));
-        json!({ "jails": jails, "nft": self.nft(kernel), "degraded": self.specs.degraded, "state": self.keep.failed() })
+        json!({
+            "jails": jails, "nft": self.nft(kernel), "degraded": self.specs.degraded, "state": self.keep.failed(),
+            "history": self.lacking(),
+        })
     }
 
     pub(super) fn nft(&self, kernel: &KernelView) -> Value {
@@ -554,9 +568,9 @@ impl Core {
         let counted = kernel.elements.get(&(set.to_string(), subject.network()));
         let reason = held.origin.reason();
         let (origin, uid) = match &held.origin {
-            Origin::Manual { uid, .. } => ("manual", Some(*uid)),
+            Origin::Manual { uid, .. } | Origin::Given { uid, .. } => ("manual", Some(*uid)),
             Origin::Failures => ("log", None),
-            Origin::Adopted => ("kernel", None),
+            Origin::Adopted | Origin::Foreign => ("kernel", None),
             Origin::Aggregate(_) => ("aggregate", None),
         };
         json!({
@@ -593,7 +607,7 @@ impl Core {
             let count = |running: &Running| running.jail.within(net).iter().filter(|n| **n != net).count();
             let within: Option<usize> = match is_host(net) {
                 true => Some(0),
-                false => (subnets <= COUNTED_WITHIN).then(|| self.jails.iter().map(count).sum()),
+                false => (subnets <= NOTED_AT_MOST).then(|| self.jails.iter().map(count).sum()),
             };
             rows.push(json!({ "addr": shown(net), "jails": jails, "within": within }));
         }

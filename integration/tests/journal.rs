@@ -419,7 +419,7 @@ fn lines_that_can_not_be_read_back_are_said_once_and_the_history_knows_why() {
         for addr in ["198.51.100.1", "198.51.100.2", "198.51.100.3"] {
             refuse(&journald, addr, 3);
             wait_banned("door-v4", addr);
-            let (row, lines) = evidence(&daemon, addr);
+            let (row, lines) = daemon.evidence(addr);
             let why = "journalctl failed: cannot start journalctl: permission denied";
             assert_eq!((row["evidence_missing"].as_str(), lines.len()), (Some(why), 0), "{row:#}");
         }
@@ -430,7 +430,7 @@ fn lines_that_can_not_be_read_back_are_said_once_and_the_history_knows_why() {
         assert!(daemon.cli(&["history", "198.51.100.1"]).out.contains("not all of its lines are kept: journalctl failed"));
         nix::mount::umount(program).expect("it can be shown again");
         refuse(&journald, "198.51.100.4", 3);
-        let (row, lines) = evidence(&daemon, "198.51.100.4");
+        let (row, lines) = daemon.evidence("198.51.100.4");
         assert!(row["evidence_missing"].is_null() && lines.len() == 3, "{row:#}");
         // More stands around the lines than is read. A machine that takes long to write it may leave it outside: then once more.
         let much = vec![b'x'; 750_000];
@@ -440,7 +440,7 @@ fn lines_that_can_not_be_read_back_are_said_once_and_the_history_knows_why() {
             refuse(&journald, &addr, 1);
             (0..100).for_each(|_| journald.send(&big));
             refuse(&journald, &addr, 2);
-            let (row, lines) = evidence(&daemon, &addr);
+            let (row, lines) = daemon.evidence(&addr);
             let why = row["evidence_missing"].as_str().unwrap_or_default();
             assert!(why.is_empty() == (lines.len() == 3), "{row:#}");
             assert!(lines.iter().all(|line| line.ends_with(&format!("from {addr}"))), "{row:#}");

@@ -758,6 +758,7 @@ mod tests {
         store.sync().expect("the log alone");
     }
 
+    #[test]
     fn a_file_of_an_older_version_keeps_what_it_has() {
         for (version, tables) in [
             (1, TABLES.to_owned()),

@@ -83,8 +83,9 @@ fn start(global: &Global) -> Result<Ready, String> {
 
     // 5. From here on nothing refuses.
     let access = Arc::new(Mutex::new(Access::default()));
-    let applied = applying(access.clone(), logging.clone());
-    let load = reloading(global.clone());
+    let groups = Groups::default();
+    let applied = applying(access.clone(), logging.clone(), groups.clone());
+    let load = reloading(global.clone(), groups);
     let reopen = Box::new(move || {
         // The lock lives as long as the daemon does.
         let _ = &lock;
@@ -267,10 +268,39 @@ fn keep(state_dir: &Path, accepted: &str) {
     }
 }
 
+/// The groups of a configuration that was read and is not in force yet. A directory server that is away may keep their names for long,
+/// and the thread that puts specs into force must not wait for it.
+#[derive(Clone, Default)]
+struct Groups(Arc<Mutex<Option<Named>>>);
+
+/// The names of readers and operators, what they are, and what there is to say of it.
+type Named = ([Option<String>; 2], (Access, Vec<String>));
+
+impl Groups {
+    fn names(specs: &Specs) -> [Option<String>; 2] {
+        [specs.daemon.readers.clone(), specs.daemon.operators.clone()]
+    }
+
+    fn look_up(specs: &Specs) -> (Access, Vec<String>) {
+        Access::named(specs.daemon.readers.as_deref(), specs.daemon.operators.as_deref())
+    }
+
+    fn prepare(&self, specs: &Specs) {
+        let named = (Groups::names(specs), Groups::look_up(specs));
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(named);
+    }
+
+    fn of(&self, specs: &Specs) -> (Access, Vec<String>) {
+        let prepared = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let known = prepared.filter(|(names, _)| *names == Groups::names(specs));
+        known.map_or_else(|| Groups::look_up(specs), |(_, found)| found)
+    }
+}
+
 /// What else changes when specs come into force: who may ask, how much is logged, what is kept as accepted.
-fn applying(access: Arc<Mutex<Access>>, logging: log::Handle) -> Box<dyn Fn(&Specs)> {
+fn applying(access: Arc<Mutex<Access>>, logging: log::Handle, groups: Groups) -> Box<dyn Fn(&Specs)> {
     Box::new(move |specs| {
-        let (named, missing) = Access::named(specs.daemon.readers.as_deref(), specs.daemon.operators.as_deref());
+        let (named, missing) = groups.of(specs);
         missing.iter().for_each(|text| warn!("{text}"));
         *access.lock().unwrap_or_else(PoisonError::into_inner) = named;
         logging.level(specs.daemon.loglevel);
@@ -295,7 +325,7 @@ fn warn_of_blunt_jails(specs: &Specs) {
 }
 
 /// How `reload` reads the configuration: all or nothing.
-fn reloading(global: Global) -> crate::engine::clerk::Load {
+fn reloading(global: Global, groups: Groups) -> crate::engine::clerk::Load {
     Box::new(move |old: &Specs| {
         let (sources, loaded) = load::read(&load::paths(&global));
         if !loaded.report.is_sound() {
@@ -314,6 +344,7 @@ fn reloading(global: Global) -> crate::engine::clerk::Load {
             specs.changes.push("the socket stays where it is until a restart".to_owned());
         }
         specs.accepted = sources.to_snapshot().into();
+        groups.prepare(&specs);
         let warnings = loaded.report.to_string();
         if !warnings.is_empty() {
             warn!("{}", warnings.trim_end());

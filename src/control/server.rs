@@ -16,7 +16,7 @@ use nix::unistd::{Gid, Group, Uid};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::unix::OwnedReadHalf;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc, oneshot};
 use tracing::{debug, warn};
 
 use super::request::{self, REQUEST_AT_MOST, Rank, Reply, Request};
@@ -223,6 +223,22 @@ impl Desk {
         // A poisoned lock holds plain data all the same.
         self.access.lock().unwrap_or_else(PoisonError::into_inner).rank(peer)
     }
+
+    async fn answer(&self, peer: &Peer, request: Request) -> (Reply, Option<SemaphorePermit<'_>>) {
+        let rank = self.rank(peer);
+        if rank < request.needs() {
+            return (forbidden(peer.uid, request.needs()), None);
+        }
+        let is_bounded = rank == Rank::Root || !request.is_answered_at_length();
+        let permit = if is_bounded { None } else { self.long.acquire().await.ok() };
+        let (reply, answered) = oneshot::channel();
+        let gone = || Reply::refused(3, "the daemon is stopping", None);
+        let incoming = Incoming { uid: peer.uid.as_raw(), rank, program: program(peer.pid), request, reply };
+        if self.engine.send(incoming).await.is_err() {
+            return (gone(), None);
+        }
+        (answered.await.unwrap_or_else(|_| gone()), permit)
+    }
 }
 
 /// Answers without having been asked. A short line always fits into a new socket.
@@ -249,19 +265,14 @@ async fn client(stream: UnixStream, peer: &Peer, desk: &Desk) -> std::io::Result
             _ => return Ok(()),
         }
         let too_long = line.len() > REQUEST_AT_MOST;
-        let (mut long, rank) = (None, desk.rank(peer));
-        let reply = match request::parse(&line) {
-            _ if too_long => request::too_long(),
-            Err(refused) => refused,
-            Ok(request) => {
-                if rank < Rank::Root && request.is_answered_at_length() {
-                    long = desk.long.acquire().await.ok();
-                }
-                tokio::select! {
-                    reply = answer(peer, rank, request, &desk.engine) => reply,
-                    () = left(read.get_ref()) => return Ok(()),
-                }
-            }
+        // The permit is held until the answer is taken.
+        let (reply, permit) = match request::parse(&line) {
+            _ if too_long => (request::too_long(), None),
+            Err(refused) => (refused, None),
+            Ok(request) => tokio::select! {
+                answered = desk.answer(peer, request) => answered,
+                () = left(read.get_ref()) => return Ok(()),
+            },
         };
         // What it was made of goes before anybody waits for a client that takes its time.
         let bytes = line_of(&reply);
@@ -271,7 +282,7 @@ async fn client(stream: UnixStream, peer: &Peer, desk: &Desk) -> std::io::Result
             Ok(Err(e)) => return Err(e),
             _ => return Ok(()),
         }
-        drop(long);
+        drop(permit);
     }
 }
 
@@ -298,19 +309,6 @@ fn forbidden(uid: Uid, needs: Rank) -> Reply {
         _ => "root may, and members of the groups `readers` and `operators` of [daemon]",
     };
     Reply::refused(1, format!("uid {uid} may not do this"), help.to_owned())
-}
-
-async fn answer(peer: &Peer, rank: Rank, request: Request, engine: &mpsc::Sender<Incoming>) -> Reply {
-    if rank < request.needs() {
-        return forbidden(peer.uid, request.needs());
-    }
-    let (reply, answered) = oneshot::channel();
-    let gone = || Reply::refused(3, "the daemon is stopping", None);
-    let incoming = Incoming { uid: peer.uid.as_raw(), rank, program: program(peer.pid), request, reply };
-    if engine.send(incoming).await.is_err() {
-        return gone();
-    }
-    answered.await.unwrap_or_else(|_| gone())
 }
 
 #[cfg(test)]

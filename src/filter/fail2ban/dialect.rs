@@ -41,8 +41,8 @@ impl Translated {
 
 /// Dotted quad behind an optional prefix of IPv4-mapped addresses.
 const IP4: &str = r"(?:::f{4,6}:)?(?P<ip4>(?:\d{1,3}\.){3}\d{1,3})";
-/// One to seven groups with their colons, or `::`, then a group, or the second colon of a last `::`.
-const IP6: &str = r"(?P<ip6>(?:[0-9a-fA-F]{1,4}::?|::){1,7}(?:[0-9a-fA-F]{1,4}|:))";
+/// One to seven groups with their colons, or colons alone, then a group, or the second colon of a last `::`.
+const IP6: &str = r"(?P<ip6>(?:[0-9a-fA-F]{1,4}::?|::?){1,7}(?:[0-9a-fA-F]{1,4}|:))";
 const DNS: &str = r"(?P<dns>[\w\-.^_]*\w)";
 const CIDR: &str = r"(?P<cidr>\d+)";
 

@@ -344,7 +344,8 @@ impl Judge {
         let behind = if content.is_some() { handed_on } else { 0 };
         self.secrets.extend(rule.secret(&hit.places).map(|at| at.start + behind..at.end + behind));
         let mut groups = before;
-        groups.extend(rule.groups(text, &hit.places));
+        // A group that took no part takes nothing from what prefregex found.
+        groups.extend(rule.groups(text, &hit.places).into_iter().filter(|(_, value)| value.is_some()));
         self.failure(index, groups, hit.count, clock)
     }
 

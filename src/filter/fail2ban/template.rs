@@ -192,13 +192,18 @@ fn single(pattern: &str, decade: u8) -> Result<Template, String> {
         let mut body = String::new();
         let mut rest = pattern;
         let name = if long { "{LEPOCH}" } else { "{EPOCH}" };
+        let mut group = None;
         while let Some(at) = rest.to_ascii_uppercase().find(name) {
             body.push_str(&rest[..at]);
+            group.get_or_insert(captures(&body) + 1);
             body.push_str(&epoch);
             rest = &rest[at + name.len()..];
         }
-        let mut template = bounded(&format!("({body}{rest})"), true, false, pattern)?;
-        template.kind = Kind::Epoch { long, group: 2 };
+        body.push_str(rest);
+        // A group of its own is what is cut out, as for other patterns.
+        let (body, around) = if has_group(pattern) { (body, 0) } else { (format!("({body})"), 1) };
+        let mut template = bounded(&body, true, false, pattern)?;
+        template.kind = Kind::Epoch { long, group: group.unwrap_or(1) + around };
         template.clean = false;
         return Ok(template);
     }
@@ -330,6 +335,17 @@ fn has_group(text: &str) -> bool {
         bytes[i] == b'(' && bytes.get(i + 1) != Some(&b'?') && !text[..i].ends_with('\\') && !text[..i].ends_with("(?")
     };
     (0..bytes.len()).filter(|i| text.is_char_boundary(*i)).any(plain)
+}
+
+/// How many groups open in it.
+fn captures(text: &str) -> usize {
+    let opens = |at: usize| {
+        let inner = &text[at + 1..];
+        let named =
+            inner.starts_with("?P<") || (inner.starts_with("?<") && !inner.starts_with("?<=") && !inner.starts_with("?<!"));
+        !text[..at].ends_with('\\') && (named || !inner.starts_with('?'))
+    };
+    text.match_indices('(').filter(|(at, _)| opens(*at)).count()
 }
 
 /// All of it in a group, but for the anchors.
@@ -559,6 +575,8 @@ mod tests {
             ("{^LN-BEG}TAI64N", "@4000000069680f1f2a3b4c5d x", Some("| x")),
             ("{NONE}", "x", Some("|x")),
             ("ts={EPOCH}", "a ts=1768471199 b", Some("a | b")),
+            (r"^\[({EPOCH})\]", "[1768471199.250] b", Some("[|] b")),
+            (r"^(?P<q>x) ts=(?:{EPOCH})", "x ts=1768471199 b", Some("| b")),
             ("^%m/%d %H:%M:%S$", "01/14 01:02:03", Some("|")),
         ];
         for (pattern, line, rest) in table {

@@ -8,7 +8,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
+use banset::filter::{Definition, Filter, Options, fail2ban};
 use banset_integration::{Answer, Daemon, Lab, Log, Stamp, binary, elements, in_netns, skip, wait_until};
 use serde_json::Value;
 
@@ -100,6 +102,50 @@ fn beside_the_sources(stock: &Path, filters: &Path, scratch: &Path) -> PathBuf {
         link(&entry.path(), deep.join(entry.file_name()));
     }
     deep
+}
+
+/// What can not be matched in linear time are references back to what a group matched, and nothing else of the package's patterns.
+#[test]
+fn few_patterns_of_the_package_run_under_a_limit_of_steps() {
+    let name = "few_patterns_of_the_package_run_under_a_limit_of_steps";
+    let Some((stock, _)) = package() else { return skip(name, "Debian's fail2ban is not installed") };
+    let reading = |path: &str| Ok(std::fs::read_to_string(path).ok());
+    let (mut all, mut asking, mut stepped) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    for entry in std::fs::read_dir(&stock).expect("its filters").flatten() {
+        let path = entry.path().display().to_string();
+        if !path.ends_with(".conf") || path.ends_with("common.conf") {
+            continue;
+        }
+        let modes = ["", "normal", "aggressive", "ddos", "extra", "auth", "rbl", "more", "errors", "smtp"];
+        for (mode, logtype) in modes.iter().flat_map(|mode| ["", "short", "journal", "rfc5424"].map(|logtype| (*mode, logtype))) {
+            let params = [("mode", mode), ("logtype", logtype)].into_iter().filter(|(_, value)| !value.is_empty());
+            let params = params.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+            let Ok(resolved) = fail2ban::read(&path, &params, &reading) else { continue };
+            let definition =
+                Definition { name: path.clone(), fail2ban: Some(Arc::new(resolved.clone())), ..Definition::default() };
+            // A mode that the filter has not.
+            let Ok(filter) = Filter::compile(&definition, &BTreeMap::new(), &Options::default()) else { continue };
+            let texts = |key: &str| match key {
+                "failregex" => resolved.failregex.iter().map(|text| text.text.clone()).collect(),
+                "ignoreregex" => resolved.ignoreregex.iter().map(|text| text.text.clone()).collect(),
+                "datepattern" => resolved.datepattern.iter().map(|text| text.text.clone()).collect(),
+                _ => resolved.prefregex.iter().map(|text| text.text.clone()).collect::<Vec<_>>(),
+            };
+            all.extend(["prefregex", "failregex", "ignoreregex", "datepattern"].into_iter().flat_map(texts));
+            stepped.extend(filter.backtracking().into_iter().map(|(key, index)| texts(key)[index].clone()));
+        }
+    }
+    let asks = |text: &&String| ["(?=", "(?!", "(?<", "(?(", "(?P="].iter().any(|what| text.contains(what));
+    asking.extend(all.iter().filter(asks));
+    println!(
+        "{} patterns, {} that look around or refer back, {} of them under a limit of steps",
+        all.len(),
+        asking.len(),
+        stepped.len()
+    );
+    let refers = |text: &&String| text.contains("(?P=");
+    assert!(stepped.iter().all(|text| refers(&text)), "{:#?}", stepped.iter().filter(|text| !refers(text)).collect::<Vec<_>>());
+    assert!(all.len() > 300 && asking.len() > 2 * stepped.len());
 }
 
 /// Reads an annotated log, and those it adds.
@@ -307,7 +353,7 @@ before = own-common.conf
 
 [Definition]
 _daemon = door
-failregex = ^%(__head)s(?P<how>bad|worse) (?:key|knock) of <F-USER>\S+</F-USER> from <HOST>(?! again)$
+failregex = ^%(__head)s(?P<how>bad|worse) (?:key|knock) of <F-USER>\S+</F-USER> from <HOST>(?<! again)$
     <more-<mode>>
 more-normal =
 more-loud = ^%(__head)snoise from <HOST>$

@@ -173,7 +173,7 @@ fn single(pattern: &str, decade: u8) -> Result<Template, String> {
         Some(bare) => (true, bare),
         None => (false, key.as_str()),
     };
-    let plain = |text: &str| Translated { exact: text.to_owned(), loose: text.to_owned(), fancy: false };
+    let plain = |text: &str| Translated::plain(text.to_owned());
     let headed = |name: &str| if at_head { format!("{{^LN-BEG}}{name}") } else { name.to_owned() };
     let of = |name: String, body: Translated, before, kind| Template {
         name,
@@ -507,7 +507,7 @@ impl Template {
 
     /// Whether it needs the backtracking engine.
     pub fn backtracks(&self) -> bool {
-        self.source.body.fancy
+        self.source.body.fancy && self.compiled().is_some_and(|compiled| compiled.expression.backtracks())
     }
 
     fn compiled(&self) -> Option<&Compiled> {
@@ -535,15 +535,8 @@ impl Template {
 
 impl Source {
     fn compile(&self) -> Result<Compiled, String> {
-        let (exact, loose) = (&self.body.exact, &self.body.loose);
-        let (before, after) = (self.before, self.after);
         // Flags at the head of the body hold for the edges too, which no case changes.
-        let body = Translated {
-            exact: format!("{before}{exact}{after}"),
-            loose: format!("{before}{loose}{after}"),
-            fancy: self.body.fancy,
-        };
-        let expression = Expression::new(&body)?;
+        let expression = Expression::new(&self.body.between(self.before, self.after))?;
         let names = expression.names();
         let bare = |name: &str| Field::of(name.split("__").next().unwrap_or_default());
         let fields: Vec<_> = names.iter().enumerate().filter_map(|(i, name)| Some((i, bare(name.as_deref()?)?))).collect();

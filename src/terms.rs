@@ -119,6 +119,16 @@ pub enum Lasting {
     Permanent,
 }
 
+impl Lasting {
+    /// What can be left of it, if so much seems to be.
+    pub fn at_most(self, left: Span) -> Span {
+        match self {
+            Lasting::For(given) => left.min(given),
+            Lasting::Permanent => left,
+        }
+    }
+}
+
 /// A family of tables, as in nft(8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Family {

@@ -14,6 +14,10 @@ use super::notices::{Id, errno};
 use super::position::{HEAD, Mark, TAIL, extend, fingerprint, modified, read_at};
 use super::{Chunk, Judge, LONGEST_LINE, Position};
 
+/// Files that agree in so many of their first bytes are taken for copies of each other; all of them where one is shorter. Longer
+/// than what programs write at the head of each log.
+pub(super) const ALIKE: usize = 16 * 1024;
+
 /// An open file that is followed.
 pub(super) struct Held {
     body: Body,
@@ -181,9 +185,9 @@ impl Held {
         Ok(())
     }
 
-    /// The first bytes of a regular file as they are now; none of others.
+    /// The first bytes of a regular file as they are now, at most [`ALIKE`]; none of others.
     pub(super) fn head(&self) -> Vec<u8> {
-        let mut head = vec![0; HEAD];
+        let mut head = vec![0; ALIKE];
         let n = if let Body::Regular(file) = &self.body { read_at(file, &mut head, 0).unwrap_or(0) } else { 0 };
         head.truncate(n);
         head
@@ -192,12 +196,12 @@ impl Held {
     /// Puts the offset where an earlier reader of this file left it. Its fingerprints are kept rather than taken again: if the
     /// file was truncated since it was recognised, the next read notices.
     pub(super) fn go_on(&mut self, mark: &mut Mark, left: &Mark) -> io::Result<()> {
-        let (device, inode, birth) = (mark.device, mark.inode, mark.birth);
+        let (device, inode, birth, copy) = (mark.device, mark.inode, mark.birth, mark.copy);
         self.seek(mark, left.offset, left.inside)?;
         if fingerprint(&self.tail) != left.tail {
             self.tail.iter_mut().for_each(|byte| *byte ^= 1);
         }
-        *mark = Mark { device, inode, birth, ..*left };
+        *mark = Mark { device, inode, birth, copy, ..*left };
         Ok(())
     }
 
@@ -227,9 +231,9 @@ impl Held {
 
     /// The file was cut short or rewritten: begins again.
     pub(super) fn begin_again(&mut self, mark: &mut Mark) {
-        let Mark { device, inode, birth, modified, .. } = *mark;
+        let Mark { device, inode, birth, modified, copy, .. } = *mark;
         let nothing = fingerprint(&[]);
-        *mark = Mark { device, inode, birth, modified, head: nothing, tail: nothing, ..Mark::default() };
+        *mark = Mark { device, inode, birth, modified, copy, head: nothing, tail: nothing, ..Mark::default() };
         self.tail.clear();
         self.first = true;
         self.since = mark.modified;

@@ -197,4 +197,6 @@ impl Default for Habits {
 #[cfg(test)]
 mod model;
 #[cfg(test)]
+mod races;
+#[cfg(test)]
 mod tests;

@@ -19,11 +19,11 @@ use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::held::{Held, Outlet, Turn};
+use super::held::{ALIKE, Held, Outlet, Turn};
 use super::notices::{Notice, Notices, Trail, Who};
 use super::pattern::Sought;
 use super::place::Place;
-use super::position::{HEAD, Identity, Mark, modified};
+use super::position::{Identity, Mark, modified};
 use super::siblings::{Sibling, siblings};
 use super::{Habits, Happening, Judge, Position, SourceEvent, SourceState, SourceStatus, Start};
 
@@ -37,8 +37,6 @@ const CATCH_UP_TURN: usize = 256 * 1024;
 const GATHERED: usize = 1024 * 1024;
 /// By how much the times of files may lag behind the clock: the kernel stamps them with the last timer tick.
 pub(super) const TICK: Duration = Duration::from_millis(20);
-/// So many files that were let go are remembered.
-pub(super) const DONE: usize = 8;
 /// Between two full looks at a polled path or glob there are this many glances.
 const GLANCES: u32 = 8;
 
@@ -455,7 +453,9 @@ impl Reader<'_> {
             self.live.retain(|queued| *queued != id);
             self.behind.retain(|queued| *queued != id);
         }
-        let (mut index, mut failed) = (0, false);
+        // So often a turn goes back to an older file: one that is written to all the time would not let the younger one begin.
+        let (mut index, mut back) = (0, 2);
+        let mut failed = false;
         while let Some(held) = self.places.get(&id).and_then(|place| place.held.get(index)) {
             if !held.ready {
                 index += 1;
@@ -469,6 +469,12 @@ impl Reader<'_> {
                 }
                 Turn::Rewritten => {
                     index = self.rewritten(id, index);
+                    // Somebody may rewrite it whenever we look: then it is the others' turn.
+                    share = share.saturating_sub(TURN / 16);
+                    if share == 0 {
+                        self.queue(id);
+                        return;
+                    }
                 }
                 Turn::First(_)
                     if self.places.get(&id).is_some_and(|place| index < place.rotated() && place.copied_over(index)) =>
@@ -476,7 +482,7 @@ impl Reader<'_> {
                     self.detach(id, index);
                 }
                 // Written to what was rotated away before the first line of this one: it comes first.
-                Turn::First(_) if !failed && self.older_grew(id, index) => index = 0,
+                Turn::First(_) if !failed && back > 0 && self.older_grew(id, index) => (index, back) = (0, back - 1),
                 Turn::First(bytes) => {
                     if !self.came_before(id, index, bytes) {
                         self.hand_out_first(id, index, bytes);
@@ -557,10 +563,11 @@ impl Reader<'_> {
         let path = place.path.clone();
         let index = index - self.let_go_overwritten(id, index);
         // copytruncate: the copy holds what was not read yet, and a second one may have been made since.
-        let beside: Vec<Sibling> = older(&path, old.identity(), &head)
+        let mut beside: Vec<Sibling> = older(&path, old.identity(), &head)
             .into_iter()
             .filter(|sibling| !self.holders.contains_key(&sibling.identity()) && !self.is_place(&sibling.path, id))
             .collect();
+        self.without_later(id, index, &mut beside);
         let copy = beside
             .iter()
             .position(|sibling| !sibling.gz && sibling.continues(&old))
@@ -580,9 +587,28 @@ impl Reader<'_> {
         let lost = if copy.is_some() { 0 } else { lost };
         if let Some(place) = self.places.get_mut(&id) {
             place.lost += lost;
+            if copy.is_none() {
+                place.position.finish(old);
+            }
         }
         self.tell(id, Happening::Truncated { lost });
         index
+    }
+
+    /// If the path leads to another file by now, what is beside it may be copies of that one: they come after what is at `index`, and
+    /// are found when the path is looked at.
+    fn without_later(&mut self, id: u32, index: usize, beside: &mut Vec<Sibling>) {
+        let Some(place) = self.places.get_mut(&id) else { return };
+        let Some(meta) = place.held.get(index).and_then(|held| held.file()?.metadata().ok()) else { return };
+        if place.path.metadata().is_ok_and(|leads| (leads.dev(), leads.ino()) != (meta.dev(), meta.ino())) {
+            beside.retain(|sibling| {
+                let (time, later) = (modified(&sibling.meta), modified(&sibling.meta) > modified(&meta));
+                if later {
+                    place.later = Some(place.later.map_or(time, |before| before.min(time)));
+                }
+                !later
+            });
+        }
     }
 
     /// Lets go of copies that we still hold and that were overwritten by a younger one (`cp log log.1`, again) after they were last
@@ -612,16 +638,18 @@ impl Reader<'_> {
         let Some(place) = self.places.get(&id) else { return false };
         let Some(held) = place.held.get(index) else { return false };
         let (path, since, copies_from) = (place.path.clone(), held.since, held.copies_from);
-        let head = &self.buffer[..bytes.min(HEAD)];
-        let beside = older(&path, place.position.marks[index].identity(), head);
+        let head = &self.buffer[..bytes.min(ALIKE)];
+        let mut beside = older(&path, place.position.marks[index].identity(), head);
         let known = place.known();
+        let head = head.to_vec();
+        self.without_later(id, index, &mut beside);
         let mut at = index;
         for sibling in beside {
             let fresh = modified(&sibling.meta) >= since && sibling.beginning().birth >= copies_from;
             if fresh
                 && !self.holders.contains_key(&sibling.identity())
                 && !self.is_place(&sibling.path, id)
-                && !sibling.begins_with(&self.buffer[..bytes.min(HEAD)])
+                && !sibling.begins_with(&head)
                 && !known.has(&sibling)
             {
                 at += self.hold_sibling(id, &sibling, None, Some(at));

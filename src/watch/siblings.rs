@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
 
+use super::held::Held;
 use super::position::{HEAD, Identity, Mark, TAIL, fingerprint, modified};
 use super::reader::open;
 
@@ -64,7 +65,10 @@ impl Sibling {
     /// Whether this one was rotated later than `known`, of which `mark` was the last state seen.
     pub(super) fn newer(&self, known: &Sibling, mark: &Mark) -> bool {
         let same_scheme = matches!(self.age, Age::Number(_)) == matches!(known.age, Age::Number(_));
-        modified(&self.meta) >= mark.modified && (!same_scheme || self.order(known) == Ordering::Greater)
+        // A writer that holds the older file may write to it after the younger one was left.
+        let later =
+            modified(&self.meta) >= mark.modified || (same_scheme && mark.birth != 0 && self.beginning().birth > mark.birth);
+        later && (!same_scheme || self.order(known) == Ordering::Greater)
     }
 
     /// Whether this file's text is that of which `mark` saw the beginning, with at least as much in it. A mark at the very
@@ -75,6 +79,26 @@ impl Sibling {
 }
 
 impl Sibling {
+    /// Whether its text is the one that was done with at this mark. Of a few bytes the fingerprints say little (every file of
+    /// its kind may begin with them): then nothing may follow them.
+    pub(super) fn is_done(&self, mark: &Mark) -> bool {
+        self.continues(mark)
+            && (mark.offset >= (HEAD + TAIL) as u64 || self.meta.len() == mark.offset || self.ends_at(mark.offset))
+    }
+
+    fn ends_at(&self, offset: u64) -> bool {
+        let mut text = self.text().take(offset + 1);
+        self.gz && io::copy(&mut text, &mut io::sink()).is_ok_and(|length| length == offset)
+    }
+
+    /// A mark at its end, as if it had been read; `None` of a compressed one.
+    pub(super) fn whole(&self) -> Option<Mark> {
+        let mut mark = self.beginning();
+        let (mut held, _) = Held::new(self.file.try_clone().ok()?, &self.meta).ok().filter(|_| !self.gz)?;
+        held.seek(&mut mark, self.meta.len(), false).ok()?;
+        Some(mark)
+    }
+
     /// Its text, decompressed, from the beginning.
     pub(super) fn text(&self) -> impl Read {
         text_of(&self.file)

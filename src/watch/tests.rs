@@ -15,7 +15,8 @@ use tempfile::TempDir;
 
 use super::*;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Reached by a failure only, however slow the machine.
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(super) enum Told {
@@ -26,7 +27,7 @@ pub(super) enum Told {
     Idle,
 }
 
-struct Recorder(Sender<Told>);
+pub(super) struct Recorder(pub Sender<Told>);
 
 impl Judge for Recorder {
     fn chunk(&mut self, chunk: Chunk<'_>) {
@@ -72,9 +73,14 @@ pub(super) fn habits() -> Habits {
 
 impl Run {
     pub(super) fn new(habits: Habits) -> Run {
+        Run::judged(habits, Recorder)
+    }
+
+    /// A watch with a judge of its own, made of where what is told is sent.
+    pub(super) fn judged<J: Judge>(habits: Habits, judge: impl FnOnce(Sender<Told>) -> J + Send + 'static) -> Run {
         let (watch, handle) = Watch::new(habits).unwrap();
         let (sender, told) = channel();
-        let thread = std::thread::spawn(move || watch.run(&mut Recorder(sender)));
+        let thread = std::thread::spawn(move || watch.run(&mut judge(sender)));
         Run {
             handle,
             told,
@@ -86,7 +92,7 @@ impl Run {
         }
     }
 
-    fn following(path: impl AsRef<Path>, start: Start) -> Run {
+    pub(super) fn following(path: impl AsRef<Path>, start: Start) -> Run {
         let run = Run::new(habits());
         run.handle.watch(1, path.as_ref().to_str().unwrap(), start);
         run
@@ -127,7 +133,7 @@ impl Run {
     }
 
     #[track_caller]
-    fn happens(&mut self, what: &str, fits: impl Fn(&Happening) -> bool) {
+    pub(super) fn happens(&mut self, what: &str, fits: impl Fn(&Happening) -> bool) {
         let mut seen = 0;
         self.until(what, |run| {
             let found = run.happened[seen..].iter().any(|(_, what)| fits(what));
@@ -138,13 +144,13 @@ impl Run {
     }
 
     #[track_caller]
-    fn caught_up(&mut self) {
+    pub(super) fn caught_up(&mut self) {
         self.happens("catching up", |what| *what == Happening::CaughtUp);
     }
 
     /// Waits for these lines, then makes sure that nothing else came, and forgets them.
     #[track_caller]
-    fn reads(&mut self, lines: &[&str]) {
+    pub(super) fn reads(&mut self, lines: &[&str]) {
         self.until(&format!("{lines:?}"), |run| run.lines.len() >= lines.len());
         self.status();
         assert_eq!(self.lines.iter().map(|(line, _)| line.as_str()).collect::<Vec<_>>(), lines);
@@ -213,13 +219,13 @@ pub(super) fn append(path: impl AsRef<Path>, text: impl AsRef<[u8]>) {
     file.write_all(text.as_ref()).unwrap();
 }
 
-fn room() -> (TempDir, PathBuf) {
+pub(super) fn room() -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("mail.log");
     (dir, log)
 }
 
-fn beside(log: &Path, suffix: &str) -> PathBuf {
+pub(super) fn beside(log: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(format!("{}{suffix}", log.display()))
 }
 
@@ -401,7 +407,7 @@ impl Run {
     }
 
     #[track_caller]
-    fn until_status(&mut self, what: &str, enough: impl Fn(&[SourceStatus]) -> bool) {
+    pub(super) fn until_status(&mut self, what: &str, enough: impl Fn(&[SourceStatus]) -> bool) {
         let limit = Instant::now() + PATIENCE;
         while !enough(&self.status()) {
             assert!(Instant::now() < limit, "waited for {what}");
@@ -690,7 +696,7 @@ fn down(before: &str, first: &[&str], meanwhile: impl Fn(&Path), after: &[&str])
     run.until("the next line", |run| run.lines.iter().any(|(line, _)| line == "next"));
 }
 
-fn gzip(path: &Path) {
+pub(super) fn gzip(path: &Path) {
     let mut to = flate2::write::GzEncoder::new(File::create(beside(path, ".gz")).unwrap(), flate2::Compression::fast());
     let meta = path.metadata().unwrap();
     to.write_all(&fs::read(path).unwrap()).unwrap();
@@ -920,7 +926,7 @@ fn an_inode_number_given_to_another_file_proves_nothing() {
     append(&log, "2\n");
     let reads = |mark: position::Mark, lines: &[&str]| {
         let mut run = Run::new(habits());
-        run.handle.resume(&log, Position { marks: vec![mark] });
+        run.handle.resume(&log, Position { marks: vec![mark], ..Position::default() });
         run.handle.watch(1, log.to_str().unwrap(), Start::FromBeginning);
         run.reads(lines);
     };
@@ -942,7 +948,7 @@ fn a_mark_of_nonsense_harms_nothing() {
     let run = Run::new(habits());
     let wild = position::Mark { offset: u64::MAX, head_len: u16::MAX, tail_len: u16::MAX, ..Default::default() };
     let wilder = position::Mark { offset: 1, head_len: 9, tail_len: 100, ..wild };
-    run.handle.resume(&log, Position { marks: vec![wild, wilder, wild] });
+    run.handle.resume(&log, Position { marks: vec![wild, wilder, wild], ..Position::default() });
     run.handle.watch(1, log.to_str().unwrap(), Start::FromBeginning);
     let mut run = run;
     run.reads(&["1"]);

@@ -9,12 +9,10 @@ use std::time::SystemTime;
 
 use glob::Pattern;
 use nix::errno::Errno;
-use nix::sys::statfs::{
-    AFS_SUPER_MAGIC, CODA_SUPER_MAGIC, FUSE_SUPER_MAGIC, FsType, NCP_SUPER_MAGIC, NFS_SUPER_MAGIC, SMB_SUPER_MAGIC, fstatfs,
-};
+use nix::sys::statfs::fstatfs;
 
 use super::held::Held;
-use super::notices::{Interest, Trail, Who, errno};
+use super::notices::{Interest, Trail, Who, blind, errno};
 use super::pattern::{Step, fits};
 use super::place::Place;
 use super::position::{Identity, Mark, modified};
@@ -26,14 +24,14 @@ impl Reader<'_> {
     pub(super) fn look_at_glob(&mut self, id: u32) {
         let Some(glob) = self.globs.get(&id) else { return };
         let (tag, steps, start, path) = (glob.tag, glob.sought.steps.clone(), glob.start, glob.sought.path.clone());
-        let (mut trail, mut refused, mut found) = (Trail::new(), None, Vec::new());
-        self.expand(PathBuf::from("/"), &steps, Who::Glob(id), &mut trail, &mut refused, &mut found);
+        let (mut trail, mut polled, mut found) = (Trail::new(), None, Vec::new());
+        self.expand(PathBuf::from("/"), &steps, Who::Glob(id), &mut trail, &mut polled, &mut found);
         let Some(glob) = self.globs.get_mut(&id) else { return };
         let old = std::mem::replace(&mut glob.trail, trail.clone());
-        glob.polled = refused.is_some();
+        glob.polled = polled;
         let missing = found.is_empty();
         let turned = missing != std::mem::replace(&mut glob.missing, missing);
-        if glob.polled {
+        if glob.polled.is_some() {
             self.polled.insert(Who::Glob(id))
         } else {
             self.polled.remove(&Who::Glob(id))
@@ -43,6 +41,9 @@ impl Reader<'_> {
             let waiting_at = path.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("/")).to_owned();
             let what = Happening::Missing { waiting_at, errno: Errno::ENOENT };
             self.judge.source(SourceEvent { path: &path, tags: &[tag], what });
+        }
+        if !missing && turned {
+            self.judge.source(SourceEvent { path: &path, tags: &[tag], what: Happening::Matched });
         }
         found.sort();
         for path in found {
@@ -58,7 +59,7 @@ impl Reader<'_> {
         steps: &[Step],
         who: Who,
         trail: &mut Trail,
-        refused: &mut Option<Errno>,
+        polled: &mut Option<Polled>,
         found: &mut Vec<PathBuf>,
     ) {
         let mut left = steps;
@@ -68,18 +69,16 @@ impl Reader<'_> {
         }
         let [Step::Fits(pattern), rest @ ..] = left else {
             // Literal to the end: the place watches the way itself, but only once it is there.
-            if self.notices.walk(&at, who, trail, refused).is_ok() && !at.is_dir() {
+            if self.notices.walk(&at, who, trail, polled).is_ok() && !at.is_dir() {
                 found.push(at);
             }
             return;
         };
-        let walked = self.notices.walk(&at, who, trail, refused);
+        let walked = self.notices.walk(&at, who, trail, polled);
         if walked.is_err() {
             return;
         }
-        if let Err(errno) = self.notices.want(&at, Interest::Fits(Pattern::clone(pattern)), who, trail) {
-            refused.get_or_insert(errno);
-        }
+        self.notices.want(&at, Interest::Fits(Pattern::clone(pattern)), who, trail, polled);
         for entry in at.read_dir().into_iter().flatten().flatten() {
             if !fits(pattern, &entry.file_name()) {
                 continue;
@@ -90,7 +89,7 @@ impl Reader<'_> {
                     found.push(path);
                 }
             } else if path.is_dir() {
-                self.expand(path, rest, who, trail, refused, found);
+                self.expand(path, rest, who, trail, polled, found);
             }
         }
     }
@@ -106,13 +105,13 @@ impl Reader<'_> {
             self.turn(id, TURN);
         }
         let Some(place) = self.places.get_mut(&id) else { return };
-        let (mut trail, mut refused) = (Trail::new(), None);
-        let walked = self.notices.walk(&path, Who::Place(id), &mut trail, &mut refused);
+        let (mut trail, mut why) = (Trail::new(), None);
+        let walked = self.notices.walk(&path, Who::Place(id), &mut trail, &mut why);
         let old = std::mem::replace(&mut place.trail, trail.clone());
         self.notices.release(&old, &trail, Who::Place(id));
         let fresh = std::mem::replace(&mut place.fresh, false);
         let before = place.polled;
-        place.polled = refused.map(Polled::Refused);
+        place.polled = why;
         match walked {
             Ok(()) => match path.metadata() {
                 Ok(meta) if place.current().is_some_and(|mark| mark.identity() == (meta.dev(), meta.ino())) => {
@@ -544,12 +543,4 @@ impl Reader<'_> {
             self.look.extend(waiting.map(|(id, _)| Who::Place(*id)));
         }
     }
-}
-
-/// File systems that others change without inotify knowing.
-fn blind(kind: FsType) -> bool {
-    // CIFS, SMB2, 9P and Ceph have no name in libc; linux/magic.h and fs/smb have them.
-    let unnamed = [0xff53_4d42_u32, 0xfe53_4d42, 0x0102_1997, 0x00c3_6400].map(|magic| FsType(magic as _));
-    let named = [NFS_SUPER_MAGIC, SMB_SUPER_MAGIC, FUSE_SUPER_MAGIC, AFS_SUPER_MAGIC, CODA_SUPER_MAGIC, NCP_SUPER_MAGIC];
-    named.contains(&kind) || unnamed.contains(&kind)
 }

@@ -88,6 +88,8 @@ pub enum Happening {
         /// Why the path leads nowhere, usually `ENOENT`.
         errno: Errno,
     },
+    /// The glob matches something again; from now on its files are told of, not the glob.
+    Matched,
     /// Something is there that cannot be read.
     Unreadable(Errno),
     /// The path leads to another file than before; the old one is read to its end first.

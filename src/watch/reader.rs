@@ -25,7 +25,7 @@ use super::pattern::Sought;
 use super::place::Place;
 use super::position::{Identity, Mark, modified};
 use super::siblings::{Sibling, siblings};
-use super::{Habits, Happening, Judge, Position, SourceEvent, SourceState, SourceStatus, Start};
+use super::{Habits, Happening, Judge, Polled, Position, SourceEvent, SourceState, SourceStatus, Start};
 
 /// The buffer that everything is read into: a chunk and the bytes before it that are compared.
 const BUFFER: usize = 256 * 1024;
@@ -171,7 +171,7 @@ pub(super) struct Glob {
     pub(super) trail: Trail,
     /// Told that it matches nothing.
     pub(super) missing: bool,
-    pub(super) polled: bool,
+    pub(super) polled: Option<Polled>,
 }
 
 pub(super) struct Reader<'a> {
@@ -326,7 +326,7 @@ impl Reader<'_> {
             self.want(id, tag, None);
         } else if !self.globs.values().any(|glob| glob.tag == tag && glob.sought.path == sought.path) {
             let id = self.number();
-            self.globs.insert(id, Glob { tag, sought, start, trail: Trail::new(), missing: false, polled: false });
+            self.globs.insert(id, Glob { tag, sought, start, trail: Trail::new(), missing: false, polled: None });
             self.look_at_glob(id);
             if let Some(glob) = self.globs.get_mut(&id) {
                 // What a glob finds later is new.
@@ -367,7 +367,7 @@ impl Reader<'_> {
             path: glob.sought.path.clone(),
             tags: vec![glob.tag],
             state: SourceState::Waiting(glob.sought.path.clone()),
-            polled: None,
+            polled: glob.polled,
             lag_bytes: 0,
             rotated: 0,
             lines_cut: 0,

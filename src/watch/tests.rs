@@ -524,6 +524,7 @@ fn globs_are_live() {
     append(&a, "a\n");
     append(dir.path().join("x/no.txt"), "no\n");
     run.reads(&["a"]);
+    run.happens("matched", |what| *what == Happening::Matched);
     fs::create_dir(dir.path().join("y")).unwrap();
     append(&b, "b\n");
     run.reads(&["b"]);

@@ -397,7 +397,12 @@ fn what_rsyslog_writes_and_logrotate_rotates_is_judged_once_over_kills() {
         };
         // Of a log that was never saved a kill would make a first start.
         judged("198.51.100.250");
-        std::thread::sleep(Duration::from_secs(1));
+        let saved = || {
+            let state = rusqlite::Connection::open(lab.dir().join("banset/state/banset.sqlite3")).ok()?;
+            state.query_row("SELECT offset FROM positions", [], |row| row.get::<_, i64>(0)).ok()
+        };
+        let size = || fs::metadata(&log).map_or(0, |meta| meta.len() as i64);
+        wait_for(PATIENCE, "the position is saved", || saved().is_some_and(|offset| offset > 0 && offset == size()));
         let (mut written, mut rotations, mut kills, mut last) = (3_u64, 0, 0, 0);
         let guilty = |i: u64| format!("203.0.{}.{}", i / 250, i % 250 + 1);
         let innocent = |i: u64| format!("198.18.{}.{}", i / 250, i % 250 + 1);

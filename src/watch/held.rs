@@ -260,7 +260,9 @@ impl Held {
             Ok(meta) => meta,
             Err(error) => return Turn::Failed(errno(&error)),
         };
-        self.deleted = meta.nlink() == 0;
+        if !std::mem::replace(&mut self.deleted, meta.nlink() == 0) && self.deleted {
+            self.busy = Instant::now();
+        }
         loop {
             let Some(mark) = out.position.marks.get(out.index) else { return Turn::End };
             let Body::Regular(file) = &self.body else { return Turn::End };

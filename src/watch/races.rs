@@ -198,6 +198,27 @@ fn copies_of_the_next_file_are_read_after_the_rest_of_the_deleted_one_and_known_
 }
 
 #[test]
+fn one_huge_file_does_not_starve_a_live_one() {
+    let (dir, log) = room();
+    let huge = dir.path().join("huge.log");
+    append(&huge, format!("{}\n", "h".repeat(1023)).repeat(16 * 1024));
+    append(&log, "");
+    let (reached, reaches) = sync_channel(0);
+    let (go, go_on) = sync_channel::<()>(0);
+    let mut run = Run::judged(habits(), move |sender| Gate { recorder: Recorder(sender), at: b"hhhh", reached, go_on });
+    run.handle.watch(1, log.to_str().unwrap(), Start::FromBeginning);
+    run.caught_up();
+    run.handle.watch(2, huge.to_str().unwrap(), Start::FromBeginning);
+    reaches.recv_timeout(PATIENCE).expect("the huge file is begun");
+    append(&log, "live\n");
+    // From here on it is held no more.
+    drop((reaches, go));
+    run.until("the rest", |run| run.lines.len() > 16 * 1024);
+    let at = run.lines.iter().position(|(line, _)| line == "live").unwrap();
+    assert!(at <= 4 * 256, "after {at} KiB: what is left of the turn that was under way, and no more, comes before it");
+}
+
+#[test]
 fn what_was_rotated_away_after_everything_was_let_go_is_read() {
     let (_dir, log) = room();
     append(&log, "1\n");

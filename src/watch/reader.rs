@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -754,8 +754,31 @@ pub(super) fn older(path: &Path, than: Identity, head: &[u8]) -> Vec<Sibling> {
     beside
 }
 
-/// Opens for reading without waiting for a FIFO's writer and without making a terminal ours.
+/// Opens for reading without waiting for a FIFO's writer and without making a terminal ours. What is neither a file nor a FIFO is
+/// refused unopened: of a device that alone may do something (a watchdog begins to bite), and who may write to a log's directory may
+/// put a link to one there.
 pub(super) fn open(path: &Path) -> io::Result<File> {
-    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)
+    opened(path, OFlag::empty())
+}
+
+/// The same for what stands beside a log: a symbolic link there is nothing that was rotated.
+pub(super) fn open_beside(path: &Path) -> io::Result<File> {
+    opened(path, OFlag::O_NOFOLLOW)
+}
+
+fn opened(path: &Path, flags: OFlag) -> io::Result<File> {
+    let open =
+        |path: &Path, flags: OFlag| OpenOptions::new().read(true).custom_flags((flags | OFlag::O_CLOEXEC).bits()).open(path);
+    let found = open(path, flags | OFlag::O_PATH)?;
+    let kind = found.metadata()?.file_type();
+    if !kind.is_file() && !kind.is_fifo() {
+        let errno = if kind.is_dir() { Errno::EISDIR } else { Errno::EINVAL };
+        return Err(errno.into());
+    }
+    let plainly = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    match open(Path::new(&format!("/proc/self/fd/{}", found.as_raw_fd())), plainly) {
+        // No /proc here.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => open(path, flags | plainly),
+        other => other,
+    }
 }

@@ -22,8 +22,10 @@ demo:
 
 test: packages
 	$(CARGO) build --workspace
-	$(CARGO) test --workspace --exclude banset-integration
-	RUST_TEST_THREADS=$(THREADS) $(CARGO) test --package banset-integration --no-fail-fast
+	@status=0; set -x; \
+	$(CARGO) test --workspace --exclude banset-integration --no-fail-fast || status=$$?; \
+	RUST_TEST_THREADS=$(THREADS) $(CARGO) test --package banset-integration --no-fail-fast || status=$$?; \
+	exit $$status
 
 # Installs what is missing where that is allowed, else names it and goes on: a test that misses something says so.
 packages:
@@ -42,7 +44,7 @@ bench:
 	$(CARGO) build --release
 	$(CARGO) bench --workspace
 
-# Hours, not minutes: tests that are ignored otherwise.
+# Many minutes: tests that are ignored otherwise.
 soak:
 	$(CARGO) build --release --workspace
 	$(CARGO) test --release --package banset-integration -- --ignored --nocapture

@@ -8,12 +8,14 @@ pub mod journal;
 use std::fmt;
 use std::net::IpAddr;
 
+use serde::{Deserialize, Serialize};
+
 /// An instant in microseconds since the Unix epoch. Log lines, bans and the clock all speak this one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Time(pub i64);
 
 /// A length of time in microseconds, never negative.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Span(pub u64);
 
 impl Time {
@@ -109,12 +111,22 @@ impl fmt::Display for Aggregate {
 }
 
 /// How long a ban lasts, or how long an entry stays.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Lasting {
     /// For this long.
     For(Span),
     /// Until somebody lifts it.
     Permanent,
+}
+
+impl Lasting {
+    /// What can be left of it, if so much seems to be.
+    pub fn at_most(self, left: Span) -> Span {
+        match self {
+            Lasting::For(given) => left.min(given),
+            Lasting::Permanent => left,
+        }
+    }
 }
 
 /// A family of tables, as in nft(8).

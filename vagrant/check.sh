@@ -17,15 +17,15 @@ wrong=0
 
 on() { "$ON" "$@"; }
 
-look() { # WHO FAMILY PORT: what he sees there
+look() { # WHO FAMILY PORT EXPECTED: what he sees there
     eval "from=\$$1_$2 to=\$mail_$2"
-    on attackers "$OUT/peer knock $from $to $3" | tr -d '\r'
+    on attackers "$OUT/peer knock $from $to $3 $4" | tr -d '\r'
 }
 
 # WHO PORT EXPECTED WHAT: every protocol of both families shall see the expected
 expect() {
     for family in v4 v6; do
-        seen=$(look "$1" $family "$2")
+        seen=$(look "$1" $family "$2" "$3")
         verdict=ok
         test -n "$seen" || verdict=WRONG
         for word in $seen; do

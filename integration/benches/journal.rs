@@ -8,39 +8,18 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
-use banset::netns;
 use banset_integration::{Daemon, Entries, Journald, Lab, elements, have_journal, wait_for};
 
 /// How many entries are caught up with; 1 % of them are failures.
 const ENTRIES: i64 = 200_000;
-const INSIDE: &str = "BANSET_BENCH_INSIDE";
 
 fn main() -> ExitCode {
-    // `cargo test --benches` and clippy's friends run this too; only `cargo bench` passes --bench.
-    if !std::env::args().any(|arg| arg == "--bench") {
-        return ExitCode::SUCCESS;
-    }
     // The part that is measured as a process of its own: every entry parsed as JSON.
     if let Some(directory) = std::env::args().find_map(|arg| arg.strip_prefix("--json=").map(str::to_owned)) {
         json(&directory);
         return ExitCode::SUCCESS;
     }
-    if std::env::var_os(INSIDE).is_some() {
-        netns::settle().expect("a fresh namespace can be set up");
-        measure();
-        return ExitCode::SUCCESS;
-    }
-    let mut command = Command::new(std::env::current_exe().expect("a program knows its own file"));
-    command.arg("--bench").env(INSIDE, "1");
-    netns::isolate(&mut command);
-    match command.status() {
-        Ok(status) if status.success() => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::FAILURE,
-        Err(refused) => {
-            eprintln!("SKIPPED journal: no namespaces here: {refused}");
-            ExitCode::FAILURE
-        }
-    }
+    banset_integration::bench("journal", measure)
 }
 
 /// CPU seconds of all children of this process that have ended.

@@ -2,19 +2,18 @@
 //!
 //! `make bench` prints it. Bursts of 46-byte UDP packets go from an AF_PACKET socket over a veth pair; each is received, asked through the
 //! rules at the input hook and dropped at its end within the system call that sends it, so a burst's CPU time holds all of it. What is
-//! told is the lower quartile of many bursts, less the same with an empty chain. The bar (P10): under 300 ns with 50 jails on 10 groups
+//! told is the lower quartile of many bursts, less the same with an empty chain. The bar: under 300 ns with 50 jails on 10 groups
 //! of ports, on a machine where a packet without rules costs 460 ns: on a busier one compare the ratios, 0.65.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::{Command, ExitCode};
 
-use banset::netns::{self, Netns, Route};
+use banset::netns::{Netns, Route};
 use banset::nft::element::Element;
 use banset::nft::{JailPlan, Kernel, Plan, Ruleset, Socket, Transaction};
 use banset::terms::{Blocktype, Family, Hook, Ports, Protocol, Protocols, Span};
 
-const INSIDE: &str = "BANSET_BENCH_INSIDE";
 /// Packets of a burst, and bursts of a shape.
 const BURST: usize = 4096;
 const BURSTS: usize = 150;
@@ -24,26 +23,7 @@ const CALL: usize = 256;
 const BANS: u32 = 1000;
 
 fn main() -> ExitCode {
-    // `cargo test --benches` and clippy's friends run this too; only `cargo bench` passes --bench.
-    if !std::env::args().any(|arg| arg == "--bench") {
-        return ExitCode::SUCCESS;
-    }
-    if std::env::var_os(INSIDE).is_some() {
-        netns::settle().expect("a fresh namespace can be set up");
-        measure();
-        return ExitCode::SUCCESS;
-    }
-    let mut command = Command::new(std::env::current_exe().expect("a program knows its own file"));
-    command.arg("--bench").env(INSIDE, "1");
-    netns::isolate(&mut command);
-    match command.status() {
-        Ok(status) if status.success() => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::FAILURE,
-        Err(refused) => {
-            eprintln!("SKIPPED packets: no namespaces here: {refused}");
-            ExitCode::FAILURE
-        }
-    }
+    banset_integration::bench("packets", measure)
 }
 
 /// The ten groups of ports.
@@ -215,7 +195,7 @@ fn measure() {
         ("50 jails on 10 groups of ports, by port".to_owned(), Some(plan(50, true, Hook::Input))),
     ];
     let (mut socket, mut kernel) = inside.run(|| (Socket::open().expect("nf_tables"), Kernel::open().expect("nf_tables")));
-    println!("what a packet of nobody banned pays, less {} (P10: 50 jails on 10 groups under 300 ns)", shapes[0].0);
+    println!("what a packet of nobody banned pays, less {} (the bar: 50 jails on 10 groups under 300 ns)", shapes[0].0);
     for (what, port, v6) in
         [("IPv4 to a guarded port", 25, false), ("IPv4 to another port", 7777, false), ("IPv6 to a guarded port", 25, true)]
     {

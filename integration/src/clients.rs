@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::{Answer, Lab, Server};
 
 /// How long a server may think about a password: PAM alone takes two seconds for a wrong one, more where several wait.
-const PATIENT: Duration = Duration::from_secs(30);
+const PATIENT: Duration = crate::PATIENCE;
 /// How long somebody waits who may have been banned for this very try.
 const HURRIED: Duration = Duration::from_secs(5);
 
@@ -152,7 +152,6 @@ impl<'a> Client<'a> {
             "NumberOfPasswordPrompts=1",
             "StrictHostKeyChecking=no",
             "UserKnownHostsFile=/dev/null",
-            "ConnectTimeout=3",
         ] {
             command.args(["-o", option]);
         }
@@ -161,7 +160,12 @@ impl<'a> Client<'a> {
         match answer.code {
             0 => Attempt::In,
             255 if answer.err.contains("Permission denied") => Attempt::Denied,
-            255 if ["timed out", "Connection reset"].iter().any(|end| answer.err.contains(end)) => Attempt::Away,
+            255 if ["timed out", "Connection reset", "Connection closed", "Broken pipe"]
+                .iter()
+                .any(|end| answer.err.contains(end)) =>
+            {
+                Attempt::Away
+            }
             124 => Attempt::Away,
             _ => panic!("ssh from {}: {answer:?}", self.from),
         }
@@ -169,7 +173,7 @@ impl<'a> Client<'a> {
 
     /// A connection, and what is said over it; an end or a silence in the midst of it is [`Attempt::Away`].
     fn talk(&self, port: u16, script: impl FnOnce(&mut Talk) -> Result<Attempt>) -> Attempt {
-        let Ok(stream) = self.lab.open(self.from, port) else { return Attempt::Away };
+        let Ok(stream) = self.lab.open(self.from, port, self.patience) else { return Attempt::Away };
         let wrapped = stream.set_read_timeout(Some(self.patience)).and_then(|()| stream.try_clone());
         let mut talk = Talk { write: wrapped.expect("a socket takes a timeout"), read: BufReader::new(stream) };
         match script(&mut talk) {

@@ -1,16 +1,16 @@
 //! The program under test: started, asked, killed, traced; its log is shown when a test fails.
 
 use std::fs::File;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::{wait_for, wait_until};
+use banset::control::{Request, client};
+
+use crate::wait_until;
 
 /// The built `banset`: `$CARGO_BIN`, or the one beside the test's own file in cargo's target directory.
 ///
@@ -74,11 +74,11 @@ pub struct Daemon {
 
 impl Daemon {
     /// Writes `jails` below a `[daemon]` table into the configuration, starts the daemon in the calling thread's network namespace,
-    /// and waits until it answers. `at` is a [`Lab`](crate::Lab), a [`Site`](crate::Site), or a directory of its own for each of
+    /// and waits until it answers: then the table stands. `at` is a [`Lab`](crate::Lab), a [`Site`](crate::Site), or a directory of its own for each of
     /// several daemons. It dies with the thread that started it.
     ///
     /// # Panics
-    /// If it ends, or has not opened its socket after a minute; with its log.
+    /// If it ends, or does not answer within a minute; with its log.
     #[track_caller]
     pub fn start(at: &impl AsRef<Path>, jails: &str) -> Daemon {
         let mut daemon = Daemon::prepared(at, jails);
@@ -128,26 +128,27 @@ impl Daemon {
         command
     }
 
-    /// Starts it (again), and waits until it answers on its socket.
+    /// Starts it (again), and waits until it answers: then the table stands.
     #[track_caller]
     pub fn start_again(&mut self) {
         let command = self.command();
         self.start_as(command);
     }
 
-    /// Starts it by this command, made of [`Daemon::command`], and waits until it answers on its socket.
+    /// Starts it by this command, made of [`Daemon::command`], and waits until it answers.
     #[track_caller]
     pub fn start_as(&mut self, mut command: Command) {
         let log = File::options().create(true).append(true).open(self.log_path()).expect("a file for the daemon's log");
         let both = log.try_clone().expect("a descriptor can be doubled");
         command.stdin(Stdio::null()).stdout(both).stderr(log);
         banset::netns::die_with_parent(&mut command);
-        // A socket left by a killed daemon must not pass for an open one; connecting to it is refused.
         self.child = Some(command.spawn().unwrap_or_else(|e| panic!("{}: {e}", binary().display())));
-        wait_for(Duration::from_secs(60), "the daemon opens its socket", || {
+        // Its socket is open before the table is looked at; only the loop answers, and that comes after. A socket that a killed daemon
+        // left refuses.
+        wait_until("the daemon answers", || {
             let ended = self.child.as_mut().expect("just started").try_wait().expect("a child can be asked");
             assert!(ended.is_none(), "the daemon ended: {}", ended.expect("just seen"));
-            UnixStream::connect(self.socket()).is_ok()
+            client::ask(&self.socket(), Request::Stats).is_ok()
         });
     }
 
@@ -159,7 +160,7 @@ impl Daemon {
     /// SIGTERM, and how it ended.
     ///
     /// # Panics
-    /// If it has not ended after 20 s.
+    /// If it has not ended after a minute.
     #[track_caller]
     pub fn stop(&mut self) -> ExitStatus {
         self.signal(Signal::SIGTERM);
@@ -184,7 +185,7 @@ impl Daemon {
     fn ended(&mut self) -> ExitStatus {
         let mut child = self.child.take().expect("the daemon runs");
         let mut status = None;
-        wait_for(Duration::from_secs(20), "the daemon ends", || {
+        wait_until("the daemon ends", || {
             status = child.try_wait().expect("a child can be asked");
             status.is_some()
         });
@@ -222,7 +223,30 @@ impl Daemon {
         self.cli(&["banned", "--json"]).json().as_array().expect("an array of bans").clone()
     }
 
-    /// Waits until every jail but those named reads its source.
+    /// The rows of `banset history ARGS --json`.
+    #[track_caller]
+    pub fn history(&self, args: &[&str]) -> Vec<Value> {
+        // Nothing found is a negative answer, and no error.
+        let answer = self.cli(&[&["history", "--json"], args].concat());
+        let value: Value = serde_json::from_str(&answer.out).unwrap_or_else(|e| panic!("{e}: {answer:?}"));
+        value["history"].as_array().cloned().unwrap_or_default()
+    }
+
+    /// Waits until the lines behind the ban of an address are read back; the ban's row, and the lines.
+    #[track_caller]
+    pub fn evidence(&self, address: &str) -> (Value, Vec<String>) {
+        let mut row = Value::Null;
+        wait_until(&format!("the lines behind {address} are read back"), || {
+            let rows = self.history(&[address]);
+            row = rows.into_iter().find(|row| row["what"] == "ban" && row["evidence_pending"] == false).unwrap_or_default();
+            !row.is_null()
+        });
+        let lines = row["evidence"].as_array().expect("an array").iter();
+        let lines = lines.map(|line| line["line"].as_str().expect("text").to_owned()).collect();
+        (row, lines)
+    }
+
+    /// Waits until every jail reads its source.
     #[track_caller]
     pub fn wait_running(&self) {
         wait_until("every jail runs", || {
@@ -239,6 +263,17 @@ impl Daemon {
     #[track_caller]
     pub fn wait_log(&self, text: &str) {
         wait_until(&format!("the daemon logs {text:?}"), || self.log().contains(text));
+    }
+
+    /// Waits until this jail's totals say that so many failures were counted, and asserts that it were not more.
+    #[track_caller]
+    pub fn wait_failures(&self, jail: &str, total: u64) {
+        let mut counted = 0;
+        wait_until(&format!("[{jail}] {total} failures"), || {
+            counted = self.jail(jail)["failures"]["total"].as_u64().unwrap_or(0);
+            counted >= total
+        });
+        assert_eq!(counted, total, "[{jail}] failures");
     }
 
     /// Traces the running daemon with strace until [`Tracing::calls`] is asked.

@@ -37,12 +37,13 @@ impl Wire {
         Ok(())
     }
 
-    /// The markers, out of `markers`, of frames that come in, each once, until `last` does, or `patience` is over.
-    pub fn heard<'a>(&self, markers: &[&'a str], last: &str, patience: Duration) -> Vec<&'a str> {
+    /// The markers, out of `markers`, of frames that come in, each once, until all of `awaited` have, or `patience` is over. Frames may
+    /// overtake each other: what is sent last need not come last.
+    pub fn heard<'a>(&self, markers: &[&'a str], awaited: &[&str], patience: Duration) -> Vec<&'a str> {
         let start = Instant::now();
         let mut heard: Vec<&str> = Vec::new();
         let mut bytes = [0; 2048];
-        while start.elapsed() < patience && !heard.contains(&last) {
+        while start.elapsed() < patience && !awaited.iter().all(|marker| heard.contains(marker)) {
             let Ok(n) = nix::sys::socket::recv(self.socket.as_raw_fd(), &mut bytes, MsgFlags::empty()) else {
                 std::thread::sleep(Duration::from_millis(2));
                 continue;

@@ -121,10 +121,9 @@ impl Journald {
         let socket = UnixDatagram::unbound().expect("a socket");
         // What is too long for a datagram goes in a file.
         if datagram.len() > 100_000 {
-            let path = "/dev/shm/banset-test-entry";
-            let mut file = fs::File::options().read(true).write(true).create(true).truncate(true).open(path).expect("a file");
+            // Without a name: /dev/shm is everybody's.
+            let mut file = tempfile::tempfile_in("/dev/shm").expect("a file");
             file.write_all(&datagram).expect("written");
-            let _ = fs::remove_file(path);
             let fd = [std::os::fd::AsRawFd::as_raw_fd(&file)];
             let address = nix::sys::socket::UnixAddr::new(&self.socket()).expect("a path");
             let rights = [nix::sys::socket::ControlMessage::ScmRights(&fd)];

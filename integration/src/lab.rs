@@ -19,10 +19,10 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::peer::echo;
-use crate::wait_until;
+use crate::{PATIENCE, wait_until};
 
-/// How long a connection may take before it counts as dropped. On one machine an answer takes well under a millisecond.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// How long silence is waited for. On one machine an answer takes well under a millisecond.
+const SILENCE: Duration = Duration::from_millis(500);
 
 /// What belongs to the attackers and the innocent.
 pub(crate) const ATTACKERS: [&str; 3] = ["198.51.100.0/24", "203.0.113.0/24", "2001:db8:1000::/36"];
@@ -80,23 +80,31 @@ impl Lab {
         &self.attackers
     }
 
-    /// Whether a TCP connection from `from` to port `port` of the server opens and echoes a byte. `false` is a packet that was
-    /// dropped or refused, after half a second at most.
+    /// Whether a TCP connection from `from` to port `port` of the server opens and echoes a byte. Made to be true: on a busy
+    /// machine an answer is waited for, and only a refusal is told at once. Where nothing shall come back, ask
+    /// [`Lab::keeps_out`].
     ///
     /// # Panics
     /// If `from` is none of the attackers' addresses, so that a slip in a test never reads as a ban.
     pub fn connects(&self, from: &str, port: u16) -> bool {
-        let (from, server) = ends(from, port);
-        self.attackers.run(|| match connect_from(from, server, PATIENCE) {
-            Ok(mut stream) => {
-                stream.set_read_timeout(Some(PATIENCE)).expect("a socket takes a timeout");
-                stream.write_all(b"x").is_ok() && stream.read_exact(&mut [0]).is_ok()
-            }
-            Err(_) => false,
-        })
+        self.echoed(from, port, PATIENCE)
     }
 
-    /// Whether a UDP datagram from `from` to port `port` of the server is echoed within half a second.
+    /// Whether a TCP connection from `from` to port `port` of the server is refused, or met with silence for half a second.
+    ///
+    /// # Panics
+    /// As [`Lab::connects`].
+    pub fn keeps_out(&self, from: &str, port: u16) -> bool {
+        !self.echoed(from, port, SILENCE)
+    }
+
+    fn echoed(&self, from: &str, port: u16, patience: Duration) -> bool {
+        let Ok(mut stream) = self.open(from, port, patience) else { return false };
+        stream.set_read_timeout(Some(patience)).expect("a socket takes a timeout");
+        stream.write_all(b"x").is_ok() && stream.read_exact(&mut [0]).is_ok()
+    }
+
+    /// Whether a UDP datagram from `from` to port `port` of the server is echoed.
     pub fn echoes(&self, from: &str, port: u16) -> bool {
         let (from, server) = ends(from, port);
         self.attackers.run(|| {
@@ -108,9 +116,9 @@ impl Lab {
     }
 
     /// Opens a TCP connection from `from` and hands it over, for tests of connections that were open before a ban.
-    pub fn open(&self, from: &str, port: u16) -> std::io::Result<std::net::TcpStream> {
+    pub fn open(&self, from: &str, port: u16, patience: Duration) -> std::io::Result<std::net::TcpStream> {
         let (from, server) = ends(from, port);
-        self.attackers.run(|| connect_from(from, server, PATIENCE))
+        self.attackers.run(|| connect_from(from, server, patience))
     }
 }
 
@@ -228,6 +236,17 @@ pub fn elements(set: &str) -> Vec<String> {
     keys
 }
 
+/// Waits until a set of `table inet banset` holds an element with this key.
+#[track_caller]
+pub fn wait_banned(set: &str, key: &str) {
+    wait_until(&format!("{key} is in {set}"), || elements(set).iter().any(|element| element == key));
+}
+
+/// `table inet banset` as nft lists it, without elements and what changes by itself; empty if there is none.
+pub fn shape() -> String {
+    nft_try(&["-s", "-t", "list", "table", "inet", "banset"]).unwrap_or_default()
+}
+
 /// How many seconds the ban of `address` in `set` has left, and for how many it was given; `None` if it is not there or has no end.
 pub fn expires(set: &str, address: &str) -> Option<(u64, u64)> {
     let element = listed(set).into_iter().find(|element| key(element) == address)?;
@@ -257,6 +276,12 @@ fn key(element: &Value) -> String {
 pub struct Monitor {
     child: Child,
     file: PathBuf,
+    /// Where in the file that begins which is of interest.
+    begin: usize,
+}
+
+fn is_generation(line: &str) -> bool {
+    line.starts_with("# new generation ")
 }
 
 impl Monitor {
@@ -267,7 +292,7 @@ impl Monitor {
         let mut command = Command::new("nft");
         command.arg("monitor").stdin(Stdio::null()).stdout(out).stderr(Stdio::null());
         banset::netns::die_with_parent(&mut command);
-        let monitor = Monitor { child: command.spawn().expect("nft is installed"), file };
+        let mut monitor = Monitor { child: command.spawn().expect("nft is installed"), file, begin: 0 };
         // It has no way to say that it listens: change something until it reports it.
         wait_until("nft monitor hears", || {
             nft(&["add table inet heard"]);
@@ -275,15 +300,36 @@ impl Monitor {
             std::thread::sleep(Duration::from_millis(20));
             !monitor.text().is_empty()
         });
-        std::thread::sleep(Duration::from_millis(50));
-        std::fs::File::options().write(true).open(&monitor.file).and_then(|f| f.set_len(0)).expect("the monitor's file");
+        monitor.catch_up();
+        monitor.begin = monitor.whole().len();
         monitor
     }
 
     /// What it heard so far.
     pub fn text(&self) -> String {
-        // nft does not append: after the truncation its next line comes behind a hole.
-        std::fs::read_to_string(&self.file).unwrap_or_default().trim_start_matches('\0').to_owned()
+        self.whole()[self.begin..].to_owned()
+    }
+
+    /// Waits until it has heard whatever was changed before, and returns that: a change of the test's own comes after all of it. That
+    /// change is left out.
+    #[track_caller]
+    pub fn catch_up(&self) -> String {
+        let heard = || self.whole().matches("delete table inet last-word").count();
+        let before = heard();
+        nft(&["add table inet last-word"]);
+        nft(&["delete table inet last-word"]);
+        // Each transaction ends with its generation.
+        wait_until("nft monitor has heard everything", || {
+            let whole = self.whole();
+            heard() > before && whole.ends_with('\n') && whole.lines().last().is_some_and(is_generation)
+        });
+        let text = self.text();
+        let others = text.lines().filter(|line| !line.contains("table inet last-word") && !is_generation(line));
+        others.map(|line| format!("{line}\n")).collect()
+    }
+
+    fn whole(&self) -> String {
+        std::fs::read_to_string(&self.file).unwrap_or_default()
     }
 }
 

@@ -31,8 +31,8 @@ pub use clients::{Attempt, Client};
 pub use daemon::{Answer, Daemon, Tracing, binary};
 pub use frame::{Wire, udp_frame};
 pub use journal::{Entries, Journald, Units, have_journal};
-pub use lab::{Echo, Lab, Monitor, elements, expires, nft, nft_json, nft_try};
-pub use logs::{Log, Stamp};
+pub use lab::{Echo, Lab, Monitor, elements, expires, nft, nft_json, nft_try, shape, wait_banned};
+pub use logs::{Log, Stamp, wrong_password};
 pub use peer::{Doors, Flow, Proto, Seen, knock};
 pub use probe::Probe;
 pub use services::{Server, in_server};
@@ -40,7 +40,7 @@ pub use site::{Site, Wiring};
 
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 /// Set in the process that runs inside the namespaces.
@@ -77,6 +77,30 @@ pub fn in_netns(name: &str, body: impl FnOnce()) {
     }
 }
 
+/// Runs a benchmark in namespaces of its own, as [`in_netns`] does a test. `cargo bench` passes `--bench`; whoever else starts the program,
+/// as `cargo test --benches` does, only sees that it starts.
+pub fn bench(name: &str, measure: impl FnOnce()) -> ExitCode {
+    if !std::env::args().any(|arg| arg == "--bench") {
+        return ExitCode::SUCCESS;
+    }
+    if std::env::var_os(INSIDE).is_some() {
+        banset::netns::settle().expect("a fresh namespace can be set up");
+        measure();
+        return ExitCode::SUCCESS;
+    }
+    let mut command = Command::new(std::env::current_exe().expect("a program knows its own file"));
+    command.arg("--bench").env(INSIDE, "1");
+    banset::netns::isolate(&mut command);
+    match command.status() {
+        Ok(status) if status.success() => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(refused) => {
+            say(&format!("SKIPPED {name}: no namespaces here: {refused}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// Says loudly that a test could not run here, and why; fails where CI demands that it runs (`BANSET_REQUIRE=1`).
 pub fn skip(name: &str, why: &str) {
     say(&format!("SKIPPED {name}: {why}"));
@@ -100,13 +124,16 @@ pub fn have(name: &str, program: &str) -> bool {
     found
 }
 
+/// How long something may take that must happen: on a machine that also compiles, everything takes its time.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Waits until `is_so`, asking every 10 ms; returns how long it took.
 ///
 /// # Panics
-/// After 20 s, naming `what`: on a machine that also compiles, everything takes its time.
+/// After [`PATIENCE`], naming `what`.
 #[track_caller]
 pub fn wait_until(what: &str, is_so: impl FnMut() -> bool) -> Duration {
-    wait_for(Duration::from_secs(20), what, is_so)
+    wait_for(PATIENCE, what, is_so)
 }
 
 /// As [`wait_until`], with another limit.

@@ -57,6 +57,11 @@ impl Stamp {
     }
 }
 
+/// What OpenSSH logs when somebody guesses a password of `user`.
+pub fn wrong_password(at: Stamp, user: &str, from: &str) -> String {
+    format!("{} mx sshd[506]: Failed password for {user} from {from} port 37957 ssh2", at.syslog())
+}
+
 /// A log file as a server keeps it: opened once, appended to, re-opened when told.
 pub struct Log {
     path: PathBuf,
@@ -80,6 +85,11 @@ impl Log {
     /// Appends one line with one write(2), as syslog daemons do.
     pub fn line(&mut self, line: &str) {
         self.file.write_all(format!("{line}\n").as_bytes()).expect("a log can be written");
+    }
+
+    /// Has somebody guess root's password at OpenSSH, so many times, now.
+    pub fn fail(&mut self, from: &str, times: usize) {
+        (0..times).for_each(|_| self.line(&wrong_password(Stamp::now(), "root", from)));
     }
 
     /// Appends bytes as they are.

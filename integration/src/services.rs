@@ -13,12 +13,11 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Mutex;
-use std::time::Duration;
 
 use nix::mount::MsFlags;
 use nix::sched::CloneFlags;
 
-use crate::{Answer, Lab, in_netns, skip, wait_for};
+use crate::{Answer, Lab, PATIENCE, in_netns, skip, wait_for};
 
 /// Runs the body of the test called `name` as [`in_netns`] does, with a [`Lab`] and a [`Server`]. Debian's daemons change to
 /// accounts of their own, which takes root; and the first time packages are downloaded, which takes a network. Without these
@@ -167,10 +166,10 @@ impl Server {
     /// Waits, and notices when a daemon ended meanwhile.
     ///
     /// # Panics
-    /// If one did, and after a minute.
+    /// If one did, and after [`PATIENCE`].
     #[track_caller]
     pub fn wait(&self, what: &str, mut is_so: impl FnMut() -> bool) {
-        wait_for(Duration::from_secs(60), what, || {
+        wait_for(PATIENCE, what, || {
             for (name, child) in self.started.lock().expect("nobody panicked holding it").iter_mut() {
                 let ended = child.try_wait().expect("a child can be asked");
                 assert!(ended.is_none(), "{name} ended, {}: {}", ended.expect("just seen"), self.said(name));

@@ -4,7 +4,10 @@ use std::io::Read;
 use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
-use banset_integration::{Daemon, Lab, Log, in_netns};
+use banset_integration::{Daemon, Lab, Log, PATIENCE, in_netns};
+
+/// When a read that nothing ends gives up.
+const BY_ITSELF: Duration = Duration::from_secs(180);
 
 /// Accepts one connection and reads on a thread of its own until it ends; gives how it ended and after how long.
 fn blocked(port: u16) -> (std::sync::mpsc::Receiver<SocketAddr>, std::thread::JoinHandle<(std::io::Result<usize>, Duration)>) {
@@ -12,7 +15,7 @@ fn blocked(port: u16) -> (std::sync::mpsc::Receiver<SocketAddr>, std::thread::Jo
     let (said, heard) = std::sync::mpsc::channel();
     let thread = std::thread::spawn(move || {
         let (mut stream, peer) = listener.accept().expect("a client");
-        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a socket takes a timeout");
+        stream.set_read_timeout(Some(BY_ITSELF)).expect("a socket takes a timeout");
         said.send(peer).expect("the test waits for it");
         let start = Instant::now();
         (stream.read(&mut [0; 8]), start.elapsed())
@@ -34,8 +37,8 @@ fn a_server_blocked_in_read_sees_the_banned_clients_connection_end() {
         let mut open = Vec::new();
         for (port, from) in doors {
             let (heard, server) = blocked(port);
-            let client = lab.open(from, port).expect("nobody is banned yet");
-            heard.recv_timeout(Duration::from_secs(10)).expect("the server has it");
+            let client = lab.open(from, port, PATIENCE).expect("nobody is banned yet");
+            heard.recv_timeout(PATIENCE).expect("the server has it");
             open.push((port, from, client, server));
         }
         // IPv4 clients of a server that listens on IPv6, an IPv6 one by its prefix, and a whole subnet around one that is ignored.
@@ -54,7 +57,7 @@ fn a_server_blocked_in_read_sees_the_banned_clients_connection_end() {
             if daemon.log().contains("this kernel can not close connections") {
                 return banset_integration::skip(NAME, "this kernel has no INET_DIAG_DESTROY");
             }
-            assert!(after < Duration::from_secs(20), "by itself: {end:?}");
+            assert!(after < BY_ITSELF, "by itself: {end:?}");
             drop(client);
         }
         for (port, from, client, server) in left {

@@ -1,6 +1,6 @@
 //! What `banset doctor` and the daemon's start say of machines where a ban could not bite.
 
-use banset_integration::{Daemon, Lab, Log, have, in_netns, nft};
+use banset_integration::{Daemon, Lab, Log, have, in_netns, nft, nft_try};
 
 fn forward(log: &Log, more: &str) -> String {
     format!(
@@ -49,6 +49,17 @@ fn translated_ports_and_flowtables_of_others_are_told() {
         assert!(alarms(&told.out).iter().any(|line| line.contains("2525 is published as port 25 (ip gate pre)")), "{told:?}");
         daemon.cli(&["reload"]).ok();
         daemon.wait_log("published as port 25");
+        if let Err(why) =
+            nft_try(&["add table inet gate; add flowtable inet gate fast { hook ingress priority 0; devices = { wan }; }"])
+        {
+            println!(
+                "SKIPPED translated_ports_and_flowtables_of_others_are_told, flowtables: this kernel has none: {}",
+                why.trim()
+            );
+            return;
+        }
+        let told = daemon.cli(&["doctor"]);
+        assert!(told.out.contains("flowtable inet gate fast carries open connections past every forward chain"), "{told:?}");
     });
 }
 
@@ -80,5 +91,34 @@ fn a_bridge_without_br_netfilter_is_told() {
             let told = daemon.cli(&["doctor"]);
             assert!(!told.out.contains("br0"), "{told:?}");
         }
+    });
+}
+
+#[test]
+fn a_service_on_a_port_that_its_jail_leaves_open_is_told() {
+    in_netns("a_service_on_a_port_that_its_jail_leaves_open_is_told", || {
+        let lab = Lab::new();
+        let log = Log::create(lab.dir().join("auth.log"));
+        // A program of the service's name that listens.
+        let sshd = lab.dir().join("sshd");
+        std::fs::copy(env!("CARGO_BIN_EXE_peer"), &sshd).expect("a program can be copied");
+        let mut command = std::process::Command::new(&sshd);
+        command.args(["serve", "2222", Lab::SERVER4]).stdout(std::process::Stdio::piped());
+        banset::netns::die_with_parent(&mut command);
+        let mut service = command.spawn().expect("it starts");
+        let mut ready = [0; 5];
+        std::io::Read::read_exact(service.stdout.as_mut().expect("piped"), &mut ready).expect("it says that it listens");
+        let jail =
+            |port: &str| format!("[jail.sshd]\nenabled = true\nbackend = \"file\"\nlogpath = {:?}\nport = {port}\n", log.path());
+        let daemon = Daemon::start(&lab, &jail("22"));
+        daemon.wait_log("sshd listens on port 2222, which the jail does not close");
+        let told = daemon.cli(&["doctor"]);
+        assert!(told.code == 1 && alarms(&told.out).iter().any(|line| line.contains("port 2222")), "{told:?}");
+        daemon.configure(&jail("[22, 2222]"));
+        daemon.cli(&["reload"]).ok();
+        let told = daemon.cli(&["doctor"]);
+        assert!(told.code == 0 && !told.out.contains("2222"), "{told:?}");
+        let _ = service.kill();
+        let _ = service.wait();
     });
 }

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use banset::nft::transaction::Change;
 use banset::nft::{Kernel, Socket, Transaction};
 use banset::terms::Family;
-use banset_integration::{Daemon, Lab, Log, Probe, Stamp, elements, have, in_netns, nft, nft_try, wait_for, wait_until};
+use banset_integration::{
+    Daemon, Lab, Log, PATIENCE, Probe, Stamp, elements, have, in_netns, nft, nft_try, shape, wait_for, wait_until, wrong_password,
+};
 use nix::sys::signal::Signal;
 
 /// A daemon that holds bans, an attacker that keeps sending, and a count of what was lost.
@@ -21,6 +23,15 @@ struct Site {
     daemon: Daemon,
     probe: Probe,
     guilty: Vec<String>,
+    /// The lines of the table's listing while nobody has laid hands on it.
+    sound: Vec<String>,
+}
+
+/// The lines of the table's listing; a set that was made anew stands last.
+fn lines() -> Vec<String> {
+    let mut lines: Vec<String> = shape().lines().map(str::to_owned).collect();
+    lines.sort();
+    lines
 }
 
 impl Site {
@@ -33,10 +44,10 @@ impl Site {
 
     fn around(lab: Lab, mut log: Log, daemon: Daemon) -> Site {
         daemon.wait_running();
-        fail(&mut log, "198.51.100.7");
+        log.fail("198.51.100.7", 1);
         wait_until("the prober is banned", || elements("sshd-v4").contains(&"198.51.100.7".to_owned()));
         let probe = Probe::start(&lab, "198.51.100.7", 22);
-        let mut site = Site { lab, log, daemon, probe, guilty: vec!["198.51.100.7".to_owned()] };
+        let mut site = Site { lab, log, daemon, probe, guilty: vec!["198.51.100.7".to_owned()], sound: lines() };
         site.attack(20);
         site.wait_whole();
         site.probe.pass(20);
@@ -50,7 +61,7 @@ impl Site {
         for _ in 0..count {
             let n = self.guilty.len();
             let who = format!("203.0.{}.{}", n / 250, n % 250);
-            lines += &format!("{}\n", line(&who));
+            lines += &format!("{}\n", wrong_password(Stamp::now(), "root", &who));
             self.guilty.push(who);
         }
         self.log.bytes(lines.as_bytes());
@@ -63,7 +74,7 @@ impl Site {
 
     #[track_caller]
     fn wait_whole(&self) {
-        wait_for(Duration::from_secs(60), "every ban is in the kernel", || self.lost() == 0);
+        wait_for(2 * PATIENCE, "every ban is in the kernel", || self.lost() == 0);
     }
 
     /// Does something, goes on attacking, waits until all is whole, and prints the fault's line.
@@ -73,6 +84,7 @@ impl Site {
         act(self);
         self.attack(5);
         self.wait_whole();
+        wait_until("the rules are whole", || lines() == self.sound);
         self.probe.pass(20);
         let gaps = self.probe.gaps();
         let absent: Duration = gaps.iter().sum();
@@ -87,7 +99,7 @@ impl Site {
                 return;
             }
             let degraded = (&status["nft"][0]["degraded"], &status["state"]);
-            assert!(start.elapsed() < Duration::from_secs(60), "after {what} still degraded: {degraded:?}");
+            assert!(start.elapsed() < PATIENCE, "after {what} still degraded: {degraded:?}");
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -98,14 +110,6 @@ fn configuration(log: &Log, nft: &str) -> String {
         "[nft]\n{nft}\n[jail.sshd]\nenabled = true\nlogpath = {:?}\nmaxretry = 1\nfindtime = \"1h\"\nbantime = \"1h\"\n",
         log.path()
     )
-}
-
-fn line(from: &str) -> String {
-    format!("{} mx sshd[506]: Failed password for root from {from} port 37957 ssh2", Stamp::now().syslog())
-}
-
-fn fail(log: &mut Log, from: &str) {
-    log.line(&line(from));
 }
 
 fn run(program: &str, args: &[&str]) {
@@ -146,7 +150,7 @@ fn what_others_do_to_the_table() {
             nft(&["-f", text(file)]);
         });
         site.fault("nft -f of a saved ruleset with a stale copy", |_| _ = nft(&["-f", text(&stale)]));
-        assert!(!elements("sshd-v4").contains(&"192.0.2.99".to_owned()), "nobody comes back from the dead");
+        wait_until("nobody comes back from the dead", || !elements("sshd-v4").contains(&"192.0.2.99".to_owned()));
         site.fault("flush and load, as systemctl restart nftables does", |_| {
             nft(&["flush", "ruleset"]);
             nft(&["-f", text(&restart)]);
@@ -236,6 +240,9 @@ fn an_answer_of_the_kernel_that_is_lost() {
             });
         }
         assert!(site.daemon.log().contains("no answer from the kernel"), "none of them was the answer");
+        for who in &site.guilty {
+            site.daemon.wait_log(&format!("[sshd] Ban {who}\n"));
+        }
         let said = site.daemon.log();
         for who in &site.guilty {
             assert_eq!(said.matches(&format!("[sshd] Ban {who}\n")).count(), 1, "{who} is told once");
@@ -261,11 +268,9 @@ fn a_table_that_is_somebody_elses() {
                 let why = site.daemon.status()["nft"][0]["degraded"].to_string();
                 why.contains("EPERM")
             });
-            assert_eq!(
-                site.daemon.jail("sshd")["bans"]["current"].as_u64(),
-                Some(site.guilty.len() as u64),
-                "bans are decided all the same"
-            );
+            wait_until("bans are decided all the same", || {
+                site.daemon.jail("sshd")["bans"]["current"].as_u64() == Some(site.guilty.len() as u64)
+            });
             drop(other);
         });
         assert!(site.daemon.log().matches("EPERM").count() <= 3, "it is said, not repeated");
@@ -315,16 +320,13 @@ fn a_set_that_is_full() {
             let held = elements("sshd-v4");
             held.len() == 32 && newest.iter().all(|who| held.contains(who))
         });
-        let (said, jail) = (site.daemon.log(), site.daemon.jail("sshd"));
-        assert_eq!(said.matches("set sshd-v4 is full").count(), 1, "said once");
-        assert_eq!(
-            (jail["bans"]["current"].as_u64(), jail["bans"]["evicted"].as_u64()),
-            (Some(32), Some(site.guilty.len() as u64 - 32))
-        );
-        println!(
-            "| ENFILE: 81 bans for a set of 32 | the newest 32 are in, {} counted as evicted | - | said once |",
-            jail["bans"]["evicted"]
-        );
+        let evicted = site.guilty.len() as u64 - 32;
+        wait_until("the books say so, too", || {
+            let bans = site.daemon.jail("sshd")["bans"].clone();
+            (bans["current"].as_u64(), bans["evicted"].as_u64()) == (Some(32), Some(evicted))
+        });
+        assert_eq!(site.daemon.log().matches("set sshd-v4 is full").count(), 1, "said once");
+        println!("| ENFILE: 81 bans for a set of 32 | the newest 32 are in, {evicted} counted as evicted | - | said once |");
         // The kernel still counts elements that have ended until it frees them: the set is full before we think so.
         site.daemon.cli(&["unban", "--all"]).ok();
         let ended: Vec<String> = (1..=32).map(|n| format!("203.1.0.{n} timeout 1s")).collect();
@@ -332,7 +334,7 @@ fn a_set_that_is_full() {
         wait_until("they are known", || site.daemon.log().contains("Ban 203.1.0.32, added by nft"));
         site.guilty.clear();
         site.attack(32);
-        wait_for(Duration::from_secs(30), "the newest are in", || site.lost() == 0);
+        wait_until("the newest are in", || site.lost() == 0);
         println!("| ENFILE: the kernel finds it full before we do | lost {} | - | - |", site.lost());
         site.daemon.restart();
         assert_eq!(site.lost(), 0);
@@ -400,7 +402,7 @@ fn a_log_that_can_not_be_read_for_a_while() {
         std::os::unix::fs::chown(&path, Some(65534), Some(65534)).expect("a file of ours");
         let mode = |mode: &str| run("chmod", &[mode, &path]);
         mode("000");
-        fail(&mut log, "203.0.113.9");
+        log.fail("203.0.113.9", 1);
         let plain = daemon.command();
         let mut command = Command::new("setpriv");
         command.args(["--inh-caps", "-dac_override,-dac_read_search", "--bounding-set", "-dac_override,-dac_read_search"]);
@@ -412,10 +414,8 @@ fn a_log_that_can_not_be_read_for_a_while() {
         wait_until("status says so", || state(&daemon) == "unreadable");
         wait_until("the log, too", || daemon.log().contains("auth.log: unreadable"));
         mode("644");
-        wait_for(Duration::from_secs(60), "what was written meanwhile is read", || {
-            elements("sshd-v4").contains(&"203.0.113.9".to_owned())
-        });
-        assert_ne!(state(&daemon), "unreadable");
+        wait_until("what was written meanwhile is read", || elements("sshd-v4").contains(&"203.0.113.9".to_owned()));
+        wait_until("status says so, too", || state(&daemon) != "unreadable");
         let mut site = Site::around(lab, log, daemon);
         site.fault("log unreadable, then readable", |_| {
             // Closed under an open file nothing changes; the next file is met closed.
@@ -432,12 +432,13 @@ fn an_address_is_free_when_the_kernel_says_so() {
     in_netns("an_address_is_free_when_the_kernel_says_so", || {
         let site = Site::new("");
         nft(&["add", "element", "inet", "banset", "sshd-v4", "{ 198.51.100.9 timeout 2s }"]);
-        wait_until("adopted", || site.daemon.cli(&["banned", "198.51.100.9"]).code == 0);
+        site.daemon.wait_log("[sshd] Ban 198.51.100.9, added by nft");
         wait_until("ended in the kernel and in the books", || {
             site.daemon.cli(&["banned", "198.51.100.9"]).code == 1 && !elements("sshd-v4").contains(&"198.51.100.9".to_owned())
         });
         assert!(nft_try(&["list", "table", "inet", "banset"]).is_ok());
         let unban = "[sshd] Unban 198.51.100.9\n";
+        site.daemon.wait_log(unban);
         assert_eq!(site.daemon.log().matches(unban).count(), 1);
         let _: IpAddr = "198.51.100.9".parse().expect("an address");
     });

@@ -1,11 +1,11 @@
 //! The main job, end to end: a mail gateway's log lines become elements of kernel sets, packets of the banned are dropped, and
 //! what a person reads at the command line is so.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use banset_integration::{
-    Answer, Daemon, Echo, Lab, Log, Monitor, Stamp, assert_same_text, binary, elements, expires, have, in_netns, nft, nft_try,
-    wait_for, wait_until,
+    Answer, Daemon, Echo, Lab, Log, Monitor, PATIENCE, Stamp, assert_same_text, binary, elements, expires, have, in_netns, nft,
+    nft_try, wait_banned, wait_until, wrong_password,
 };
 use serde_json::Value;
 
@@ -32,21 +32,12 @@ fn sendmail_line(at: Stamp, from: &str) -> String {
     )
 }
 
-fn sshd_line(at: Stamp, from: &str) -> String {
-    format!("{} mx sshd[506]: Failed password for root from {from} port 37957 ssh2", at.syslog())
+fn root_guessed(at: Stamp, from: &str) -> String {
+    wrong_password(at, "root", from)
 }
 
 fn fail_mail(log: &mut Log, from: &str, times: usize) {
     (0..times).for_each(|_| log.line(&sendmail_line(Stamp::now(), from)));
-}
-
-fn fail_ssh(log: &mut Log, from: &str, times: usize) {
-    (0..times).for_each(|_| log.line(&sshd_line(Stamp::now(), from)));
-}
-
-#[track_caller]
-fn wait_banned(set: &str, address: &str) {
-    wait_until(&format!("{address} is in {set}"), || elements(set).iter().any(|element| element == address));
 }
 
 /// Long enough for a line that must not count to have been judged: another line of the same file, written later, has banned.
@@ -69,16 +60,18 @@ fn failing_sendmail_lines_ban_their_address_and_no_other() {
 
         fail_mail(&mut log, guesser, 2);
         fail_mail(&mut log, other, 2);
-        std::thread::sleep(Duration::from_millis(300));
+        daemon.wait_failures("smtp-auth", 4);
         assert!(elements("smtp-auth-v4").is_empty(), "two failures are not three");
 
+        let start = Instant::now();
         fail_mail(&mut log, guesser, 1);
         wait_banned("smtp-auth-v4", guesser);
         assert_eq!(elements("smtp-auth-v4"), [guesser]);
         let (left, given) = expires("smtp-auth-v4", guesser).expect("a ban with an end");
         // From the last failure's time, which the log tells in whole seconds.
-        assert!((597..=600).contains(&left) && (597..=600).contains(&given), "left {left} of {given}");
-        assert!(!lab.connects(guesser, 25), "the banned address is kept out");
+        let least = 598 - start.elapsed().as_secs();
+        assert!((least..=600).contains(&left) && (least..=600).contains(&given), "left {left} of {given}");
+        assert!(lab.keeps_out(guesser, 25), "the banned address is kept out");
         assert!(lab.connects(other, 25), "another is not");
         assert!(lab.connects(guesser, 143), "the jail's port only");
         daemon.wait_log(&format!("[smtp-auth] Found {guesser}"));
@@ -96,11 +89,12 @@ fn a_ban_cuts_an_open_connection() {
         let mut log = Log::create(lab.dir().join("mail"));
         let daemon = Daemon::start(&lab, &smtp_auth(&log, "10m"));
         daemon.wait_running();
-        let mut open = lab.open("198.51.100.7", 25).expect("nobody is banned yet");
-        open.set_read_timeout(Some(Duration::from_millis(500))).expect("a socket takes a timeout");
+        let mut open = lab.open("198.51.100.7", 25, PATIENCE).expect("nobody is banned yet");
+        open.set_read_timeout(Some(PATIENCE)).expect("a socket takes a timeout");
         open.write_all(b"x").and_then(|()| open.read_exact(&mut [0])).expect("it echoes");
         fail_mail(&mut log, "198.51.100.7", 3);
         wait_banned("smtp-auth-v4", "198.51.100.7");
+        open.set_read_timeout(Some(Duration::from_millis(500))).expect("a socket takes a timeout");
         assert!(open.write_all(b"x").and_then(|()| open.read_exact(&mut [0])).is_err(), "nothing comes back any more");
     });
 }
@@ -115,24 +109,28 @@ fn a_ban_ends_in_the_kernel_without_a_message_of_ours() {
         let lab = Lab::new();
         let _door = Echo::tcp(&[25]);
         let mut log = Log::create(lab.dir().join("mail"));
-        let daemon = Daemon::start(&lab, &smtp_auth(&log, "6s"));
+        // Long enough for what has to be seen of it on a busy machine.
+        let daemon = Daemon::start(&lab, &smtp_auth(&log, "20s"));
         daemon.wait_running();
         let monitor = Monitor::start(&lab);
         fail_mail(&mut log, "198.51.100.7", 3);
         wait_banned("smtp-auth-v4", "198.51.100.7");
-        assert!(!lab.connects("198.51.100.7", 25));
-        wait_until("the monitor heard the ban", || monitor.text().contains("198.51.100.7"));
-        // The end of that transaction, which names its generation, comes right behind.
-        std::thread::sleep(Duration::from_millis(200));
-        let heard = monitor.text();
+        assert!(lab.keeps_out("198.51.100.7", 25));
+        let heard = monitor.catch_up();
+        assert!(heard.contains("198.51.100.7"), "{heard}");
         let sends = daemon.trace("sendto,sendmsg,sendmmsg");
+        assert!(!daemon.log().contains("Unban"), "the machine is too slow for a ban of twenty seconds");
 
-        wait_for(Duration::from_secs(12), "the address may come in again", || lab.connects("198.51.100.7", 25));
+        wait_until("the address may come in again", || !lab.keeps_out("198.51.100.7", 25));
         assert!(elements("smtp-auth-v4").is_empty());
         daemon.wait_log("[smtp-auth] Unban 198.51.100.7");
-        assert_eq!(monitor.text(), heard, "nobody changed the ruleset");
-        let ours: Vec<String> = sends.calls().into_iter().filter(|call| call.contains("NETLINK")).collect();
+        let ours: Vec<String> = sends.calls().into_iter().filter(|call| call.contains("NETFILTER")).collect();
         assert!(ours.is_empty(), "the daemon sent netlink messages: {ours:#?}");
+        assert_eq!(monitor.catch_up(), heard, "nobody changed the ruleset");
+        // A ban is one, and would have been seen.
+        let sends = daemon.trace("sendto,sendmsg,sendmmsg");
+        daemon.cli(&["ban", "smtp-auth", "198.51.100.8"]).ok();
+        assert!(sends.calls().iter().any(|call| call.contains("NETFILTER")));
     });
 }
 
@@ -146,11 +144,11 @@ fn an_ignored_host_inside_a_banned_prefix_still_connects() {
         let daemon = Daemon::start(&lab, &sshd(&log, ignore));
         daemon.wait_running();
         for host in ["2001:db8:1000:1::a", "2001:db8:1000:1::b", "2001:db8:1000:1:ffff::c"] {
-            fail_ssh(&mut log, host, 1);
+            log.fail(host, 1);
         }
         wait_banned("sshd-v6", "2001:db8:1000:1::");
-        assert!(!lab.connects("2001:db8:1000:1::a", 22), "one who failed");
-        assert!(!lab.connects("2001:db8:1000:1:1234::1", 22), "one of the same /64 who did not");
+        assert!(lab.keeps_out("2001:db8:1000:1::a", 22), "one who failed");
+        assert!(lab.keeps_out("2001:db8:1000:1:1234::1", 22), "one of the same /64 who did not");
         assert!(lab.connects("2001:db8:1000:1::5", 22), "the ignored host inside it");
         assert!(lab.connects("2001:db8:1000:2::a", 22), "the /64 beside it");
         assert!(lab.connects("2001:db8:1000:1::a", 25), "a port of no jail");
@@ -158,8 +156,8 @@ fn an_ignored_host_inside_a_banned_prefix_still_connects() {
         let bans = daemon.banned();
         assert_eq!(bans[0]["addr"], "2001:db8:1000:1::/64", "{bans:?}");
         // By its own lines the ignored host bans neither itself nor anybody.
-        fail_ssh(&mut log, "2001:db8:1000:1::5", 5);
-        judged(&mut log, sshd_line, "sshd-v4", "198.51.100.200");
+        log.fail("2001:db8:1000:1::5", 5);
+        judged(&mut log, root_guessed, "sshd-v4", "198.51.100.200");
         assert_eq!(elements("sshd-v6"), ["2001:db8:1000:1::"]);
         assert!(lab.connects("2001:db8:1000:1::5", 22));
     });
@@ -187,14 +185,14 @@ fn ignored_and_own_addresses_are_never_banned() {
             "0.0.0.0",
             "224.0.0.1",
         ];
-        spared.iter().for_each(|address| fail_ssh(&mut log, address, 5));
-        judged(&mut log, sshd_line, "sshd-v4", "198.51.100.200");
+        spared.iter().for_each(|address| log.fail(address, 5));
+        judged(&mut log, root_guessed, "sshd-v4", "198.51.100.200");
         assert_eq!(elements("sshd-v4"), ["198.51.100.200"]);
         assert!(elements("sshd-v6").is_empty());
         assert!(lab.connects("203.0.113.9", 22));
         // Just outside the subnet; and IPv4 in IPv6's clothes is IPv4.
-        fail_ssh(&mut log, "203.0.113.128", 3);
-        fail_ssh(&mut log, "::ffff:198.51.100.30", 3);
+        log.fail("203.0.113.128", 3);
+        log.fail("::ffff:198.51.100.30", 3);
         wait_banned("sshd-v4", "203.0.113.128");
         wait_banned("sshd-v4", "198.51.100.30");
         // Nor by hand, unless forced; the refusal names the reason.
@@ -214,7 +212,7 @@ fn no_process_is_started_after_start_up() {
         }
         let lab = Lab::new();
         let mut log = Log::create(lab.dir().join("mail"));
-        let daemon = Daemon::start(&lab, &smtp_auth(&log, "3s"));
+        let daemon = Daemon::start(&lab, &smtp_auth(&log, "1h"));
         daemon.wait_running();
         let trace = daemon.trace("execve,execveat,fork,vfork,clone,clone3");
         for last in 1..=20 {
@@ -225,7 +223,9 @@ fn no_process_is_started_after_start_up() {
         daemon.cli(&["unban", "smtp-auth", "198.51.100.99"]).ok();
         daemon.cli(&["reload"]).ok();
         daemon.status();
-        daemon.wait_log("Unban 198.51.100.20");
+        // One that ends by itself.
+        daemon.cli(&["ban", "smtp-auth", "198.51.100.98", "--for", "1s"]).ok();
+        daemon.wait_log("Unban 198.51.100.98");
         let started = trace.processes();
         assert!(started.is_empty(), "{started:#?}");
     });
@@ -240,7 +240,7 @@ fn without_the_privilege_it_says_so_once() {
         let ours = daemon.command();
         // Root without CAP_NET_ADMIN: gone from the bounding set, no exec brings it back.
         let mut command = std::process::Command::new("timeout");
-        command.args(["10", "setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin"]);
+        command.args(["60", "setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin"]);
         command.arg(ours.get_program()).args(ours.get_args()).env("TZ", "UTC");
         let answer = Answer::of(&mut command);
         let said = format!("{}{}", answer.out, answer.err);
@@ -263,7 +263,7 @@ fn a_restart_changes_nothing_in_the_kernel() {
         let mut daemon = Daemon::start(&lab, &jails);
         daemon.wait_running();
         fail_mail(&mut mail, "198.51.100.7", 3);
-        fail_ssh(&mut auth, "2001:db8:1000:1::a", 3);
+        auth.fail("2001:db8:1000:1::a", 3);
         wait_banned("smtp-auth-v4", "198.51.100.7");
         wait_banned("sshd-v6", "2001:db8:1000:1::");
         daemon.cli(&["ban", "smtp-auth", "198.51.100.70", "--permanent"]).ok();
@@ -278,13 +278,13 @@ fn a_restart_changes_nothing_in_the_kernel() {
             let status = daemon.stop();
             assert!(status.success(), "after SIGTERM: {status}");
             assert_same_text("while it is stopped", &table, &listed());
-            assert!(!lab.connects("198.51.100.7", 25), "still kept out while it is stopped");
+            assert!(lab.keeps_out("198.51.100.7", 25), "still kept out while it is stopped");
             daemon.start_again();
             daemon.wait_running();
             assert_same_text(round, &before, &listed());
         }
         let (left, _) = expires("smtp-auth-v4", "198.51.100.7").expect("a ban with an end");
-        assert!(left < left_before && left + 60 > left_before, "the time runs on: {left} after {left_before}");
+        assert!(left < left_before && left + 300 > left_before, "the time runs on: {left} after {left_before}");
         let mut bans: Vec<(String, String)> = daemon.banned().iter().map(jail_and_address).collect();
         bans.sort();
         let kept = [("smtp-auth", "198.51.100.7"), ("smtp-auth", "198.51.100.70"), ("sshd", "2001:db8:1000:1::/64")];
@@ -320,7 +320,7 @@ fn sigterm_leaves_the_table_standing() {
         let status = daemon.stop();
         assert!(status.success(), "{status}");
         assert_eq!(elements("smtp-auth-v4"), ["198.51.100.7"]);
-        assert!(!lab.connects("198.51.100.7", 25));
+        assert!(lab.keeps_out("198.51.100.7", 25));
         assert!(lab.connects("198.51.100.8", 25));
         assert_eq!(daemon.cli(&["status"]).code, 3, "nobody answers");
         assert!(!daemon.socket().exists(), "its socket is gone");
@@ -341,7 +341,7 @@ fn sighup_is_a_reload() {
             let status = daemon.status();
             status["jails"].as_array().is_some_and(|jails| jails.iter().any(|j| j["name"] == "sshd" && j["state"] == "running"))
         });
-        fail_ssh(&mut auth, "198.51.100.7", 3);
+        auth.fail("198.51.100.7", 3);
         wait_banned("sshd-v4", "198.51.100.7");
     });
 }
@@ -363,8 +363,8 @@ fn a_reload_adds_a_jail_and_keeps_the_bans() {
         daemon.wait_running();
         assert_eq!(daemon.jail("sshd")["state"], "running");
         assert_eq!(elements("smtp-auth-v4"), ["198.51.100.7"]);
-        assert!(!lab.connects("198.51.100.7", 25));
-        fail_ssh(&mut auth, "198.51.100.9", 3);
+        assert!(lab.keeps_out("198.51.100.7", 25));
+        auth.fail("198.51.100.9", 3);
         wait_banned("sshd-v4", "198.51.100.9");
         fail_mail(&mut mail, "198.51.100.8", 1);
         wait_banned("smtp-auth-v4", "198.51.100.8");
@@ -443,13 +443,13 @@ fn a_log_that_appears_later_is_picked_up() {
         );
         let daemon = Daemon::start(&lab, &waiting);
         wait_until("the jail waits", || daemon.jail("smtp-auth")["state"] == "waiting");
-        fail_ssh(&mut auth, "198.51.100.7", 3);
+        auth.fail("198.51.100.7", 3);
         wait_banned("sshd-v4", "198.51.100.7");
         // Written the moment it appears: the first lines count like the later ones.
         let mut mail = Log::create(&path);
         fail_mail(&mut mail, "198.51.100.8", 3);
         wait_banned("smtp-auth-v4", "198.51.100.8");
-        assert_eq!(daemon.jail("smtp-auth")["state"], "running");
+        wait_until("the jail runs", || daemon.jail("smtp-auth")["state"] == "running");
     });
 }
 
@@ -459,6 +459,7 @@ fn lines_written_while_it_was_down_are_read_and_none_twice() {
         let lab = Lab::new();
         let mut log = Log::create(lab.dir().join("mail"));
         // Before the very first start: read back, at most by findtime.
+        let start = Instant::now();
         (0..3).for_each(|_| log.line(&sendmail_line(Stamp::ago(3000), "198.51.100.6")));
         (0..3).for_each(|_| log.line(&sendmail_line(Stamp::ago(300), "198.51.100.7")));
         let daemon = Daemon::start(&lab, &smtp_auth(&log, "10m"));
@@ -466,12 +467,12 @@ fn lines_written_while_it_was_down_are_read_and_none_twice() {
         assert!(!elements("smtp-auth-v4").contains(&"198.51.100.6".to_owned()), "older than findtime");
         // The ban runs from the failures, five minutes ago, not from now.
         let (left, _) = expires("smtp-auth-v4", "198.51.100.7").expect("a ban with an end");
-        assert!((285..=300).contains(&left), "{left}");
+        assert!((298 - start.elapsed().as_secs()..=300).contains(&left), "{left}");
         drop(daemon);
     });
 }
 
-/// What GATEWAY's servers write: the jail whose filter must match, and the line with `{}` for the address.
+/// What the servers of a mail gateway write: the jail whose filter must match, and the line with `{}` for the address.
 fn quoted(at: Stamp) -> Vec<(&'static str, String)> {
     let (tai, syslog) = (at.tai64n(), at.syslog());
     let envelope = "code=553 reason=rblreject detail=b.barracudacentral.org helo=free-112-191.mediaworksit.net \
@@ -632,16 +633,14 @@ fn every_jail_bans_on_the_lines_its_server_writes() {
             bans.sort();
             bans
         };
-        let start = std::time::Instant::now();
-        while bans().len() < expected.len() && start.elapsed() < Duration::from_secs(5) {
+        let start = Instant::now();
+        let missing = || expected.iter().filter(|ban| !bans().contains(ban)).cloned().collect::<Vec<_>>();
+        while !missing().is_empty() {
+            assert!(start.elapsed() < PATIENCE, "not banned: {:#?}", missing());
             std::thread::sleep(Duration::from_millis(50));
         }
-        let (found, missing): (Vec<_>, Vec<_>) = (bans(), expected.iter().filter(|e| !bans().contains(e)).collect());
-        assert!(missing.is_empty(), "not banned: {missing:#?}");
-        assert_eq!(found, expected, "banned although harmless");
-        for (jail, address) in &expected {
-            assert!(elements(&format!("{jail}-v4")).contains(address), "{address} in the kernel's {jail}-v4");
-        }
+        assert_eq!(bans(), expected, "banned although harmless");
+        expected.iter().for_each(|(jail, address)| wait_banned(&format!("{jail}-v4"), address));
     });
 }
 
@@ -715,12 +714,13 @@ fn bans_by_hand_are_set_told_and_lifted() {
         let daemon = Daemon::start(&lab, &smtp_auth(&log, "10m"));
         daemon.wait_running();
 
+        let start = Instant::now();
         daemon.cli(&["ban", "smtp-auth", "198.51.100.7", "198.51.100.8", "--for", "2h", "--reason", "tested"]).ok();
         // The answer comes after the kernel's: nothing to wait for.
         assert_eq!(elements("smtp-auth-v4"), ["198.51.100.7", "198.51.100.8"]);
         let (left, _) = expires("smtp-auth-v4", "198.51.100.7").expect("a ban with an end");
-        assert!((7195..=7200).contains(&left), "{left}");
-        assert!(!lab.connects("198.51.100.7", 25));
+        assert!((7199 - start.elapsed().as_secs()..=7200).contains(&left), "{left}");
+        assert!(lab.keeps_out("198.51.100.7", 25));
         assert!(lab.connects("198.51.100.7", 143));
         let held = daemon.cli(&["banned", "198.51.100.7"]);
         assert!(held.code == 0 && held.out.contains("smtp-auth"), "{held:?}");
@@ -733,10 +733,10 @@ fn bans_by_hand_are_set_told_and_lifted() {
 
         // Without a jail: all ports, and every jail when lifted.
         daemon.cli(&["ban", "198.51.100.9"]).ok();
-        assert!(!lab.connects("198.51.100.9", 143) && !lab.connects("198.51.100.9", 25));
+        assert!(lab.keeps_out("198.51.100.9", 143) && lab.keeps_out("198.51.100.9", 25));
         assert_eq!(elements("manual-v4"), ["198.51.100.9"]);
         daemon.cli(&["ban", "2001:db8:1000:1::7"]).ok();
-        assert!(!lab.connects("2001:db8:1000:1::7", 143));
+        assert!(lab.keeps_out("2001:db8:1000:1::7", 143));
         daemon.cli(&["unban", "198.51.100.9"]).ok();
         assert!(lab.connects("198.51.100.9", 143));
 
@@ -763,12 +763,14 @@ fn json_keeps_its_shape() {
         let mut log = Log::create(lab.dir().join("mail"));
         let daemon = Daemon::start(&lab, &smtp_auth(&log, "10m"));
         daemon.wait_running();
+        let start = Instant::now();
         fail_mail(&mut log, "198.51.100.7", 3);
         fail_mail(&mut log, "198.51.100.8", 1);
         wait_banned("smtp-auth-v4", "198.51.100.7");
-        wait_until("the failure is counted", || daemon.jail("smtp-auth")["failures"]["total"] == 4);
+        daemon.wait_failures("smtp-auth", 4);
         daemon.cli(&["ban", "smtp-auth", "198.51.100.9", "--permanent", "--reason", "tested"]).ok();
-        lab.connects("198.51.100.7", 25);
+        assert!(lab.keeps_out("198.51.100.7", 25));
+        wait_until("all of the log is read", || daemon.jail("smtp-auth")["sources"][0]["lag_bytes"] == 0);
 
         let status = daemon.status();
         let jail = &daemon.jail("smtp-auth");
@@ -776,7 +778,6 @@ fn json_keeps_its_shape() {
         assert_eq!(jail["state"], "running");
         has(&jail["sources"][0], &["path", "state", "lag_bytes"]);
         assert_eq!(jail["sources"][0]["path"], log.path());
-        assert_eq!(jail["sources"][0]["lag_bytes"], 0);
         assert_eq!((&jail["failures"]["total"], &jail["bans"]["current"]), (&4.into(), &2.into()), "{jail:#}");
         has(&jail["bans"], &["current", "total"]);
         has(&jail["failures"], &["current", "total"]);
@@ -796,7 +797,7 @@ fn json_keeps_its_shape() {
         let (logged, by_hand) = (of("198.51.100.7"), of("198.51.100.9"));
         assert_eq!(logged["failures"], 3);
         let left = logged["left_s"].as_f64().expect("a ban with an end");
-        assert!((590.0..=600.0).contains(&left), "{left}");
+        assert!((598.0 - start.elapsed().as_secs_f64()..=600.0).contains(&left), "{left}");
         assert!(logged["until"].as_str().is_some_and(|until| until.parse::<jiff::Timestamp>().is_ok()));
         assert!(by_hand["until"].is_null() && by_hand["left_s"].is_null(), "{by_hand:#}");
         assert_eq!(by_hand["reason"], "tested");
@@ -828,7 +829,7 @@ fn one_table_has_one_daemon() {
         let daemon = Daemon::start(&lab, &smtp_auth(&log, "10m"));
         daemon.wait_running();
         let mut second = std::process::Command::new("timeout");
-        second.arg("10").arg(binary()).arg("daemon").arg("-c").arg(daemon.config());
+        second.arg("60").arg(binary()).arg("daemon").arg("-c").arg(daemon.config());
         let answer = Answer::of(&mut second);
         assert!(answer.code != 0 && answer.code != 124, "the second one ends by itself: {answer:?}");
         let said = format!("{}{}", answer.out, answer.err);

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use banset_integration::{
-    Answer, Daemon, Doors, Log, Proto, Seen, Site, Stamp, Wiring, binary, in_netns, knock, wait_for, wait_until,
+    Answer, Daemon, Doors, Log, PATIENCE, Proto, Seen, Site, Wiring, binary, in_netns, knock, wait_for, wait_until,
 };
 use socket2::{SockRef, TcpKeepalive};
 
@@ -29,11 +29,6 @@ fn jails(log: &Log, ports: &str, keys: &str) -> String {
          bantime = \"1h\"\n{keys}\n",
         log.path()
     )
-}
-
-fn fail(log: &mut Log, who: &str) {
-    let line = format!("{} mx sshd[506]: Failed password for root from {who} port 37957 ssh2", Stamp::now().syslog());
-    (0..3).for_each(|_| log.line(&line));
 }
 
 /// `banset ARGS` for the daemon in `dir`.
@@ -176,16 +171,16 @@ fn what_mail_decides_the_bridge_enforces_although_the_link_is_cut_for_a_minute()
             let to = SocketAddr::new(site.addresses()[usize::from(from.is_ipv6())], port);
             [Proto::Tcp, Proto::Udp].map(|proto| site.attackers().run(|| knock(proto, from, to, patience)))
         };
-        let passes = |who: &str| seen(who, AT_THE_BRIDGE, Duration::from_secs(10)) == [Seen::Answer; 2];
+        let passes = |who: &str| seen(who, AT_THE_BRIDGE, PATIENCE) == [Seen::Answer; 2];
         let dropped = |who: &str| seen(who, AT_THE_BRIDGE, Duration::from_millis(600)) == [Seen::Nothing; 2];
         let [first, second, sixth, spared, lifted] =
             ["198.51.100.7", "198.51.100.8", "2001:db8:1000:6::1", "198.51.100.66", "198.51.100.9"];
         assert!([first, second, sixth, spared, lifted].into_iter().all(passes), "before, everybody passes");
 
-        fail(&mut log, first);
+        log.fail(first, 3);
         mail.wait_log(&format!("[sshd] Ban {first}"));
         let remote = Remote::start(&site, mail_dir, bridge_dir);
-        fail(&mut log, lifted);
+        log.fail(lifted, 3);
         wait_until("the bridge drops what mail decided, before the stream began and after", || dropped(first) && dropped(lifted));
         assert!(passes(second));
 
@@ -193,7 +188,7 @@ fn what_mail_decides_the_bridge_enforces_although_the_link_is_cut_for_a_minute()
         let before = remote.failures();
         let cut = std::time::Instant::now();
         for who in [second, sixth, spared] {
-            fail(&mut log, who);
+            log.fail(who, 3);
             mail.wait_log(&format!("[sshd] Ban {}", if who == sixth { "2001:db8:1000:6::/64" } else { who }));
         }
         mail.cli(&["unban", "sshd", lifted]).ok();
@@ -204,9 +199,8 @@ fn what_mail_decides_the_bridge_enforces_although_the_link_is_cut_for_a_minute()
         assert!(!held(second), "and what is decided meanwhile can not be known");
         site.restore();
 
-        let took = wait_for(Duration::from_secs(60), "what was missed is there", || {
-            held(second) && held("2001:db8:1000:6::/64") && !held(lifted)
-        });
+        let took =
+            wait_for(2 * PATIENCE, "what was missed is there", || held(second) && held("2001:db8:1000:6::/64") && !held(lifted));
         println!("| link cut for {CUT:?}: two bans and an unban missed at the bridge, all there {took:?} after it was restored");
         for who in [first, second, sixth] {
             assert!(dropped(who), "{who}: {:#?}", bridge.banned());

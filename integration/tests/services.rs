@@ -9,7 +9,6 @@ use std::time::Duration;
 use banset_integration::{
     Attempt, Client, Daemon, Journald, Lab, Server, Units, elements, have_journal, in_server, skip, wait_until,
 };
-use serde_json::Value;
 
 /// The password of Alice, the only account there is.
 const RIGHT: &str = "correct-horse";
@@ -41,8 +40,7 @@ fn guessing_ends(lab: &Lab, daemon: &Daemon, jail: &str, who: (&str, &str), logi
     assert_eq!(login(guesser, "wrong-1"), Attempt::Denied);
     assert_eq!(login(guesser, "wrong-2"), Attempt::Denied);
     wait_until("two failures are found", || found() >= 2);
-    // Other lines of the same try would come by now.
-    std::thread::sleep(Duration::from_millis(500));
+    others_are_found(daemon, jail, who.1, || login(other, "wrong"));
     assert_eq!((found(), elements(&set)), (2, vec![]), "two tries are not three");
     assert_ne!(login(guesser.hurried(), "wrong-3"), Attempt::In);
     wait_until(&format!("{key} is in {set}"), || elements(&set) == [key.clone()]);
@@ -51,6 +49,14 @@ fn guessing_ends(lab: &Lab, daemon: &Daemon, jail: &str, who: (&str, &str), logi
     assert_eq!(login(other, "wrong"), Attempt::Denied, "another is answered");
     assert_eq!(login(other, RIGHT), Attempt::In, "and let in");
     assert_eq!(elements(&set), [key]);
+}
+
+/// Another fails to log in and is found: by then all lines about who tried before have been judged.
+fn others_are_found(daemon: &Daemon, jail: &str, who: &str, fails: impl Fn() -> Attempt) {
+    let found = || daemon.log().matches(&format!("[{jail}] Found {who}")).count();
+    let before = found();
+    assert_eq!(fails(), Attempt::Denied);
+    wait_until("another's failure is found", || found() > before);
 }
 
 /// dovecot without TLS, on the ports that usually have it, and without its own way to slow down guessers.
@@ -85,7 +91,7 @@ fn dovecot_imap_a_try_told_by_worker_pam_and_login_counts_once() {
         assert_eq!(Client::new(lab, patient).imap(993, "alice", &["wrong", "wronger"]), Attempt::Denied);
         let found = || daemon.log().matches(&format!("[dovecot-imap] Found {patient}")).count();
         wait_until("both are found", || found() >= 2);
-        std::thread::sleep(Duration::from_millis(500));
+        others_are_found(&daemon, "dovecot-imap", "203.0.113.8", || login(Client::new(lab, "203.0.113.8"), "wrong"));
         assert_eq!(found(), 2);
         let log = server.read("/var/log/dovecot/dovecot.log");
         for teller in ["auth-worker(", "pam_authenticate() failed", "imap-login: Info: Disconnected", ", 2 attempts in"] {
@@ -153,21 +159,6 @@ fn journal(name: &str, server: &Server) -> Option<(Units, Journald)> {
     Some((units, journald))
 }
 
-/// The lines behind the ban of an address, once they are read back.
-fn evidence(daemon: &Daemon, address: &str) -> Vec<String> {
-    let mut lines = Vec::new();
-    wait_until(&format!("the lines behind {address} are read back"), || {
-        let answer = daemon.cli(&["history", "--json", address]);
-        let history: Value = serde_json::from_str(&answer.out).unwrap_or_else(|e| panic!("{e}: {answer:?}"));
-        let rows = history["history"].as_array().cloned().unwrap_or_default();
-        let ban = rows.into_iter().find(|row| row["what"] == "ban" && row["evidence_pending"] == false);
-        let found = ban.as_ref().and_then(|ban| ban["evidence"].as_array());
-        lines = found.into_iter().flatten().filter_map(|line| line["line"].as_str()).map(str::to_owned).collect();
-        ban.is_some()
-    });
-    lines
-}
-
 #[test]
 fn sshd_through_the_journal() {
     const NAME: &str = "sshd_through_the_journal";
@@ -178,7 +169,7 @@ fn sshd_through_the_journal() {
         guessing_at_sshd_ends(lab, server, &daemon);
         let failed = journald.journalctl(&["-o", "cat", "_SYSTEMD_UNIT=ssh.service"]);
         assert!(failed.contains("Failed password for alice from 198.51.100.7"), "the unit is known: {failed}");
-        let lines = evidence(&daemon, IPV4.0);
+        let lines = daemon.evidence(IPV4.0).1;
         assert_eq!(lines.len(), 3, "{lines:#?}");
         assert!(lines.iter().all(|line| line.starts_with("mx sshd[") && line.contains(IPV4.0)), "{lines:#?}");
     });
@@ -188,7 +179,7 @@ fn sshd_through_the_journal() {
 fn sshd_through_the_journal_because_its_file_is_dead() {
     const NAME: &str = "sshd_through_the_journal_because_its_file_is_dead";
     in_server(NAME, |lab, server| {
-        let Some((units, _journald)) = journal(NAME, server) else { return };
+        let Some((units, journald)) = journal(NAME, server) else { return };
         // What a machine's rsyslogd left when it was last upgraded.
         let old = "Jun 10 03:14:15 mx sshd[99]: Failed password for root from 198.51.100.7 port 40022 ssh2\n";
         std::fs::write("/var/log/auth.log", old.repeat(3)).expect("a file of the test's own");
@@ -198,6 +189,7 @@ fn sshd_through_the_journal_because_its_file_is_dead() {
         units.within("ssh.service", || sshd(server));
         // Something is in the journal: whoever logs in.
         assert_eq!(Client::new(lab, IPV4.1).ssh(server, "alice", RIGHT), Attempt::In);
+        wait_until("journald has it", || journald.journalctl(&["-o", "cat", "_SYSTEMD_UNIT=ssh.service"]).contains("Accepted"));
         let daemon = judge(lab, &jails(&["sshd"]));
         wait_until("a source is chosen", || daemon.jail("sshd")["backend"].is_string());
         let jail = daemon.jail("sshd");
@@ -218,7 +210,7 @@ fn dovecot_through_the_journal() {
         let login = |client: Client, password: &str| client.imap(993, "alice", &[password]);
         guessing_ends(lab, &daemon, "dovecot-imap", IPV4, login);
         guessing_ends(lab, &daemon, "dovecot-imap", IPV6, login);
-        let lines = evidence(&daemon, IPV4.0);
+        let lines = daemon.evidence(IPV4.0).1;
         assert_eq!(lines.len(), 3, "{lines:#?}");
     });
 }

@@ -3,29 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use banset_integration::{Daemon, Lab, Log, Stamp, elements, expires, in_netns, nft, wait_until};
+use banset_integration::{Daemon, Lab, Log, PATIENCE, elements, expires, in_netns, nft, wait_banned};
 
 fn sshd(log: &Log) -> String {
     format!("[jail.sshd]\nenabled = true\nlogpath = {:?}\nmaxretry = 3\nfindtime = \"1h\"\nbantime = \"1h\"\n", log.path())
 }
 
-fn line(from: &str) -> String {
-    format!("{} mx sshd[506]: Failed password for root from {from} port 37957 ssh2", Stamp::now().syslog())
-}
-
-fn fail(log: &mut Log, from: &str, times: usize) {
-    (0..times).for_each(|_| log.line(&line(from)));
-}
-
-#[track_caller]
-fn wait_banned(address: &str) {
-    wait_until(&format!("{address} is in sshd-v4"), || elements("sshd-v4").iter().any(|element| element == address));
-}
-
 /// The daemon has judged what was written before: a marker written after it is banned.
 fn judged(log: &mut Log, marker: &str) {
-    fail(log, marker, 3);
-    wait_banned(marker);
+    log.fail(marker, 3);
+    wait_banned("sshd-v4", marker);
 }
 
 #[test]
@@ -35,9 +22,9 @@ fn an_address_unbanned_before_a_restart_stays_free_and_counts_go_on() {
         let mut log = Log::create(lab.dir().join("auth.log"));
         let mut daemon = Daemon::start(&lab, &sshd(&log));
         daemon.wait_running();
-        fail(&mut log, "198.51.100.7", 3);
-        fail(&mut log, "198.51.100.8", 2);
-        wait_banned("198.51.100.7");
+        log.fail("198.51.100.7", 3);
+        log.fail("198.51.100.8", 2);
+        wait_banned("sshd-v4", "198.51.100.7");
         judged(&mut log, "198.51.100.200");
         daemon.cli(&["unban", "198.51.100.7"]).ok();
         daemon.restart();
@@ -45,8 +32,8 @@ fn an_address_unbanned_before_a_restart_stays_free_and_counts_go_on() {
         judged(&mut log, "198.51.100.201");
         assert_eq!(elements("sshd-v4"), ["198.51.100.200", "198.51.100.201"], "the log was not judged again");
         assert_eq!(daemon.jail("sshd")["failures"]["total"], 3 + 2 + 3 + 3, "totals go on");
-        fail(&mut log, "198.51.100.8", 1);
-        wait_banned("198.51.100.8");
+        log.fail("198.51.100.8", 1);
+        wait_banned("sshd-v4", "198.51.100.8");
     });
 }
 
@@ -57,7 +44,7 @@ fn what_an_admin_did_to_the_sets_while_the_daemon_was_away_is_his_will() {
         let mut log = Log::create(lab.dir().join("auth.log"));
         let mut daemon = Daemon::start(&lab, &sshd(&log));
         daemon.wait_running();
-        fail(&mut log, "198.51.100.7", 3);
+        log.fail("198.51.100.7", 3);
         judged(&mut log, "198.51.100.200");
         daemon.stop();
         nft(&["delete", "element", "inet", "banset", "sshd-v4", "{ 198.51.100.7 }"]);
@@ -78,7 +65,7 @@ fn bans_are_put_back_into_a_table_that_vanished_while_the_daemon_was_away() {
         let mut log = Log::create(lab.dir().join("auth.log"));
         let mut daemon = Daemon::start(&lab, &sshd(&log));
         daemon.wait_running();
-        fail(&mut log, "198.51.100.7", 3);
+        log.fail("198.51.100.7", 3);
         judged(&mut log, "198.51.100.200");
         daemon.cli(&["ban", "203.0.113.77", "--permanent"]).ok();
         daemon.kill();
@@ -133,7 +120,7 @@ impl Attacked {
     }
 
     fn fail(&mut self, from: &str) {
-        self.log.line(&line(from));
+        self.log.fail(from, 1);
         self.current.push(from.to_owned());
     }
 
@@ -247,7 +234,7 @@ fn attack_with_kills(kills: usize) {
     }
     daemon.wait_running();
     (0..3).for_each(|_| attacked.fail("198.51.100.200"));
-    wait_banned("198.51.100.200");
+    wait_banned("sshd-v4", "198.51.100.200");
 
     let unsure: BTreeSet<&String> = attacked.destroyed.iter().collect();
     let guilty: Vec<String> = (0..GUILTY).map(|i| name(0, i)).filter(|who| !unsure.contains(who)).collect();
@@ -255,7 +242,7 @@ fn attack_with_kills(kills: usize) {
         let held: BTreeSet<String> = elements("sshd-v4").into_iter().collect();
         guilty.iter().filter(|who| !held.contains(*who)).cloned().collect::<Vec<_>>()
     };
-    let patience = Instant::now() + Duration::from_secs(60);
+    let patience = Instant::now() + 2 * PATIENCE;
     while !free().is_empty() && Instant::now() < patience {
         std::thread::sleep(Duration::from_millis(100));
     }
@@ -329,8 +316,8 @@ fn a_broken_state_file_is_set_aside_and_a_missing_place_for_it_stops_nothing() {
         let mut log = Log::create(lab.dir().join("auth.log"));
         let mut daemon = Daemon::start(&lab, &sshd(&log));
         daemon.wait_running();
-        fail(&mut log, "198.51.100.7", 3);
-        wait_banned("198.51.100.7");
+        log.fail("198.51.100.7", 3);
+        wait_banned("sshd-v4", "198.51.100.7");
         daemon.stop();
         let state = lab.dir().join("banset/state");
         std::fs::write(state.join("banset.sqlite3"), vec![0x5a; 20_000]).expect("a file of our own");
@@ -345,8 +332,8 @@ fn a_broken_state_file_is_set_aside_and_a_missing_place_for_it_stops_nothing() {
         daemon.start_again();
         daemon.wait_running();
         assert!(daemon.status()["state"].as_str().is_some_and(|why| why.contains("state")), "{}", daemon.status());
-        fail(&mut log, "198.51.100.8", 3);
-        wait_banned("198.51.100.8");
+        log.fail("198.51.100.8", 3);
+        wait_banned("sshd-v4", "198.51.100.8");
         assert_eq!(daemon.cli(&["unban", "198.51.100.8"]).code, 0, "what is asked for is done although it is not kept");
     });
 }

@@ -13,7 +13,7 @@ use crate::engine::core::{Core, Level, Suspects};
 use crate::engine::kernel::Writer;
 use crate::engine::run::{self, Ready};
 use crate::engine::spawner::Spawner;
-use crate::engine::{Specs, clock, journal, lock, machine};
+use crate::engine::{Specs, clock, journals, lock, machine};
 use crate::nft::Monitor;
 use crate::nft::ruleset::jail_of;
 use crate::state::{self, KernelIdentity, Restored, Store};
@@ -72,7 +72,7 @@ fn start(global: &Global) -> Result<Ready, String> {
 
     // 4. Journals are read through a process of its own, which starts before there are threads and without our capabilities.
     let spawner = Spawner::default();
-    if journal::possible(core.specs())
+    if journals::possible(core.specs())
         && let Err(e) = spawner.ready()
     {
         error!("cannot start the spawner: {}\n  help: journals can not be read until it can", plain(&e));

@@ -100,6 +100,9 @@ fn row_text(row: &Value, utc: bool) -> String {
         let account = line["account"].as_str().map(|account| format!(" account {account}")).unwrap_or_default();
         out.push_str(&format!("    {}:{}{account}\n      {}\n", text(line, "source"), line["offset"], text(line, "line")));
     }
+    if let Some(why) = row["evidence_missing"].as_str() {
+        out.push_str(&format!("    not all of its lines are kept: {why}\n"));
+    }
     if row["evidence_pending"] == true {
         out.push_str("    its lines have not been read back yet\n");
     }

@@ -167,6 +167,17 @@ fn status_text(value: &Value, utc: bool) -> String {
     if let Some(why) = value["state"].as_str() {
         out.push_str(&format!("\nnothing is remembered over a restart: {why}\n"));
     }
+    let lacking = &value["history"];
+    if lacking["short"].as_u64().is_some_and(|bans| bans > 0) {
+        out.push_str(&format!(
+            "\nhistory: the lines of {} bans could not all be read back, of the last because {}\n",
+            number(&lacking["short"]),
+            text(lacking, "why")
+        ));
+    }
+    if lacking["lost_rows"].as_u64().is_some_and(|rows| rows > 0) {
+        out.push_str(&format!("\nhistory: {} entries were lost while nothing could be saved\n", number(&lacking["lost_rows"])));
+    }
     for nft in value["nft"].as_array().map(Vec::as_slice).unwrap_or_default() {
         out.push_str(&format!(
             "\ntable {} {}, generation {}",

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc::Sender;
 
 use super::core::{Asked, ClientId, Event, rfc3339, shown};
-use super::recall::{self, Timed, recall};
+use super::recall::{self, Short, Timed, recall};
 use super::spawner::Spawner;
 use super::spec::Entries;
 use crate::config::run::{Accounts, Evidence};
@@ -137,8 +137,8 @@ pub fn run(state_dir: PathBuf, spawner: Spawner, errands: &Receiver<Errand>, don
             Err(TryRecvError::Empty) => {
                 let batch = next(&mut digs);
                 let found = digger.lines(&batch);
-                for (dig, lines) in batch.iter().zip(found) {
-                    if done.blocking_send(Event::ReadBack(dig.seq, lines)).is_err() {
+                for (dig, (lines, short)) in batch.iter().zip(found) {
+                    if done.blocking_send(Event::ReadBack(dig.seq, lines, short)).is_err() {
                         return;
                     }
                 }
@@ -191,9 +191,10 @@ struct Digger {
 }
 
 impl Digger {
-    /// The lines behind each of these bans, which want the same entries of journals.
-    fn lines(&mut self, batch: &[Dig]) -> Vec<Vec<Line>> {
+    /// The lines behind each of these bans, which want the same entries of journals; and why some could not be looked for.
+    fn lines(&mut self, batch: &[Dig]) -> Vec<(Vec<Line>, Option<Short>)> {
         let mut found: Vec<Vec<Option<Line>>> = batch.iter().map(|dig| vec![None; dig.kept().len()]).collect();
+        let mut short: Vec<Option<Short>> = vec![None; batch.len()];
         let mut journals: BTreeMap<&Arc<str>, Stamps> = BTreeMap::new();
         let now = Time::now();
         for (which, dig) in batch.iter().enumerate() {
@@ -223,31 +224,45 @@ impl Digger {
             }
         }
         for (source, stamps) in journals {
-            let (Origin::Journal(journal), Some(wanted)) = (Origin::of(source), &batch[0].wanted) else { continue };
-            // Where no journal may be read no process was started for it, and none is started for what is past.
-            if !self.spawner.is_ready() {
-                continue;
-            }
-            let entries = Entries { journal, wanted: wanted.clone() };
-            let times: Vec<i64> = stamps.keys().copied().collect();
-            recall(&self.spawner.clone(), &entries, &times, &mut |stamp, before, text, time| {
-                let mut last = None;
-                for (which, index) in stamps.get(&stamp).into_iter().flatten() {
-                    // Several failures of one ban may bear the same stamp: each has an entry of its own.
-                    if found[*which][*index].is_some() || last == Some(*which) {
-                        continue;
+            let all = stamps.first_key_value().map_or(0, |(first, _)| *first);
+            let mut look = |found: &mut Vec<Vec<Option<Line>>>| {
+                let (Origin::Journal(journal), Some(wanted)) = (Origin::of(source), &batch[0].wanted) else {
+                    return Err((all, Short::Unread));
+                };
+                // Where no journal may be read no process was started for it, and none is started for what is past.
+                if !self.spawner.is_ready() {
+                    return Err((all, Short::Unread));
+                }
+                let entries = Entries { journal, wanted: wanted.clone() };
+                let times: Vec<i64> = stamps.keys().copied().collect();
+                recall(&self.spawner.clone(), &entries, &times, &mut |stamp, before, text, time| {
+                    let mut last = None;
+                    for (which, index) in stamps.get(&stamp).into_iter().flatten() {
+                        // Several failures of one ban may bear the same stamp: each has an entry of its own.
+                        if found[*which][*index].is_some() || last == Some(*which) {
+                            continue;
+                        }
+                        let dig = &batch[*which];
+                        let scanning = self.scanning(&dig.on_journal);
+                        let line =
+                            recognised(dig, scanning, &Read { source, offset: stamp as u64, before, text, time: Some(time) });
+                        if line.is_some() {
+                            found[*which][*index] = line;
+                            last = Some(*which);
+                        }
                     }
-                    let dig = &batch[*which];
-                    let scanning = self.scanning(&dig.on_journal);
-                    let line = recognised(dig, scanning, &Read { source, offset: stamp as u64, before, text, time: Some(time) });
-                    if line.is_some() {
-                        found[*which][*index] = line;
-                        last = Some(*which);
+                })
+            };
+            if let Err((from, why)) = look(&mut found) {
+                for (which, index) in stamps.range(from..).flat_map(|(_, of)| of) {
+                    if found[*which][*index].is_none() {
+                        short[*which] = Some(why.clone());
                     }
                 }
-            });
+            }
         }
-        found.into_iter().map(|lines| lines.into_iter().flatten().collect()).collect()
+        let lines = found.into_iter().map(|lines| lines.into_iter().flatten().collect());
+        lines.zip(short).collect()
     }
 
     fn scanning(&mut self, filter: &Arc<Filter>) -> &mut Scanning {
@@ -402,6 +417,7 @@ fn row_json((row, lines): &Told) -> Value {
     all["decision"] = json!(row.decision);
     all["evidence"] = json!(lines);
     all["evidence_pending"] = json!(!row.places.is_empty());
+    all["evidence_missing"] = json!(row.missing);
     all
 }
 
@@ -459,7 +475,7 @@ mod tests {
         let vpopmail = filter("vpopmail");
         let read = |accounts| {
             let mut digger = Digger { spawner: Spawner::default(), scanners: Vec::new() };
-            digger.lines(&[dig(vpopmail.clone(), &path, &offsets, accounts)]).remove(0)
+            digger.lines(&[dig(vpopmail.clone(), &path, &offsets, accounts)]).remove(0).0
         };
         let plain = read(Accounts::Plain);
         assert_eq!(plain.len(), 2, "a line about somebody else is no evidence: {plain:?}");

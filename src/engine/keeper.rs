@@ -70,6 +70,8 @@ fn save(keeping: Keeping) -> Save {
     Save {
         failures: keeping.failures,
         whole: keeping.whole,
+        anew: keeping.anew,
+        absent: keeping.absent,
         bans: keeping.bans,
         positions: keeping.positions.into_iter().map(|(path, resume)| (path, resume.as_ref().map(text))).collect(),
         totals: keeping.totals,
@@ -80,6 +82,8 @@ fn save(keeping: Keeping) -> Save {
         ignored: keeping.ignored,
         paused: keeping.paused,
         applied: keeping.applied,
+        names: keeping.names,
+        clock: keeping.clock,
         keep: keeping.keep,
         sync: keeping.sync,
     }

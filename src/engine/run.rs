@@ -18,7 +18,7 @@ use super::clerk::{self, Errand, Load};
 use super::core::{Action, Asked, ClientId, Core, Event, Level};
 use super::cut::{self, Cut};
 use super::historian;
-use super::journal::Sources;
+use super::journals::Sources;
 use super::keep::Keeping;
 use super::keeper;
 use super::kernel::{Work, Writer};

@@ -115,6 +115,22 @@ impl Cover {
         self.v4.nets.len() + self.v6.nets.len()
     }
 
+    /// How many of IPv4 and of IPv6 are meant.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.v4.nets.len(), self.v6.nets.len())
+    }
+
+    /// The subnets meant that lie within `net`, itself among them.
+    pub fn within(&self, net: IpNetwork) -> impl Iterator<Item = IpNetwork> + '_ {
+        let kind = Kind::of(net.network());
+        let first = bits(net.network());
+        let last = first | !kind.mask(net.prefix()) & kind.last();
+        let within = self.side(net.network()).nets.range((first, net.prefix())..=(last, u8::MAX));
+        within
+            .filter(move |((_, prefix), _)| *prefix >= net.prefix())
+            .filter_map(move |((first, prefix), _)| network(kind.address(*first), *prefix))
+    }
+
     /// From now on `net` is meant to stay so long, or not at all.
     pub fn mean(&mut self, net: IpNetwork, stay: Option<Stay>) {
         let key = (bits(net.network()), net.prefix());

@@ -41,6 +41,11 @@ pub struct Now {
 }
 
 impl Now {
+    /// The wall clock less the monotonic one, in microseconds.
+    pub fn offset(self) -> i64 {
+        self.wall.0.saturating_sub(self.mono.0)
+    }
+
     /// The wall time of an instant on the monotonic clock.
     pub fn wall_of(self, mono: Time) -> Time {
         Time(self.wall.0.saturating_add(mono.0.saturating_sub(self.mono.0)))
@@ -112,8 +117,21 @@ pub enum Origin {
         /// Whether it bites although it is ignored: the kernel's ignore sets leave it out while it is held.
         forced: bool,
     },
-    /// It was in the kernel's set when the daemon started.
+    /// Another machine decided it, and told us.
+    Given {
+        /// On whose behalf it was told: uid of the client.
+        uid: u32,
+        /// The machine's name.
+        machine: Box<str>,
+        /// Why, in its words.
+        reason: Option<Box<str>>,
+        /// What we decided ourselves and it outlasts: that goes on if the other machine takes its own back.
+        own: Option<Box<Held>>,
+    },
+    /// It was in the kernel's set when the daemon started: put there by somebody, or by a run that was killed before it could say so.
     Adopted,
+    /// Another program put it into the set while the daemon ran.
+    Foreign,
     /// So many addresses of the subnet were banned at once.
     Aggregate(u32),
 }
@@ -123,8 +141,10 @@ impl Origin {
     pub fn reason(&self) -> Option<String> {
         match self {
             Origin::Manual { reason, .. } => reason.clone(),
+            Origin::Given { machine, reason: None, .. } => Some(format!("@{machine}")),
+            Origin::Given { machine, reason: Some(reason), .. } => Some(format!("@{machine}: {reason}")),
             Origin::Aggregate(addresses) => Some(format!("{addresses} of its addresses were banned")),
-            Origin::Failures | Origin::Adopted => None,
+            Origin::Failures | Origin::Adopted | Origin::Foreign => None,
         }
     }
 }
@@ -217,6 +237,8 @@ pub struct Jail {
     policy: Policy,
     window: Window,
     held: HashMap<IpNetwork, Held>,
+    /// How many of them are of IPv4.
+    held_v4: usize,
     ends: BTreeSet<(Time, IpNetwork)>,
     /// Those of the bans held that an interval set stands for.
     cover: Cover,
@@ -241,6 +263,7 @@ impl Jail {
             policy,
             window,
             held: HashMap::new(),
+            held_v4: 0,
             ends: BTreeSet::new(),
             cover: Cover::default(),
             exact: Arc::default(),
@@ -284,7 +307,8 @@ impl Jail {
     /// The address or prefix that stands for `address` here.
     pub fn subject(&self, address: IpAddr) -> IpNetwork {
         let prefixed = self.policy.prefixed(address);
-        match self.exact.overlaps(prefixed).is_some() {
+        let is_one = prefixed.prefix() == if address.is_ipv4() { 32 } else { 128 };
+        match !is_one && self.exact.overlaps(prefixed).is_some() {
             true => address.into(),
             false => prefixed,
         }
@@ -403,9 +427,45 @@ impl Jail {
         true
     }
 
+    /// Another machine's ban, over what is held. What we decided ourselves stays beneath a ban that outlasts it. Returns whether
+    /// anything changed for the kernel.
+    pub fn hold_given(&mut self, subject: IpNetwork, mut held: Held) -> bool {
+        if let (Some(present), Origin::Given { own, .. }) = (self.held.get(&subject), &mut held.origin) {
+            *own = match &present.origin {
+                Origin::Given { own, .. } => own.clone(),
+                _ => Some(Box::new(present.clone())),
+            };
+        }
+        self.hold(subject, held)
+    }
+
+    /// What we decide ourselves while another machine's longer ban is held goes beneath that. Returns whether it was put there.
+    pub fn hold_beneath(&mut self, subject: IpNetwork, held: &Held) -> bool {
+        let Some(Held { origin: Origin::Given { own, .. }, .. }) = self.held.get_mut(&subject) else { return false };
+        if own.as_ref().is_some_and(|own| !held.ends_after(own)) {
+            return false;
+        }
+        *own = Some(Box::new(held.clone()));
+        true
+    }
+
+    /// Another machine takes its ban back: what was held is returned, and what of our own goes on instead.
+    pub fn take_back(&mut self, now: Now, subject: IpNetwork, from: &str) -> Option<(Held, Option<Held>)> {
+        let of = |held: &Held| matches!(&held.origin, Origin::Given { machine, .. } if **machine == *from);
+        self.held.get(&subject).filter(|held| of(held))?;
+        let mut held = self.lift(subject)?;
+        let Origin::Given { own, .. } = &mut held.origin else { return Some((held, None)) };
+        let own = own.take().map(|own| Held { in_kernel: false, generation: 0, ..*own });
+        let own = own.filter(|own| own.left(now) != Some(Span(0)));
+        if let Some(own) = &own {
+            self.insert(subject, own.clone());
+        }
+        Some((held, own))
+    }
+
     /// Lifts a ban; what was held is returned.
     pub fn lift(&mut self, subject: IpNetwork) -> Option<Held> {
-        let held = self.held.remove(&subject)?;
+        let held = self.take(subject)?;
         if let Some(until) = held.until {
             self.ends.remove(&(until, subject));
         }
@@ -437,8 +497,14 @@ impl Jail {
 
     /// The bans that lie within `net`, itself among them.
     pub fn within(&self, net: IpNetwork) -> Vec<IpNetwork> {
-        let mut within: Vec<IpNetwork> = self.held.keys().filter(|subject| cover::holds(net, **subject)).copied().collect();
+        let standing = if net.is_ipv4() { self.policy.ipv4_prefix } else { self.policy.ipv6_prefix };
+        let mut within: Vec<IpNetwork> = match net.prefix() >= standing {
+            // Only what an interval set stands for is narrower than what addresses are banned by.
+            true => self.cover.within(net).chain(self.held.contains_key(&net).then_some(net)).collect(),
+            false => self.held.keys().filter(|subject| cover::holds(net, **subject)).copied().collect(),
+        };
         within.sort();
+        within.dedup();
         within
     }
 
@@ -545,6 +611,15 @@ impl Jail {
         self.held.len()
     }
 
+    /// How many bans are held that stand in the same set as that of `subject`.
+    pub fn bans_beside(&self, subject: IpNetwork) -> usize {
+        let (all, nets) = match subject.is_ipv4() {
+            true => (self.held_v4, self.cover.counts().0),
+            false => (self.held.len() - self.held_v4, self.cover.counts().1),
+        };
+        if self.is_net(subject) { nets } else { all - nets }
+    }
+
     /// Addresses with counted failures.
     pub fn failing(&self) -> usize {
         self.window.len()
@@ -573,7 +648,7 @@ impl Jail {
                 break;
             }
             self.ends.pop_first();
-            if let Some(held) = self.held.remove(&subject) {
+            if let Some(held) = self.take(subject) {
                 self.let_go(subject);
                 ended.push((subject, held));
             }
@@ -601,6 +676,7 @@ impl Jail {
             Some(Held { until: Some(old), .. }) => _ = self.ends.remove(&(old, subject)),
             Some(_) => {}
             None => {
+                self.held_v4 += usize::from(subject.is_ipv4());
                 if let Some(net) = self.policy.aggregate.and_then(|aggregate| crowd_of(aggregate, subject)) {
                     *self.crowds.entry(net).or_default() += 1;
                 }
@@ -609,6 +685,12 @@ impl Jail {
         if let Some(until) = until {
             self.ends.insert((until, subject));
         }
+    }
+
+    fn take(&mut self, subject: IpNetwork) -> Option<Held> {
+        let held = self.held.remove(&subject)?;
+        self.held_v4 -= usize::from(subject.is_ipv4());
+        Some(held)
     }
 
     /// What else knows of a ban that is held no more.
@@ -820,6 +902,58 @@ mod tests {
         let Verdict::Claimed(ban) = jail.judge(at(10), &failure(3), 0.0, 0) else { panic!("not accounted for") };
         assert_eq!((ban.places, ban.held.origin, ban.held.until), (vec![Place(1), Place(2), Place(3)], Origin::Failures, until));
         assert_eq!(jail.judge(at(10), &failure(4), 0.0, 0), Verdict::AlreadyBanned);
+    }
+
+    #[test]
+    fn what_stands_in_each_set_and_within_a_subnet_is_known_without_a_walk() {
+        let links: Nets = ["203.0.113.0/24".parse().expect("a subnet")].into_iter().collect();
+        let mut jail = Jail::new(policy());
+        jail.exactly(&Arc::new(links));
+        let check = |jail: &Jail| {
+            for (subject, _) in jail.bans() {
+                let beside =
+                    |other: &IpNetwork| other.is_ipv4() == subject.is_ipv4() && jail.is_net(*other) == jail.is_net(subject);
+                assert_eq!(jail.bans_beside(subject), jail.bans().filter(|(other, _)| beside(other)).count(), "{subject}");
+                let mut within: Vec<_> = jail.bans().map(|(net, _)| net).filter(|net| cover::holds(subject, *net)).collect();
+                within.sort();
+                assert_eq!(jail.within(subject), within, "{subject}");
+            }
+        };
+        let nets = [
+            "198.51.100.7/32",
+            "198.51.100.0/24",
+            "198.51.100.128/25",
+            "203.0.113.7/32",
+            "2001:db8::/64",
+            "2001:db8::7/128",
+            "2001:db8::/48",
+            "2001:db8:0:1::/64",
+            "2001:db8::8/125",
+        ];
+        let nets = nets.map(|net| net.parse::<IpNetwork>().expect("a subnet"));
+        let held = |until: i64| Held {
+            since: at(0).wall,
+            until: Some(at(until).mono),
+            lasting: Lasting::For(Span::from_secs(100)),
+            failures: 0,
+            origin: Origin::Adopted,
+            in_kernel: true,
+            generation: 0,
+        };
+        for (n, net) in nets.iter().enumerate() {
+            jail.hold(*net, held(100 + n as i64));
+            jail.hold(*net, held(200 + n as i64));
+            check(&jail);
+        }
+        jail.reform(Policy { ipv4_prefix: 25, ipv6_prefix: 48, ..policy() });
+        check(&jail);
+        jail.cut("198.51.100.9/32".parse().expect("an address"));
+        check(&jail);
+        jail.lift(nets[4]);
+        jail.expire(at(203));
+        check(&jail);
+        jail.expire(at(1000));
+        assert_eq!((jail.bans_held(), jail.bans_beside(nets[0]), jail.bans_beside(nets[5])), (0, 0, 0));
     }
 
     #[test]

@@ -6,6 +6,8 @@
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
+pub use banset_integration::nft;
+
 /// The kit's, for tests that need nft too.
 pub fn in_netns(name: &str, body: impl FnOnce()) {
     if banset_integration::have(name, "nft") {
@@ -20,11 +22,6 @@ pub fn try_nft(arguments: &[&str], input: &str) -> Result<String, String> {
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
     if status.success() { Ok(String::from_utf8(stdout).unwrap()) } else { Err(String::from_utf8(stderr).unwrap()) }
-}
-
-/// Runs nft, which has to succeed.
-pub fn nft(arguments: &[&str]) -> String {
-    try_nft(arguments, "").unwrap_or_else(|complaint| panic!("nft {arguments:?}: {complaint}"))
 }
 
 /// Has nft carry out a script.

@@ -10,6 +10,7 @@ use crate::control::{Rank, Reply, Request};
 use crate::engine::cut::Cut;
 use crate::engine::historian::{Dig, Search};
 use crate::engine::keep::Keeping;
+use crate::engine::recall::Short;
 use crate::engine::spec::{Resolved, Specs};
 use crate::jail::Failure;
 use crate::nft::{Heard, Interval};
@@ -51,8 +52,8 @@ pub enum Event {
     Saved(Result<(), String>),
     /// What was saved can not be brought to the disk, because of this; `None`: it can again.
     Synced(Option<String>),
-    /// The answer to [`Action::Dig`]: the lines of what happened under this number.
-    ReadBack(u64, Vec<Line>),
+    /// The answer to [`Action::Dig`]: the lines of what happened under this number, and why some could not be looked for.
+    ReadBack(u64, Vec<Line>, Option<Short>),
     /// The answer to [`Action::Search`].
     Answered(ClientId, Reply),
     /// Host names of ignoreip resolved to other addresses than before.

@@ -1,5 +1,6 @@
 //! The core's half that faces people: requests over the control socket, and what they are shown.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
@@ -15,6 +16,17 @@ use crate::control::{Reply, Request};
 use crate::jail::{self, Held, NETS_AT_MOST, Now, Origin, cover, ignore::is_nobody};
 use crate::state::packed::Step;
 use crate::terms::{Family, Lasting, Span, Time, escape};
+
+/// What goes on within a subnet that is let in is told of so many at most: finding it takes a walk over all bans.
+const NOTED_AT_MOST: usize = 100;
+
+/// The widest subnets, by prefix length, that are banned without being asked twice.
+const WIDEST: (u8, u8) = (8, 16);
+
+/// Whether a subnet is so wide that it is most likely more than was meant.
+pub(super) fn is_too_wide(net: IpNetwork) -> bool {
+    net.prefix() < if net.is_ipv4() { WIDEST.0 } else { WIDEST.1 }
+}
 
 impl Core {
     pub(super) fn asked(&mut self, now: Now, asked: Asked) {
@@ -162,6 +174,9 @@ impl Core {
                     spared.take(5).map(|entry| format!("{} in {} is ignored and stays let in", shown(entry), shown(subject))),
                 );
             } else {
+                if running.jail.hold_beneath(subject, &held) {
+                    self.keep.ban(now, &running.key, subject);
+                }
                 already.push(json!({ "jail": name, "addr": shown(subject) }));
             }
         }
@@ -267,6 +282,7 @@ impl Core {
         // The widest first: what is lifted whole needs no cut.
         freed.sort_by_key(|(at, hole, _)| (*at, hole.prefix(), *hole));
         let (mut lifted, mut notes, mut said) = (Vec::new(), Vec::new(), Vec::new());
+        let few = freed.len() <= NOTED_AT_MOST;
         let row = |jail: &str, net: IpNetwork, held: &Held| json!({ "jail": jail, "addr": shown(net), "left_s": held.left(now).map(Span::secs) });
         for (at, hole, free) in &freed {
             let name = &self.jails[*at].spec.name;
@@ -283,9 +299,10 @@ impl Core {
                 said.push((Level::Info, format!("[{name}] {} is let in: {note}", shown(*hole))));
                 notes.push(note);
             }
-            if let ([(subject, _)], within) = (free.lifted.as_slice(), self.jails[*at].jail.within(*hole).len().saturating_sub(1))
+            if few
+                && let [(subject, _)] = free.lifted.as_slice()
                 && subject == hole
-                && within > 0
+                && let within @ 1.. = self.jails[*at].jail.within(*hole).len().saturating_sub(1)
             {
                 notes.push(format!("{within} bans within {} go on in {name}", shown(*hole)));
             }
@@ -357,7 +374,7 @@ impl Core {
             Some(by) if force => Ok((net, Some(by))),
             _ if force => Ok((subject, None)),
             Some(by) => Err(format!("{name}: ignored by {by}; --force bans it all the same")),
-            None if net.prefix() < if net.is_ipv4() { 8 } else { 16 } => {
+            None if is_too_wide(net) => {
                 Err(format!("{name}: that is most likely more than was meant; --force bans it all the same"))
             }
             None => Ok((subject, None)),
@@ -374,11 +391,11 @@ impl Core {
             net.is_ipv4() == subject.is_ipv4() && net.prefix() <= subject.prefix() && net.contains(subject.network())
         };
         let mut found = Vec::new();
+        let named: Option<HashSet<(&str, IpNetwork)>> =
+            chosen.named.as_ref().map(|named| named.iter().map(|(jail, subject)| (&**jail, *subject)).collect());
         for &at in places {
             let running = &self.jails[at];
-            let names = |subject: IpNetwork| {
-                chosen.named.as_ref().is_none_or(|named| named.iter().any(|(jail, of)| *jail == running.key && *of == subject))
-            };
+            let names = |subject: IpNetwork| named.as_ref().is_none_or(|named| named.contains(&(&*running.key, subject)));
             let bans = running.jail.bans().filter(|(subject, held)| {
                 chosen.since.is_none_or(|since| held.since >= since)
                     && net.is_none_or(|net| within(net, *subject))
@@ -435,7 +452,10 @@ impl Core {
         let mut jails: Vec<Value> = self.jails.iter().map(|running| self.brief(running, kernel)).collect();
         jails.extend(self.specs.broken.iter().map(|(name, why)| broken_json(name, why)));
         jails.sort_by(|a, b| a["name"].as_str().cmp(&b["name"].as_str()));
-        json!({ "jails": jails, "nft": self.nft(kernel), "degraded": self.specs.degraded, "state": self.keep.failed() })
+        json!({
+            "jails": jails, "nft": self.nft(kernel), "degraded": self.specs.degraded, "state": self.keep.failed(),
+            "history": self.lacking(),
+        })
     }
 
     pub(super) fn nft(&self, kernel: &KernelView) -> Value {
@@ -545,9 +565,9 @@ impl Core {
         let counted = kernel.elements.get(&(set.to_string(), subject.network()));
         let reason = held.origin.reason();
         let (origin, uid) = match &held.origin {
-            Origin::Manual { uid, .. } => ("manual", Some(*uid)),
+            Origin::Manual { uid, .. } | Origin::Given { uid, .. } => ("manual", Some(*uid)),
             Origin::Failures => ("log", None),
-            Origin::Adopted => ("kernel", None),
+            Origin::Adopted | Origin::Foreign => ("kernel", None),
             Origin::Aggregate(_) => ("aggregate", None),
         };
         json!({

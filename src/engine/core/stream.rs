@@ -7,13 +7,13 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::people::parse_subject;
+use super::people::{is_too_wide, parse_subject};
 use super::{Action, ClientId, Core, Effect, Level, Row, Target, Waiting, What, covers, rfc3339, shown};
 use crate::config::run::MANUAL;
 use crate::control::Reply;
 use crate::control::request::{Given, GivenWhat};
 use crate::engine::historian::Search;
-use crate::jail::{Held, Now, Origin};
+use crate::jail::{Held, NETS_AT_MOST, Now, Origin, ignore::is_nobody};
 use crate::state::history::Query;
 use crate::terms::{Lasting, Span, Time, escape};
 
@@ -23,6 +23,9 @@ const EVENTS_AT_MOST: usize = 1000;
 const WAIT_AT_MOST: Span = Span::from_secs(50);
 /// Machines whose numbers are remembered.
 const ORIGINS_AT_MOST: usize = 1000;
+
+/// The longest ban that is taken over; the kernel has none longer than a few centuries.
+const LONGEST: Span = Span::from_secs(100 * 366 * 86_400);
 
 /// A client that waits for the next event.
 #[derive(Debug)]
@@ -37,9 +40,12 @@ pub(super) fn mark(origin: &str) -> String {
     format!("@{origin}")
 }
 
-/// Whether a ban came from another machine.
-fn is_given(held: &Held) -> bool {
-    matches!(&held.origin, Origin::Manual { reason: Some(reason), .. } if reason.starts_with('@'))
+/// What we decided ourselves of what is held: the ban, or what goes on beneath another machine's.
+fn own(held: &Held) -> Option<&Held> {
+    match &held.origin {
+        Origin::Given { own, .. } => own.as_deref(),
+        _ => Some(held),
+    }
 }
 
 impl Core {
@@ -90,11 +96,11 @@ impl Core {
     fn snapshot(&self, now: Now) -> Value {
         let mut events = Vec::new();
         for running in &self.jails {
-            for (subject, held) in running.jail.bans().filter(|(_, held)| !is_given(held)) {
+            for (subject, held) in running.jail.bans().filter_map(|(subject, held)| Some((subject, own(held)?))) {
                 let (origin, reason) = match &held.origin {
-                    Origin::Manual { reason, .. } => ("manual", reason.clone()),
+                    Origin::Manual { .. } | Origin::Given { .. } => ("manual", held.origin.reason()),
                     Origin::Failures => ("log", None),
-                    Origin::Adopted => ("kernel", None),
+                    Origin::Adopted | Origin::Foreign => ("kernel", None),
                     Origin::Aggregate(_) => ("aggregate", held.origin.reason()),
                 };
                 events.push(json!({
@@ -152,22 +158,31 @@ impl Core {
                         refused.push(format!("{}: ignored by {by}", shown(net)));
                         continue;
                     }
+                    let jail = &self.jails[at].jail;
+                    if is_too_wide(net) || !host && is_nobody(net.network()) && is_nobody(net.broadcast()) {
+                        refused.push(format!("{}: that is most likely more than was meant", shown(net)));
+                        continue;
+                    }
+                    if jail.is_net(subject) && jail.held(subject).is_none() && jail.cover().len() >= NETS_AT_MOST {
+                        let name = &self.jails[at].spec.name;
+                        refused.push(format!("{}: {name} bans {NETS_AT_MOST} subnets already", shown(net)));
+                        continue;
+                    }
                     let until = match event.until_s.map(Time::from_secs) {
                         Some(until) if until <= now.wall => {
                             over += 1;
                             continue;
                         }
-                        Some(until) => Some(now.mono + until.since(now.wall)),
+                        Some(until) => Some(now.mono + until.since(now.wall).min(LONGEST)),
                         None => None,
                     };
                     let since = Time::from_secs(event.since_s).min(now.wall);
-                    let lasting = until.map_or(Lasting::Permanent, |until| Lasting::For(now.wall_of(until).since(since)));
-                    let reason =
-                        event.reason.as_ref().map(|reason| format!(": {}", escape(reason.as_bytes(), 500))).unwrap_or_default();
-                    let reason = format!("{mark}{reason}");
-                    let origin = Origin::Manual { uid, reason: Some(reason.clone()), forced: false };
+                    let lasting =
+                        until.map_or(Lasting::Permanent, |until| Lasting::For(now.wall_of(until).since(since).min(LONGEST)));
+                    let reason: Option<Box<str>> = event.reason.as_ref().map(|reason| escape(reason.as_bytes(), 500).into());
+                    let origin = Origin::Given { uid, machine: origin.into(), reason: reason.clone(), own: None };
                     let held = Held { since, until, lasting, failures: event.failures, origin, in_kernel: false, generation: 0 };
-                    if !self.jails[at].jail.hold(subject, held.clone()) {
+                    if !self.jails[at].jail.hold_given(subject, held) {
                         already += 1;
                         continue;
                     }
@@ -179,7 +194,7 @@ impl Core {
                         until: until.map(|until| now.wall_of(until)),
                         failures: event.failures,
                         origin: mark.as_str().into(),
-                        reason: event.reason.as_ref().map(|reason| escape(reason.as_bytes(), 500).into()),
+                        reason,
                         ..Row::default()
                     };
                     self.record_about(now, at, subject, row);
@@ -196,21 +211,24 @@ impl Core {
                 }
                 GivenWhat::Unban => {
                     // Where another machine put it, whatever jail that was; what we decided ourselves stays.
-                    let of = |held: &Held| matches!(&held.origin, Origin::Manual { reason: Some(reason), .. } if given_by(reason, &mark));
-                    if !self.jails[at].jail.held(subject).is_some_and(of) {
+                    let Some((_, own)) = self.jails[at].jail.take_back(now, subject, origin) else {
                         absent += 1;
                         continue;
-                    }
+                    };
                     lifted += 1;
-                    self.jails[at].jail.lift(subject);
                     self.record_about(
                         now,
                         at,
                         subject,
                         Row { what: What::Unban, origin: mark.as_str().into(), ..Row::default() },
                     );
-                    self.log(Level::Warn, format!("[{}] Unban {} by {}", self.jails[at].spec.name, shown(subject), &mark[1..]));
-                    changes.push((at, subject, Target::Gone));
+                    let goes_on = if own.is_some() { "; our own ban goes on" } else { "" };
+                    self.log(
+                        Level::Warn,
+                        format!("[{}] Unban {} by {origin}{goes_on}", self.jails[at].spec.name, shown(subject)),
+                    );
+                    let to = own.map_or(Target::Gone, |own| Target::Held { lasting: own.lasting, until: own.until });
+                    changes.push((at, subject, to));
                 }
             }
         }
@@ -240,11 +258,6 @@ impl Core {
     pub(super) fn applied(&self) -> &BTreeMap<Box<str>, u64> {
         &self.applied
     }
-}
-
-/// Whether a reason is one that bans of this mark have.
-fn given_by(reason: &str, mark: &str) -> bool {
-    reason.strip_prefix(mark).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
 }
 
 fn stream(client: ClientId, after: u64) -> Search {

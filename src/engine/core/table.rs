@@ -24,7 +24,7 @@ impl Core {
     pub fn adopt(&mut self, now: Now, found: &Adopted) -> bool {
         let Some(at) = self.jails.iter().position(|running| running.spec.holds(&found.set)) else { return false };
         if self.jails[at].spec.is_net_set(&found.set) {
-            self.adopt_net(now, at, found);
+            self.adopt_net(now, at, found, Origin::Adopted);
             return true;
         }
         let running = &mut self.jails[at];
@@ -56,7 +56,7 @@ impl Core {
                 let until = until.map(|until| now.wall_of(until));
                 let reason = Some("found in the set: put there by another program, or by a run that was killed".into());
                 let row = Row { what: What::Ban, since: Some(since), until, origin: "kernel".into(), reason, ..Row::default() };
-                self.record_about(now, at, subject, row);
+                self.record_found(now, at, subject, row);
             }
         } else {
             running.jail.confirm(subject, 0);

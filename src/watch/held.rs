@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use flate2::read::MultiGzDecoder;
 use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
 
 use super::lines::{Piece, cut};
 use super::notices::{Id, errno};
@@ -304,10 +305,30 @@ impl Held {
             if end >= meta.len() && n < out.buffer.len() && (most == out.buffer.len() || end != self.until) {
                 return Turn::End;
             }
+            if n == out.buffer.len() && out.buffer[known..].iter().all(|byte| *byte == 0) {
+                self.pass_hole(out, meta.len());
+            }
             *out.share = out.share.saturating_sub(n - known);
             if *out.share == 0 {
                 return Turn::More;
             }
+        }
+    }
+
+    /// Only NUL comes: where that is a hole it is passed at once. Whoever may write to a log can make one of any size, and so does a
+    /// writer that does not open for appending when its log is truncated.
+    fn pass_hole(&mut self, out: &mut Outlet<'_>, size: u64) {
+        let Body::Regular(file) = &self.body else { return };
+        let Some(mark) = out.position.marks.get_mut(out.index) else { return };
+        let Some(from) = i64::try_from(mark.offset).ok().filter(|_| !mark.inside) else { return };
+        let data = match lseek(file, from, Whence::SeekData) {
+            Ok(data) => u64::try_from(data).unwrap_or(0),
+            Err(Errno::ENXIO) => size,
+            Err(_) => return,
+        };
+        if data > mark.offset {
+            // If it fails the next read shows it.
+            let _ = self.seek(mark, data, false);
         }
     }
 

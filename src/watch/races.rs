@@ -295,6 +295,21 @@ fn what_was_copied_away_before_we_came_is_not_ours_though_its_times_are_those_of
 }
 
 #[test]
+fn a_log_with_a_heading_that_was_copied_and_truncated_is_read_from_its_beginning() {
+    let (_dir, log) = room();
+    let heading = format!("# {}\n", "Fields: date time client ".repeat(20));
+    append(&log, format!("{heading}1 is long, and more than what comes after it\n"));
+    let mut run = held_at(&log, "1 is long", || {
+        append(&log, "2\n");
+        copy_and_truncate(&log);
+        append(&log, format!("{heading}3\n"));
+    });
+    run.until("the last line", |run| run.lines.iter().any(|(line, _)| line == "3"));
+    run.lines.retain(|(line, _)| !line.starts_with('#'));
+    run.reads(&["1 is long, and more than what comes after it", "2", "3"]);
+}
+
+#[test]
 fn a_heading_that_every_file_begins_with_says_nothing_about_a_file() {
     let (_dir, log) = room();
     let heading = format!("# {}\n", "Fields: date time client ".repeat(20));

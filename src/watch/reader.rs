@@ -211,7 +211,7 @@ impl Reader<'_> {
                 until = Some(self.last_poll + self.habits.poll);
             }
             for place in self.leaving.iter().filter_map(|id| self.places.get(id)) {
-                for held in place.held.iter().filter(|held| held.deleted) {
+                for held in place.held[..place.rotated()].iter().filter(|held| held.deleted) {
                     let quiet = held.busy + self.habits.quiet;
                     until = Some(until.map_or(quiet, |until| until.min(quiet)));
                 }
@@ -546,10 +546,13 @@ impl Reader<'_> {
             self.detach(id, index);
             return index;
         }
+        let path = place.path.clone();
         let (Some(held), Some(mark)) = (place.held.get_mut(index), place.position.marks.get_mut(index)) else { return index };
         let old = *mark;
         let lost = held.size.saturating_sub(old.offset);
-        if old.head_len > 0 && held.file().is_some_and(|file| old.head_is_of(file).unwrap_or(false)) {
+        // What was copied away first was truncated on purpose, though each of its texts may have the same heading.
+        let copied = || older(&path, old.identity(), &[]).iter().any(|sibling| sibling.continues(&old));
+        if old.head_len > 0 && !copied() && held.file().is_some_and(|file| old.head_is_of(file).unwrap_or(false)) {
             // Its beginning is still there: shortened at the end or edited, not written anew.
             if held.seek_line(mark, old.offset).is_err() {
                 held.begin_again(mark);
@@ -560,7 +563,6 @@ impl Reader<'_> {
         }
         held.begin_again(mark);
         let head = held.head();
-        let path = place.path.clone();
         let index = index - self.let_go_overwritten(id, index);
         // copytruncate: the copy holds what was not read yet, and a second one may have been made since.
         let mut beside: Vec<Sibling> = older(&path, old.identity(), &head)

@@ -623,6 +623,26 @@ fn nul_invalid_utf8_and_crlf_pass() {
 }
 
 #[test]
+fn a_hole_of_any_size_is_passed_at_once() {
+    let (_dir, log) = room();
+    append(&log, "1\n");
+    let mut run = Run::following(&log, Start::FromBeginning);
+    run.reads(&["1"]);
+    // To read so much NUL would take hours.
+    OpenOptions::new().write(true).open(&log).unwrap().set_len(1 << 43).unwrap();
+    append(&log, "2\n");
+    run.reads(&["2"]);
+    append(&log, "3\n");
+    run.reads(&["3"]);
+    let positions = run.stop().positions.clone();
+    append(&log, "4\n");
+    let mut run = Run::new(habits());
+    run.handle.resume(&log, positions[&log].clone());
+    run.handle.watch(1, log.to_str().unwrap(), Start::FromBeginning);
+    run.reads(&["4"]);
+}
+
+#[test]
 fn a_thousand_files_at_once() {
     // Each file takes a descriptor.
     let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();

@@ -393,7 +393,9 @@ fn a_transaction_that_is_refused_because_of_one_element() {
     }
     in_netns(name, || {
         let mut site = Site::new("");
+        // The first subnet brings sets and rules of its own.
         site.daemon.cli(&["ban", "sshd", "198.19.0.0/24"]).ok();
+        site.sound = lines();
         let listener = thread(site.daemon.pid(), "listener");
         site.fault("EEXIST: a subnet that overlaps one of somebody's, banned together with others", |site| {
             // As on a machine that is slow to tell us: he comes first, and we have not heard of it.

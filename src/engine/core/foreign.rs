@@ -345,14 +345,12 @@ impl Core {
                 let lasts = |until: &Option<Time>| until.is_none_or(|until| until.since(now.mono) > ALIKE);
                 let here = found.iter().filter(|element| *element.set == **set);
                 let here: Ends = here.map(|element| (element.what, element.left.map(|left| now.mono + left))).collect();
-                let alike =
-                    |(a, b): ((&Interval, &Option<Time>), (&Interval, &Option<Time>))| a.0 == b.0 && ends_alike(*a.1, *b.1);
                 let meant = meant.remove(set).unwrap_or_default();
                 let (meant, here): (Vec<_>, Vec<_>) = (
                     meant.iter().filter(|(_, until)| lasts(until)).collect(),
                     here.iter().filter(|(_, until)| lasts(until)).collect(),
                 );
-                if meant.len() != here.len() || !meant.into_iter().zip(here).all(alike) {
+                if meant.len() != here.len() || !meant.iter().zip(&here).all(|(a, b)| a.0 == b.0 && ends_alike(*a.1, *b.1)) {
                     sets.insert(set.to_string());
                 }
             }

@@ -150,6 +150,8 @@ pub struct Core {
     rebuilt: u64,
     hands: foreign::Hands,
     rooms: HashMap<Arc<str>, room::Room>,
+    /// Bans of a set at most where nothing else is configured.
+    ceiling: usize,
     pace: Pace,
     keep: Keep,
     boot: String,
@@ -220,6 +222,7 @@ impl Core {
             rebuilt: 0,
             hands: foreign::Hands::default(),
             rooms: HashMap::new(),
+            ceiling: room::CEILING,
             pace: Pace::default(),
             keep: Keep::default(),
             boot: String::new(),

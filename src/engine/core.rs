@@ -19,7 +19,7 @@ use crate::config::run::Loglevel;
 use crate::control::Reply;
 use crate::jail::{Ban, Failure, Held, Jail, Nets, Now, Verdict, ignore::is_nobody};
 use crate::state::history::{Row, What};
-use crate::terms::{Span, Time, escape};
+use crate::terms::{Span, Time, escape, shown};
 
 pub mod events;
 mod foreign;
@@ -37,7 +37,7 @@ mod table;
 mod tests;
 
 pub use events::*;
-pub use people::{rfc3339, shown};
+pub use people::rfc3339;
 
 /// Why specs are established anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

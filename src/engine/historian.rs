@@ -15,7 +15,7 @@ use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::Sender;
 
-use super::core::{Asked, ClientId, Event, rfc3339, shown};
+use super::core::{Asked, ClientId, Event, rfc3339};
 use super::recall::{self, Short, Timed, recall};
 use super::spawner::Spawner;
 use super::spec::Entries;
@@ -24,7 +24,7 @@ use crate::control::Reply;
 use crate::filter::{Filter, Kind, Scanner, State, When};
 use crate::state::history::{Archive, Line, Query, Row, Told, What};
 use crate::terms::journal::{Journal, Match};
-use crate::terms::{Time, escape};
+use crate::terms::{Time, escape, shown};
 use crate::watch::back::read_back;
 
 /// What is kept of a line.

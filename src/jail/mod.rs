@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use crate::terms::{Aggregate, Lasting, Span, Time};
+use crate::terms::{Aggregate, Lasting, Span, Time, is_host};
 pub use cover::{Cover, Difference, Piece, Stay};
 pub use growth::Growth;
 pub use ignore::Nets;
@@ -320,7 +320,7 @@ impl Jail {
     /// The address or prefix that stands for `address` here.
     pub fn subject(&self, address: IpAddr) -> IpNetwork {
         let prefixed = self.policy.prefixed(address);
-        let is_one = prefixed.prefix() == if address.is_ipv4() { 32 } else { 128 };
+        let is_one = is_host(prefixed);
         match !is_one && self.exact.overlaps(prefixed).is_some() {
             true => address.into(),
             false => prefixed,

@@ -491,6 +491,64 @@ fn unbanning_a_subnet_leaves_bans_of_their_own_within_it_and_cuts_those_around_i
 }
 
 #[test]
+fn what_is_let_in_with_the_rest_is_not_said_to_go_on() {
+    let mut bench = Bench::new(&["sshd"]);
+    for (what, secs) in [("198.51.100.0/24", 600), ("198.51.100.7", 900), ("198.51.100.8", 900)] {
+        bench.ask(1, ban_for(what, secs));
+        bench.event(1, made());
+        bench.yes(1);
+    }
+    let all = |dry_run| Request::Unban {
+        jail: None,
+        addrs: vec![],
+        all: true,
+        since_s: None,
+        net: None,
+        user: None,
+        dry_run,
+        forget: false,
+    };
+    let said = bench.ask(2, all(true));
+    assert!(said.contains("198.51.100.7") && said.contains(r#""notes":[]"#), "{said}");
+    bench.ask(2, unban(&["198.51.100.0/24", "198.51.100.7"]));
+    let said = bench.yes(2);
+    assert!(said.contains("1 bans within 198.51.100.0/24 go on in sshd"), "{said}");
+    bench.ask(3, all(false));
+    let said = bench.yes(3);
+    assert!(said.contains("198.51.100.8") && said.contains(r#""notes":[]"#), "{said}");
+}
+
+/// Not a measurement: if each ban were looked for among all others, this would take minutes.
+#[test]
+fn many_bans_are_listed_and_lifted_in_one_go() {
+    let mut bench = Bench::new(&["sshd"]);
+    let addrs = |kind: fn(u32) -> String| (0..20_000).map(kind).collect::<Vec<String>>();
+    for addrs in [addrs(|n| std::net::Ipv4Addr::from_bits(0x0b00_0000 + n).to_string()), addrs(|n| format!("2001:db9:{n:x}::"))] {
+        bench.ask(
+            1,
+            Request::Ban { jail: Some("sshd".into()), addrs, for_s: Some(60), permanent: false, reason: None, force: false },
+        );
+        bench.yes(1);
+    }
+    assert_eq!(bench.core.bans_held(), 40_000);
+    assert_eq!(bench.ask(2, Request::Banned { addrs: vec![] }).matches("left_s").count(), 40_000);
+    let all = Request::Unban {
+        jail: None,
+        addrs: vec![],
+        all: true,
+        since_s: None,
+        net: None,
+        user: None,
+        dry_run: false,
+        forget: false,
+    };
+    bench.ask(3, all);
+    while bench.core.bans_held() > 0 {
+        bench.yes(3);
+    }
+}
+
+#[test]
 fn ipv6_is_banned_as_written_by_prefix_or_exactly_on_our_own_links() {
     let mut bench = Bench::new(&["sshd"]);
     assert!(bench.ask(1, ban_for("2001:db8:2::7", 60)).ends_with("commit +sshd-v6 2001:db8:2::"));

@@ -360,7 +360,7 @@ pub const KEYS: &[Key] = &[
         Tristate,
         "\"auto\"",
         "\"yes\"",
-        "count packets per banned address: auto is where it is cheap",
+        "count packets per banned address: auto is where it is cheap, on up to 8 possible CPUs and not in a set made for more than 10 000 bans at once",
     ),
     key(Priorities, "prerouting", Now, Priority, "-300", "-300", "before connection tracking and DNAT"),
     key(Priorities, "input", Now, Priority, "-10", "-10", "to this machine"),

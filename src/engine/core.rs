@@ -346,8 +346,9 @@ impl Core {
             // What waits for the table waits on: it is part of what the rebuild puts in, and is committed after it.
             if not_before <= now.mono {
                 self.ask_for_nets();
+                let look = self.take_look();
                 let suspects = self.take_suspects();
-                let establish = self.establish_for(&self.specs, suspects);
+                let establish = Establish { look, ..self.establish_for(&self.specs, suspects) };
                 self.restated();
                 self.rebuild = Rebuild::Running { failed };
                 self.actions.push(Action::Establish(establish));

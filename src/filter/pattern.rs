@@ -351,6 +351,14 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_mistake_stands_at_whole_characters() {
+        let scope = Scope { params: &BTreeMap::new(), variables: &BTreeMap::new() };
+        let written = "é{¡";
+        let mistakes = Pattern::compile(written, "failregex", 0, scope).unwrap_err();
+        assert_eq!(mistakes[0].at.clone().and_then(|at| written.get(at)), Some("¡"));
+    }
+
     proptest::proptest! {
         #[test]
         fn no_pattern_makes_it_panic(written in r"(?s)(?:[<>/\\\\(?P:|*+{}é\u{1F600} \[\]^-]|F-|USER|HOST|proxy|\\[xup]|.){0,30}", line in ".{0,20}") {

@@ -110,7 +110,7 @@ fn few_patterns_of_the_package_run_under_a_limit_of_steps() {
     let name = "few_patterns_of_the_package_run_under_a_limit_of_steps";
     let Some((stock, _)) = package() else { return skip(name, "Debian's fail2ban is not installed") };
     let reading = |path: &str| Ok(std::fs::read_to_string(path).ok());
-    let (mut all, mut asking, mut stepped) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    let (mut all, mut asking, mut stepped, mut seen) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     for entry in std::fs::read_dir(&stock).expect("its filters").flatten() {
         let path = entry.path().display().to_string();
         if !path.ends_with(".conf") || path.ends_with("common.conf") {
@@ -121,6 +121,9 @@ fn few_patterns_of_the_package_run_under_a_limit_of_steps() {
             let params = [("mode", mode), ("logtype", logtype)].into_iter().filter(|(_, value)| !value.is_empty());
             let params = params.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
             let Ok(resolved) = fail2ban::read(&path, &params, &reading) else { continue };
+            if !seen.insert(format!("{resolved:?}")) {
+                continue;
+            }
             let definition =
                 Definition { name: path.clone(), fail2ban: Some(Arc::new(resolved.clone())), ..Definition::default() };
             // A mode that the filter has not.

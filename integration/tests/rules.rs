@@ -1,6 +1,6 @@
 //! Where a daemon's rules stand: the tables and hooks its jails name, and what becomes of them.
 
-use banset_integration::{Daemon, Lab, assert_same_text, in_netns, nft, nft_try, wait_until};
+use banset_integration::{Daemon, Lab, assert_same_text, in_netns, nft, nft_json, nft_try, wait_until};
 use serde_json::Value;
 
 /// Jails whose logs never come: their bans are made by hand.
@@ -179,5 +179,55 @@ fn many_jails_and_published_ports_survive_restart_and_save() {
         daemon.start_again();
         daemon.cli(&["ban", "jail1", "198.51.100.7"]).ok();
         assert!(holds("inet", "jail1-v4", "198.51.100.7"));
+    });
+}
+
+#[test]
+fn each_hook_has_its_priority_and_a_jail_may_have_another() {
+    in_netns("each_hook_has_its_priority_and_a_jail_may_have_another", || {
+        let lab = Lab::new();
+        let priorities =
+            "[nft.priority]\nprerouting = -310\ninput = -7\nforward = 3\noutput = 9\npostrouting = 11\nbridge = -190\n\n";
+        let everywhere = "chain_hook = [\"input\", \"forward\", \"prerouting\", \"output\", \"postrouting\"]\nport = \"smtp\"";
+        let jails = [
+            jail("smtp", everywhere),
+            jail("imap", "chain_hook = \"forward\"\nfamily = \"bridge\"\nport = \"imap\""),
+            jail("pop", "priority = -20\nport = \"pop3\""),
+        ]
+        .concat();
+        let daemon = Daemon::start(&lab, &format!("{priorities}{jails}"));
+        let chains = || {
+            let listing = nft_json(&["list", "chains"]);
+            let mut chains: Vec<(String, String, i64)> = Vec::new();
+            for chain in listing["nftables"].as_array().expect("a listing").iter().filter_map(|object| object.get("chain")) {
+                if let (Some(hook), Some(priority)) = (chain["hook"].as_str(), chain["prio"].as_i64()) {
+                    chains.push((chain["family"].as_str().unwrap_or("?").to_owned(), hook.to_owned(), priority));
+                }
+            }
+            chains.sort();
+            chains
+        };
+        let expected = |input: i64| {
+            // `manual` stands at every hook of every table.
+            let bridge = ["forward", "input", "output", "postrouting", "prerouting"].map(|hook| ("bridge", hook, -190));
+            let inet = [
+                ("inet", "forward", 3),
+                ("inet", "input", -20),
+                ("inet", "input", input),
+                ("inet", "output", 9),
+                ("inet", "postrouting", 11),
+                ("inet", "prerouting", -310),
+            ];
+            let words = |(family, hook, priority): (&str, &str, i64)| (family.to_owned(), hook.to_owned(), priority);
+            let mut expected: Vec<(String, String, i64)> = bridge.into_iter().chain(inet).map(words).collect();
+            expected.sort();
+            expected
+        };
+        assert_eq!(chains(), expected(-7));
+        // A base chain can not be moved: it is made anew, with what is banned in it all the while.
+        daemon.cli(&["ban", "smtp", "198.51.100.7"]).ok();
+        reload(&daemon, &format!("{}{jails}", priorities.replace("input = -7", "input = 5")));
+        assert_eq!(chains(), expected(5));
+        assert!(holds("inet", "smtp-v4", "198.51.100.7"));
     });
 }

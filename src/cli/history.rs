@@ -4,7 +4,7 @@ use jiff::tz::TimeZone;
 use serde_json::Value;
 
 use super::show::{ask, print, stamp, text};
-use super::{Global, Shown, USAGE};
+use super::{Global, Shown, USAGE, complain};
 use crate::control::Request;
 use crate::terms::Lasting;
 
@@ -36,7 +36,7 @@ pub fn history(global: &Global, args: Args) -> u8 {
     let since_s = match since.as_deref().map(instant).transpose() {
         Ok(since_s) => since_s,
         Err(why) => {
-            eprintln!("banset: --since: {why}");
+            complain(format_args!("--since: {why}"));
             return USAGE;
         }
     };

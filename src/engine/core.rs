@@ -19,7 +19,7 @@ use crate::config::run::Loglevel;
 use crate::control::Reply;
 use crate::jail::{Ban, Failure, Held, Jail, Nets, Now, Verdict, ignore::is_nobody};
 use crate::state::history::{Row, What};
-use crate::terms::{Span, Time, escape};
+use crate::terms::{Span, Time, escape, shown};
 
 pub mod events;
 mod foreign;
@@ -37,7 +37,7 @@ mod table;
 mod tests;
 
 pub use events::*;
-pub use people::{rfc3339, shown};
+pub use people::rfc3339;
 
 /// Why specs are established anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,6 +163,8 @@ pub struct Core {
     found: HashMap<(Arc<str>, IpNetwork), u64>,
     /// Bans whose lines could not all be read back.
     short: history::Shorts,
+    /// Bans whose lines are being read back, and how many others wait for that.
+    digging: (usize, u64),
     /// The key of hashed accounts.
     key: [u64; 2],
     /// Which path a failure's place means.
@@ -226,6 +228,7 @@ impl Core {
             seq: 0,
             found: HashMap::new(),
             short: history::Shorts::default(),
+            digging: (0, 0),
             key: [0; 2],
             places: HashMap::new(),
             behalf: None,
@@ -297,6 +300,7 @@ impl Core {
                 }
             }
             Event::ReadBack(seq, lines, short) => self.read_back(now, seq, lines, short),
+            Event::Unread(unread) => self.dig_unread(now, &unread),
             Event::Answered(client, reply) => self.actions.push(Action::Reply(client, reply)),
             Event::Resolved(mut names) => {
                 // Who has no answer now has the last one that was good, perhaps of an earlier run.

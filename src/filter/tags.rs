@@ -158,10 +158,18 @@ impl Walk<'_> {
         let mut i = 0;
         while i < bytes.len() {
             if bytes[i] == b'\\' {
+                // The engine takes these for the edges of a word; everybody else means the characters.
+                if let Some(sign @ (b'<' | b'>')) = bytes.get(i + 1) {
+                    self.copy(&text[copied..i], within.cloned().unwrap_or(copied..i), within.is_none());
+                    self.put(if *sign == b'<' { r"\x3C" } else { r"\x3E" }, &within.cloned().unwrap_or(i..i + 2));
+                    copied = i + 2;
+                }
                 i += 2;
                 continue;
             }
-            let group_name = bytes[..i].ends_with(b"(?P") || bytes[..i].ends_with(b"(?");
+            let escaped = |before: &[u8]| before.iter().rev().take_while(|b| **b == b'\\').count() % 2 == 1;
+            let opens = |mark: &[u8]| bytes[..i].strip_suffix(mark).is_some_and(|before| !escaped(before));
+            let group_name = bytes[i] == b'<' && (opens(b"(?P") || opens(b"(?"));
             let Some(tag) = (bytes[i] == b'<' && !group_name).then(|| Tag::at(text, i)).flatten() else {
                 i += 1;
                 continue;
@@ -370,7 +378,9 @@ mod tests {
     #[test]
     fn tags_become_groups_and_texts() {
         let table = [
-            (r"a\<HOST>", r"a\<HOST>"),
+            (r"a\<HOST>", r"a\x3CHOST>"),
+            (r"é\<\\<any>\>", r"é\x3C\\\S*\x3E"),
+            (r"\(?<any>\)?(?<x>\(?P<any>)", r"\(?\S*\)?(?<x>\(?P\S*)"),
             (r"(?<x>a)(?P<y>b)", r"(?<x>a)(?P<y>b)"),
             (r"<head>x", r"^\S*: x"),
             (r"r=<reasons> ", r"r=(?:a\.b|c) "),

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use crate::terms::{Aggregate, Lasting, Span, Time};
+use crate::terms::{Aggregate, Lasting, Span, Time, is_host};
 pub use cover::{Cover, Difference, Piece, Stay};
 pub use growth::Growth;
 pub use ignore::Nets;
@@ -288,9 +288,15 @@ impl Jail {
         if self.policy.counting != policy.counting || rekeyed {
             self.window = Window::new(policy.counting, TRACKED_AT_MOST);
         }
+        let crowded = self.policy.aggregate != policy.aggregate;
         self.policy = policy;
-        for (subject, held) in &self.held {
-            self.cover.mean(*subject, self.policy.is_net(*subject).then(|| held.stay()));
+        if rekeyed {
+            for (subject, held) in &self.held {
+                self.cover.mean(*subject, self.policy.is_net(*subject).then(|| held.stay()));
+            }
+        }
+        if !crowded {
+            return;
         }
         self.crowds.clear();
         let aggregate = self.policy.aggregate;
@@ -307,7 +313,7 @@ impl Jail {
     /// The address or prefix that stands for `address` here.
     pub fn subject(&self, address: IpAddr) -> IpNetwork {
         let prefixed = self.policy.prefixed(address);
-        let is_one = prefixed.prefix() == if address.is_ipv4() { 32 } else { 128 };
+        let is_one = is_host(prefixed);
         match !is_one && self.exact.overlaps(prefixed).is_some() {
             true => address.into(),
             false => prefixed,
@@ -528,8 +534,13 @@ impl Jail {
             return None;
         }
         let new = Stay { lasting: Lasting::Permanent, until };
-        let around = self.covering(subject.network()).into_iter().filter(|(net, _)| net.prefix() < subject.prefix());
-        around.filter(|(_, held)| !new.outlasts(held.stay())).map(|(net, _)| net).next()
+        // Asked for every failure: only the lengths that there are, the longest first.
+        let address = subject.network();
+        let own = self.policy.prefixed(address).prefix();
+        let lengths = self.cover.lengths(address).chain([own]).filter(|prefix| *prefix < subject.prefix());
+        let around = lengths.filter_map(|prefix| self.held.get_key_value(&network(address, prefix)?));
+        let longer = around.filter(|(_, held)| !new.outlasts(held.stay())).map(|(net, _)| *net);
+        longer.max_by_key(|net| net.prefix())
     }
 
     /// The kernel said yes to the ban of a subject, by this generation of its ruleset.

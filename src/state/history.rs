@@ -277,6 +277,9 @@ fn places(value: rusqlite::types::ValueRef<'_>) -> Vec<u64> {
     bytes.chunks_exact(8).filter_map(|chunk| Some(u64::from_le_bytes(chunk.try_into().ok()?))).collect()
 }
 
+/// Lines of one answer in bytes, whatever number of rows is asked for.
+const ANSWER_AT_MOST: usize = 64 << 20;
+
 /// Which rows are wanted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Query {
@@ -337,17 +340,18 @@ impl Archive {
         wanted.push_str(if query.after.is_some() { " ORDER BY seq" } else { " ORDER BY seq DESC" });
         let mut statement = self.connection.prepare(&wanted)?;
         let mut rows = statement.query(rusqlite::params_from_iter(values.iter().map(|value| &**value)))?;
-        let mut told = Vec::new();
+        let (mut told, mut bytes) = (Vec::new(), 0);
         while let Some(row) = rows.next()? {
             let row = read(row)?;
             let concerns = query.net.is_none_or(|net| row.subject.is_some_and(|subject| concerns(net, subject)));
             if !concerns {
                 continue;
             }
-            if told.len() >= query.limit {
+            if told.len() >= query.limit || bytes > ANSWER_AT_MOST {
                 return Ok((told, true));
             }
             let lines = self.lines(row.seq)?;
+            bytes += lines.iter().map(|line| line.text.len() + line.source.len()).sum::<usize>();
             told.push((row, lines));
         }
         Ok((told, false))
@@ -369,6 +373,11 @@ impl Archive {
                 })
             })?
             .collect()
+    }
+
+    /// Rows whose lines were not read back yet, the newest 10 000.
+    pub fn unread(&self) -> Result<Vec<Unread>, String> {
+        unread(&self.connection).map_err(|e| format!("cannot read the history: {e}"))
     }
 
     /// Whom bans with this account among their lines were about, by jail.

@@ -35,6 +35,8 @@ pub const ADOPTED: &str = "adopted";
 const PURGE: (Duration, Duration) = (Duration::from_secs(3600), Duration::from_secs(600));
 /// Rows written that bring the next round forward.
 const PURGE_ROWS: usize = 20_000;
+/// How long a save waits for somebody else who writes, with sqlite3(1) perhaps, and a sync for those who read.
+const BUSY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_millis(200));
 /// The write-ahead log is cut back to this when it has grown beyond.
 const LOG_AT_MOST: u64 = 16 << 20;
 
@@ -268,9 +270,13 @@ impl Store {
                 let stamp = jiff::Zoned::now().strftime("%Y%m%d-%H%M%S").to_string();
                 let aside = directory.join(format!("{FILE}.{stamp}"));
                 std::fs::rename(&path, &aside).map_err(|e| named(&e))?;
-                for suffix in ["-wal", "-shm"] {
-                    let _ = std::fs::remove_file(directory.join(format!("{FILE}{suffix}")));
+                // What was committed last may stand in its log alone; without it the new file would take it up.
+                let log = |of: &Path| PathBuf::from(format!("{}-wal", of.display()));
+                match std::fs::rename(log(&path), log(&aside)) {
+                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(named(&crate::terms::plain(&e))),
+                    _ => {}
                 }
+                let _ = std::fs::remove_file(directory.join(format!("{FILE}-shm")));
                 (why, aside)
             }
             Err(Failed::Io(why)) => return Err(format!("{}: {why}", path.display())),
@@ -292,7 +298,7 @@ impl Store {
         drop(file);
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags)?;
-        connection.busy_timeout(Duration::from_millis(200))?;
+        connection.busy_timeout(BUSY.0)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         // A kill loses nothing that was committed; a power loss at most what came since the last checkpoint.
         connection.pragma_update(None, "synchronous", "NORMAL")?;
@@ -602,7 +608,9 @@ impl Store {
     /// neither for sure: then the log alone is synced, which is as good for the next start.
     pub fn sync(&mut self) -> Result<(), String> {
         let named = |e: &dyn std::fmt::Display| format!("{}: {e}", self.path.display());
+        self.connection.busy_timeout(BUSY.1).map_err(|e| named(&e))?;
         let held_up = self.connection.query_row("PRAGMA wal_checkpoint(FULL)", [], |row| row.get::<_, bool>(0));
+        self.connection.busy_timeout(BUSY.0).map_err(|e| named(&e))?;
         if held_up.map_err(|e| named(&e))? {
             let log = PathBuf::from(format!("{}-wal", self.path.display()));
             // SQLite's locks are not on this file, so that closing it loses none.
@@ -912,5 +920,23 @@ mod tests {
         assert!(said.is_some_and(|said| said.contains("another version")));
         let aside = std::fs::read_dir(dir.path()).expect("a directory").filter_map(Result::ok);
         assert!(aside.filter(|entry| entry.file_name().to_string_lossy().starts_with("banset.sqlite3.2")).count() >= 1);
+    }
+
+    #[test]
+    fn what_is_set_aside_keeps_what_stood_in_its_log_alone() {
+        let (one, two) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("another"));
+        let (mut store, ..) = open(one.path());
+        store.save(&Save { bans: vec![ban("192.0.2.7")], ..Save::default() }).expect("saved");
+        store.connection.pragma_update(None, "user_version", 99).expect("set");
+        // As a kill leaves it.
+        for name in [FILE.to_owned(), format!("{FILE}-wal")] {
+            std::fs::copy(one.path().join(&name), two.path().join(&name)).expect("copied");
+        }
+        let (_, restored, said) = open(two.path());
+        assert!(restored.bans.is_empty() && said.is_some_and(|said| said.contains("another version")));
+        let entries = std::fs::read_dir(two.path()).expect("a directory").filter_map(Result::ok).map(|entry| entry.path());
+        let is_aside = |path: &PathBuf| path.to_string_lossy().contains("sqlite3.2") && !path.to_string_lossy().ends_with("-wal");
+        let aside = Connection::open(entries.into_iter().find(is_aside).expect("set aside")).expect("readable");
+        assert_eq!(aside.query_row("SELECT count(*) FROM ban", [], |row| row.get::<_, i64>(0)), Ok(1));
     }
 }

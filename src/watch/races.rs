@@ -266,7 +266,7 @@ fn what_was_rotated_away_after_everything_was_let_go_is_read() {
     run.reads(&["1"]);
     // The path leads nowhere when it is looked at, and what it led to is gone; what came meanwhile stands beside it.
     a_tick_later(&log);
-    append(&beside(&log, ".new"), "2\n");
+    append(beside(&log, ".new"), "2\n");
     let born = beside(&log, ".new").metadata().unwrap().created().unwrap();
     while born.elapsed().unwrap() < Duration::from_millis(100) {
         std::thread::yield_now();

@@ -14,7 +14,7 @@ use crate::engine::historian::{Dig, Search, hashed};
 use crate::engine::recall::Short;
 use crate::jail::{Ban, Now, Origin};
 use crate::state::Restored;
-use crate::state::history::{Line, Lines, Query};
+use crate::state::history::{Line, Lines, Query, Unread};
 use crate::terms::{Lasting, Span, Time, escape};
 
 /// Rows of an answer, unless more are asked for, and at most.
@@ -34,6 +34,9 @@ pub(super) struct Shorts {
     /// When each reason was said last, and of how many bans it held since.
     said: HashMap<Discriminant<Short>, (Time, u64)>,
 }
+
+/// Bans whose lines are read back at a time: a burst brings more than are read meanwhile.
+const DIGGING_AT_MOST: usize = 10_000;
 
 /// On whose behalf something happens.
 #[derive(Clone, Debug)]
@@ -118,17 +121,25 @@ impl Core {
             }
             None => self.record_about(now, at, ban.subject, row),
         };
-        self.dig(at, seq, ban.subject, &places);
+        self.dig(now, at, seq, ban.subject, &places);
     }
 
-    /// Has the lines at these places read back.
-    fn dig(&mut self, at: usize, seq: u64, subject: IpNetwork, places: &[u64]) {
+    /// Has the lines at these places read back: at once, or when fewer wait for that. Until then their row keeps the places.
+    fn dig(&mut self, now: Now, at: usize, seq: u64, subject: IpNetwork, places: &[u64]) {
         let spec = &self.jails[at].spec;
         let Some(compiled) = &spec.compiled else { return };
+        if places.is_empty() {
+            return;
+        }
+        if self.digging.0 >= DIGGING_AT_MOST {
+            self.digging.1 += 1;
+            return;
+        }
         let source = |place: &u64| Some((self.places.get(&((place >> 48) as u16))?.clone(), place & 0xffff_ffff_ffff));
         let places: Vec<(Arc<str>, u64)> = places.iter().filter_map(source).collect();
         if places.is_empty() {
-            return;
+            let missing = Some("the log they were in is not known any more".into());
+            return self.keep.lines(now, Lines { seq, missing, ..Lines::default() });
         }
         let dig = Dig {
             seq,
@@ -140,13 +151,27 @@ impl Core {
             evidence: self.specs.evidence,
             key: self.key,
         };
+        self.digging.0 += 1;
         self.actions.push(Action::Dig(Box::new(dig)));
+    }
+
+    /// Has the lines of these bans read back.
+    pub(super) fn dig_unread(&mut self, now: Now, unread: &[Unread]) {
+        for unread in unread {
+            if let Some(at) = self.jails.iter().position(|running| running.key == unread.jail) {
+                self.dig(now, at, unread.seq, unread.subject, &unread.places);
+            }
+        }
     }
 
     /// The lines of a ban were read back, or not all.
     pub(super) fn read_back(&mut self, now: Now, seq: u64, lines: Vec<Line>, short: Option<Short>) {
         let missing = short.as_ref().map(|why| why.to_string().into());
         self.keep.lines(now, Lines { seq, lines, missing });
+        self.digging.0 = self.digging.0.saturating_sub(1);
+        if self.digging.0 == 0 && std::mem::take(&mut self.digging.1) > 0 {
+            self.search(Search::Unread);
+        }
         let Some(why) = short else { return };
         self.short.bans += 1;
         let kind = std::mem::discriminant(&why);
@@ -173,16 +198,12 @@ impl Core {
     }
 
     /// Takes up the numbers where an earlier run stopped, and the lines that it did not come to read back.
-    pub(super) fn resume_history(&mut self, restored: &Restored) {
+    pub(super) fn resume_history(&mut self, now: Now, restored: &Restored) {
         self.seq = restored.seq;
         self.key = restored.key;
         self.found = restored.found.iter().map(|(jail, subject, seq)| ((jail.clone(), *subject), *seq)).collect();
         self.places.extend(restored.positions.iter().map(|(path, kept)| (kept.place, path.clone())));
-        for unread in &restored.unread {
-            if let Some(at) = self.jails.iter().position(|running| running.key == unread.jail) {
-                self.dig(at, unread.seq, unread.subject, &unread.places);
-            }
-        }
+        self.dig_unread(now, &restored.unread);
     }
 
     /// How an account stands in the lines that are kept: as it is, or hashed.
@@ -228,12 +249,13 @@ impl Core {
             let client = match &search {
                 Search::Rows { client, .. } => *client,
                 Search::Named(asked, _) => asked.client,
+                Search::Unread => return,
             };
             let why = format!("there is no history: {}", self.keep.failed().unwrap_or("nothing is kept"));
             return self.actions.push(Action::Reply(client, Reply::refused(1, why, None)));
         }
         // Who follows the stream waits for the next save, as everything does; people do not.
-        let hurry = !matches!(search, Search::Rows { stream: true, .. });
+        let hurry = !matches!(search, Search::Rows { stream: true, .. } | Search::Unread);
         match self.keep.soon(hurry) {
             None => self.actions.push(Action::Search(Box::new(search))),
             Some(save) => self.searches.push((save, search)),

@@ -212,14 +212,13 @@ impl Core {
     pub fn keep(&mut self, now: Now, boot: String, restored: &Restored) {
         self.boot = boot;
         self.keep.start(restored.positions.iter().map(|(path, _)| path.clone()));
-        self.resume_history(restored);
-        for (jail, subject, _) in &restored.bans {
-            // What a broken jail held waits until it is mended.
-            if !self.specs.broken.iter().any(|(broken, _)| **broken == **jail) {
-                self.keep.ban(now, jail, *subject);
-            }
+        self.resume_history(now, restored);
+        // What is kept of a broken jail waits until it is mended.
+        let broken = |jail: &str| self.specs.broken.iter().any(|(broken, _)| broken == jail);
+        for (jail, subject, _) in restored.bans.iter().filter(|(jail, ..)| !broken(jail)) {
+            self.keep.ban(now, jail, *subject);
         }
-        for (jail, subject, _) in &restored.offences {
+        for (jail, subject, _) in restored.offences.iter().filter(|(jail, ..)| !broken(jail)) {
             self.keep.offence(now, jail, *subject);
         }
         self.keep.ignored(now);

@@ -15,9 +15,9 @@ use super::{
 use crate::control::{Reply, Request};
 use crate::jail::{self, Held, NETS_AT_MOST, Now, Origin, cover, ignore::is_nobody};
 use crate::state::packed::Step;
-use crate::terms::{Family, Lasting, Span, Time, escape};
+use crate::terms::{Family, Lasting, Span, Time, escape, is_host, shown};
 
-/// What goes on within a subnet that is let in is told of so many at most: finding it takes a walk over all bans.
+/// What is banned within a subnet is told of so many of a request at most: finding it takes a walk over all bans.
 const NOTED_AT_MOST: usize = 100;
 
 /// The widest subnets, by prefix length, that are banned without being asked twice.
@@ -282,6 +282,8 @@ impl Core {
         // The widest first: what is lifted whole needs no cut.
         freed.sort_by_key(|(at, hole, _)| (*at, hole.prefix(), *hole));
         let (mut lifted, mut notes, mut said) = (Vec::new(), Vec::new(), Vec::new());
+        let going: HashSet<(usize, IpNetwork)> =
+            freed.iter().flat_map(|(at, _, free)| free.lifted.iter().map(|(subject, _)| (*at, *subject))).collect();
         let few = freed.len() <= NOTED_AT_MOST;
         let row = |jail: &str, net: IpNetwork, held: &Held| json!({ "jail": jail, "addr": shown(net), "left_s": held.left(now).map(Span::secs) });
         for (at, hole, free) in &freed {
@@ -300,9 +302,10 @@ impl Core {
                 notes.push(note);
             }
             if few
-                && let [(subject, _)] = free.lifted.as_slice()
-                && subject == hole
-                && let within @ 1.. = self.jails[*at].jail.within(*hole).len().saturating_sub(1)
+                && free.named
+                && free.lifted.iter().any(|(subject, _)| subject == hole)
+                && let within = self.jails[*at].jail.within(*hole)
+                && let within @ 1.. = within.iter().filter(|net| !going.contains(&(*at, **net))).count()
             {
                 notes.push(format!("{within} bans within {} go on in {name}", shown(*hole)));
             }
@@ -581,7 +584,7 @@ impl Core {
 
     pub(super) fn holders(&self, now: Now, addrs: &[String]) -> Reply {
         let mut rows = Vec::new();
-        let mut free = false;
+        let (mut free, mut subnets) = (false, 0);
         let mut refused = Vec::new();
         for addr in addrs {
             let net = match parse_subject(addr) {
@@ -600,14 +603,11 @@ impl Core {
                 }
             }
             free |= jails.is_empty();
-            let within = match is_host(net) {
-                true => 0,
-                false => self
-                    .jails
-                    .iter()
-                    .map(|running| running.jail.within(net))
-                    .map(|all| all.iter().filter(|n| **n != net).count())
-                    .sum(),
+            subnets += usize::from(!is_host(net));
+            let count = |running: &Running| running.jail.within(net).iter().filter(|n| **n != net).count();
+            let within: Option<usize> = match is_host(net) {
+                true => Some(0),
+                false => (subnets <= NOTED_AT_MOST).then(|| self.jails.iter().map(count).sum()),
             };
             rows.push(json!({ "addr": shown(net), "jails": jails, "within": within }));
         }
@@ -649,21 +649,9 @@ pub(super) fn source_json(path: &str, source: &Source) -> Value {
     })
 }
 
-/// As people write it: without the prefix length of a host.
-pub fn shown(net: IpNetwork) -> String {
-    match net.prefix() == if net.is_ipv4() { 32 } else { 128 } {
-        true => net.network().to_string(),
-        false => net.to_string(),
-    }
-}
-
 /// RFC 3339 in UTC, whole seconds.
 pub fn rfc3339(time: Time) -> String {
     jiff::Timestamp::from_second(time.secs()).map_or_else(|_| "?".to_owned(), |stamp| stamp.to_string())
-}
-
-fn is_host(net: IpNetwork) -> bool {
-    net.prefix() == if net.is_ipv4() { 32 } else { 128 }
 }
 
 /// As [`parse_subject`], and whether it was written with a prefix length: `2001:db8::7/128` is meant as written, `2001:db8::7` stands

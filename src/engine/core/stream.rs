@@ -15,7 +15,7 @@ use crate::control::request::{Given, GivenWhat};
 use crate::engine::historian::Search;
 use crate::jail::{Held, NETS_AT_MOST, Now, Origin, ignore::is_nobody};
 use crate::state::history::Query;
-use crate::terms::{Lasting, Span, Time, escape};
+use crate::terms::{Lasting, Span, Time, escape, is_host};
 
 /// Events of an answer.
 const EVENTS_AT_MOST: usize = 1000;
@@ -142,15 +142,14 @@ impl Core {
                     continue;
                 }
             };
-            let host = net.prefix() == if net.is_ipv4() { 32 } else { 128 };
-            let subject = if host { self.jails[at].jail.subject(net.network()) } else { net };
+            let subject = if is_host(net) { self.jails[at].jail.subject(net.network()) } else { net };
             if net.is_ipv6() && !self.specs.ipv6 {
                 refused.push(format!("{}: there are no sets for IPv6, see `ipv6` in [nft]", shown(net)));
                 continue;
             }
             match event.what {
                 GivenWhat::Ban => {
-                    let by = match host {
+                    let by = match is_host(net) {
                         true => self.ignored_by(at, net.network()),
                         false => covers(&self.jails[at].ignored, net).map(|entry| format!("ip {}", shown(entry))),
                     };
@@ -159,7 +158,7 @@ impl Core {
                         continue;
                     }
                     let jail = &self.jails[at].jail;
-                    if is_too_wide(net) || !host && is_nobody(net.network()) && is_nobody(net.broadcast()) {
+                    if is_too_wide(net) || !is_host(net) && is_nobody(net.network()) && is_nobody(net.broadcast()) {
                         refused.push(format!("{}: that is most likely more than was meant", shown(net)));
                         continue;
                     }

@@ -28,6 +28,8 @@ pub(super) struct Freed {
     pub lifted: Vec<(IpNetwork, Held)>,
     /// Wider bans that it is cut out of.
     pub cut: Vec<(IpNetwork, Held)>,
+    /// Whether it was named, not chosen with others by what they have in common.
+    pub named: bool,
 }
 
 /// Our own links.
@@ -185,7 +187,7 @@ impl Core {
         };
         let lifted = lifted.into_iter().filter_map(|net| Some((net, jail.held(net)?.clone()))).collect();
         let around = jail.covering(hole.network()).into_iter().filter(|(net, _)| net.prefix() < hole.prefix());
-        Freed { lifted, cut: around.map(|(net, held)| (net, held.clone())).collect() }
+        Freed { lifted, cut: around.map(|(net, held)| (net, held.clone())).collect(), named: true }
     }
 
     /// What a set of subnets holds that an admin put there is a ban of his, as the subnets it is made of.

@@ -14,7 +14,7 @@ use crate::control::Reply;
 use crate::engine::cut::Cut;
 use crate::engine::spec::{Spec, Specs, addresses};
 use crate::jail::{Held, Nets, Now, Origin, cover};
-use crate::terms::{Family, Hook, Lasting, Protocol, Protocols, Span};
+use crate::terms::{Family, Hook, Lasting, Protocol, Protocols, Span, is_host};
 
 /// Ends that differ by less, in microseconds, are the same.
 const SAME: u64 = 3_000_000;
@@ -148,7 +148,7 @@ impl Core {
             if !ours || !tcp || ignored || self.pauses.holds(&spec.name) {
                 return None;
             }
-            let spared = match subject.prefix() == if subject.is_ipv4() { 32 } else { 128 } {
+            let spared = match is_host(*subject) {
                 true => Vec::new(),
                 false => all.iter().chain(running.ignored.iter()).filter(|net| cover::holds(*subject, *net)).collect(),
             };

@@ -491,6 +491,64 @@ fn unbanning_a_subnet_leaves_bans_of_their_own_within_it_and_cuts_those_around_i
 }
 
 #[test]
+fn what_is_let_in_with_the_rest_is_not_said_to_go_on() {
+    let mut bench = Bench::new(&["sshd"]);
+    for (what, secs) in [("198.51.100.0/24", 600), ("198.51.100.7", 900), ("198.51.100.8", 900)] {
+        bench.ask(1, ban_for(what, secs));
+        bench.event(1, made());
+        bench.yes(1);
+    }
+    let all = |dry_run| Request::Unban {
+        jail: None,
+        addrs: vec![],
+        all: true,
+        since_s: None,
+        net: None,
+        user: None,
+        dry_run,
+        forget: false,
+    };
+    let said = bench.ask(2, all(true));
+    assert!(said.contains("198.51.100.7") && said.contains(r#""notes":[]"#), "{said}");
+    bench.ask(2, unban(&["198.51.100.0/24", "198.51.100.7"]));
+    let said = bench.yes(2);
+    assert!(said.contains("1 bans within 198.51.100.0/24 go on in sshd"), "{said}");
+    bench.ask(3, all(false));
+    let said = bench.yes(3);
+    assert!(said.contains("198.51.100.8") && said.contains(r#""notes":[]"#), "{said}");
+}
+
+/// Not a measurement: if each ban were looked for among all others, this would take minutes.
+#[test]
+fn many_bans_are_listed_and_lifted_in_one_go() {
+    let mut bench = Bench::new(&["sshd"]);
+    let addrs = |kind: fn(u32) -> String| (0..20_000).map(kind).collect::<Vec<String>>();
+    for addrs in [addrs(|n| std::net::Ipv4Addr::from_bits(0x0b00_0000 + n).to_string()), addrs(|n| format!("2001:db9:{n:x}::"))] {
+        bench.ask(
+            1,
+            Request::Ban { jail: Some("sshd".into()), addrs, for_s: Some(60), permanent: false, reason: None, force: false },
+        );
+        bench.yes(1);
+    }
+    assert_eq!(bench.core.bans_held(), 40_000);
+    assert_eq!(bench.ask(2, Request::Banned { addrs: vec![] }).matches("left_s").count(), 40_000);
+    let all = Request::Unban {
+        jail: None,
+        addrs: vec![],
+        all: true,
+        since_s: None,
+        net: None,
+        user: None,
+        dry_run: false,
+        forget: false,
+    };
+    bench.ask(3, all);
+    while bench.core.bans_held() > 0 {
+        bench.yes(3);
+    }
+}
+
+#[test]
 fn ipv6_is_banned_as_written_by_prefix_or_exactly_on_our_own_links() {
     let mut bench = Bench::new(&["sshd"]);
     assert!(bench.ask(1, ban_for("2001:db8:2::7", 60)).ends_with("commit +sshd-v6 2001:db8:2::"));
@@ -768,6 +826,33 @@ fn lines_that_a_kill_left_unread_are_read_back_at_the_next_start() {
     let (rows, said) = saved(&mut bench, 4);
     assert!(said.iter().any(|said| said == "dig 10 [20, 30]"), "{said:?}");
     assert_eq!(rows[0].places, [place(20).0, place(30).0]);
+    // While many are being read back the places wait in the state, and are asked for there when those are through.
+    bench.core.digging = (10_000, 0);
+    let ban = |bench: &mut Bench, secs: i64, who: &str| {
+        for _ in 0..2 {
+            let failure = Failure { address: ip(who), time: at(secs).wall, attempts: 1, place: place(40) };
+            let found = vec![Found { jail: bench.ids["sshd"], failure, ok: false }];
+            bench.core.handle(at(secs), Event::Read(Batch { path: "/log".into(), found, live: true, ..Batch::default() }));
+        }
+        saved(bench, secs + 1)
+    };
+    let (rows, said) = ban(&mut bench, 5, "198.51.100.10");
+    assert!(rows[0].places == [place(40).0] && !said.iter().any(|said| said.starts_with("dig")), "{said:?}");
+    bench.core.digging.0 = 1;
+    bench.core.handle(at(7), Event::ReadBack(10, Vec::new(), None));
+    assert!(
+        !bench.core.take_actions().iter().any(|action| matches!(action, Action::Search(_))),
+        "what was read back is kept first"
+    );
+    assert!(saved(&mut bench, 8).1.contains(&"search".to_owned()));
+    let unread = crate::state::history::Unread {
+        seq: 11,
+        jail: "sshd".into(),
+        subject: ip("198.51.100.10").into(),
+        places: vec![place(40).0],
+    };
+    bench.core.handle(at(9), Event::Unread(vec![unread]));
+    assert_eq!(saved(&mut bench, 9).1, ["dig 11 [40]"]);
 }
 
 #[test]

@@ -4,9 +4,10 @@
 //! be carried along. So the automaton of the pattern, with a mark where something is asked, is multiplied with the automata of
 //! what is asked: a state is a place in the pattern together with what was promised on the way there and is not yet kept. A way that
 //! breaks a promise ends. Which of several ways is preferred does not change, since for a given text each way of the pattern is
-//! one way of the product. The engines of `regex` run it.
+//! one way of the product. The engines of `regex` run it. A reference back to a group that has one of a few texts, such as a quote, is a
+//! condition for each of them.
 //!
-//! Left to the backtracking engine are references back, look-behind, atomic groups, and what would become too large.
+//! Left to the backtracking engine are other references back, look-behind, atomic groups, and what would become too large.
 
 use std::collections::HashMap;
 
@@ -22,12 +23,14 @@ use regex_automata::{Anchored, Input};
 use super::expression::Places;
 
 /// An automaton may have this many states, and take this many bytes.
-const MOST_STATES: usize = 60_000;
+const MOST_STATES: usize = 20_000;
 const SIZE: usize = 16 << 20;
+/// What may be held at the places of a pattern: states of what is looked for, all together.
+const MOST_HELD: usize = 1 << 20;
 /// Memory for the quick search for groups; longer texts take the slow one.
-const VISITED: usize = 1 << 20;
+const VISITED: usize = 512 << 10;
 /// Conditions in a pattern.
-const MOST_CONDITIONS: usize = 4;
+const MOST_CONDITIONS: usize = 8;
 
 /// A pattern with marks, which are groups that hold nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -56,6 +59,8 @@ pub enum Asked {
     Named(String),
     /// By its number.
     Numbered(usize),
+    /// None: it is one of the texts that a group may have, so many of them from this condition on.
+    Text(usize, usize),
 }
 
 /// The group of all that a pattern matches.
@@ -69,6 +74,11 @@ pub fn ahead(number: usize) -> String {
 /// The mark of a condition's branch.
 pub fn branch(number: usize, other: bool) -> String {
     format!("(?P<__{}{number}>)", if other { "else" } else { "if" })
+}
+
+/// The mark of a text that a group has.
+pub fn text(number: usize) -> String {
+    format!("(?P<__text{number}>)")
 }
 
 /// A compiled pattern that looks ahead or has conditions.
@@ -151,6 +161,8 @@ struct Product {
     todo: Vec<(Key, StateID)>,
     held: Vec<Held>,
     held_by: HashMap<Held, usize>,
+    /// How many states more may be held.
+    room: usize,
     /// Where the bytes lead from what is held, once worked out.
     steps: HashMap<usize, Vec<(u8, u8, Option<usize>)>>,
 }
@@ -164,6 +176,8 @@ enum Group {
     Ahead(usize),
     /// Goes on only where the condition is as it says.
     Branch(usize, bool),
+    /// A text that a group has: its condition, and those of the group's other texts.
+    Text(u8, u8),
 }
 
 /// The automaton of a pattern without marks.
@@ -200,16 +214,21 @@ impl Product {
                 continue;
             }
             let name = name.filter(|name| *name != WHOLE);
-            let group = match (mark("__ahead"), mark("__if"), mark("__else")) {
+            let group = match (mark("__ahead"), mark("__if"), mark("__else"), mark("__text")) {
                 (Some(number), ..) => Group::Ahead(number),
-                (_, Some(number), _) => Group::Branch(number, true),
-                (.., Some(number)) => Group::Branch(number, false),
+                (_, Some(number), ..) => Group::Branch(number, true),
+                (_, _, Some(number), _) => Group::Branch(number, false),
+                (.., Some(number)) => {
+                    let Some(Asked::Text(first, count)) = marked.conditions.get(number) else { return None };
+                    Group::Text(1 << number, (*first..first + count).fold(0, |bits, condition| bits | 1 << condition))
+                }
                 _ => {
                     let number = names.len();
                     names.push(name.map(Box::from));
                     let asked = |asked: &Asked| match asked {
                         Asked::Named(wanted) => name == Some(wanted.as_str()),
                         Asked::Numbered(wanted) => number == *wanted,
+                        Asked::Text(..) => false,
                     };
                     let bits =
                         marked.conditions.iter().enumerate().filter(|(_, a)| asked(a)).fold(0, |bits, (i, _)| bits | 1 << i);
@@ -231,6 +250,7 @@ impl Product {
             todo: Vec::new(),
             held: Vec::new(),
             held_by: HashMap::new(),
+            room: MOST_HELD,
             steps: HashMap::new(),
         };
         let nothing = product.hold(Held::new());
@@ -249,11 +269,12 @@ impl Product {
         Some((nfa, names))
     }
 
-    /// The number of what is held.
+    /// The number of what is held. Where there is no room for more of it, the pattern is given up with the next state.
     fn hold(&mut self, held: Held) -> usize {
         if let Some(known) = self.held_by.get(&held) {
             return *known;
         }
+        self.room = self.room.saturating_sub(1 + held.iter().map(|(_, states)| states.len()).sum::<usize>());
         self.held.push(held.clone());
         self.held_by.insert(held, self.held.len() - 1);
         self.held.len() - 1
@@ -264,7 +285,7 @@ impl Product {
         if let Some(known) = self.known.get(&key) {
             return Some(*known);
         }
-        if self.known.len() >= MOST_STATES {
+        if self.known.len() >= MOST_STATES || self.room == 0 {
             return None;
         }
         let stub = self.builder.add_empty().ok()?;
@@ -322,7 +343,8 @@ impl Product {
                     Group::Branch(condition, wanted) if opens && (bits >> condition & 1 == 1) != wanted => {
                         self.builder.add_fail().ok()
                     }
-                    Group::Search | Group::Ahead(_) | Group::Branch(..) => self.state((Some(next), bits, held)),
+                    Group::Text(this, all) if opens => self.state((Some(next), bits & !all | this, held)),
+                    Group::Text(..) | Group::Search | Group::Ahead(_) | Group::Branch(..) => self.state((Some(next), bits, held)),
                 }
             }
             State::Match { .. } => self.state((None, 0, held)),
@@ -344,21 +366,32 @@ impl Product {
         }
         let further = self.builder.add_sparse(transitions).ok()?;
         // At the end of the text nothing more comes.
-        let kept = self.held[held].iter().all(|(look, states)| {
-            let (not, nfa) = &self.looks[*look];
-            let ends = |state: &StateID| matches!(nfa.state(*state), State::Look { look: Look::End, .. });
-            let next = states.iter().filter(|state| ends(state)).map(|state| match nfa.state(*state) {
-                State::Look { next, .. } => *next,
-                _ => *state,
-            });
-            closed(nfa, next, true).1 != *not
-        });
-        if !kept {
-            return Some(further);
-        }
-        let matched = self.builder.add_match().ok()?;
-        let ended = self.builder.add_look(matched, Look::End).ok()?;
+        let ended = self.ended(held, &[])?;
+        let ended = self.builder.add_look(ended, Look::End).ok()?;
         self.builder.add_union(vec![further, ended]).ok()
+    }
+
+    /// The pattern has matched and the text is over: a match, if that keeps what is held.
+    fn ended(&mut self, held: usize, edges: &[(Look, bool)]) -> Option<StateID> {
+        let mut undecided = None;
+        for (look, states) in &self.held[held] {
+            let (not, nfa) = &self.looks[*look];
+            let (open, matched) = closed(nfa, states.iter().copied(), true, edges);
+            let edge = open.iter().find_map(|state| edge_of(nfa, *state));
+            match (matched, edge) {
+                (true, _) if *not => return self.builder.add_fail().ok(),
+                (false, Some(_)) => undecided = edge,
+                (false, None) if !*not => return self.builder.add_fail().ok(),
+                _ => {}
+            }
+        }
+        let Some(edge) = undecided else { return self.builder.add_match().ok() };
+        let mut either = Vec::new();
+        for (is, look) in [(true, edge), (false, opposite(edge)?)] {
+            let then = self.ended(held, &[edges, &[(edge, is)]].concat())?;
+            either.push(self.builder.add_look(then, look).ok()?);
+        }
+        self.builder.add_union(either).ok()
     }
 
     fn bytes(&mut self, transitions: &[Transition], bits: u8, held: usize) -> Option<StateID> {
@@ -404,7 +437,7 @@ impl Product {
                 for state in states {
                     each_transition(nfa, *state, |t| next.extend((t.start..=t.end).contains(&byte).then_some(t.next)));
                 }
-                now = now.and_then(|now| with(now, *look, *not, closed(nfa, next, false)));
+                now = now.and_then(|now| with(now, *look, *not, closed(nfa, next, false, &[])));
             }
             let now = now.map(|now| self.hold(now));
             match steps.last_mut() {
@@ -420,18 +453,14 @@ impl Product {
     /// What is held with one more promise.
     fn promised(&mut self, held: usize, look: usize) -> Option<usize> {
         let (not, nfa) = self.looks.get(look)?;
-        let now = with(self.held[held].clone(), look, *not, closed(nfa, [nfa.start_anchored()], false))?;
+        let now = with(self.held[held].clone(), look, *not, closed(nfa, [nfa.start_anchored()], false, &[]))?;
         Some(self.hold(now))
     }
 
     /// An edge of a word on which something that is held depends here.
     fn undecided(&self, held: usize) -> Option<Look> {
-        let all = self.held[held].iter().flat_map(|(look, states)| states.iter().map(|state| self.looks[*look].1.state(*state)));
-        all.filter_map(|state| match state {
-            State::Look { look, .. } => positive(*look),
-            _ => None,
-        })
-        .next()
+        let mut all = self.held[held].iter().flat_map(|(look, states)| states.iter().map(|state| (&self.looks[*look].1, *state)));
+        all.find_map(|(nfa, state)| edge_of(nfa, state))
     }
 
     /// What is held where it is known whether the edge of a word is here.
@@ -439,11 +468,7 @@ impl Product {
         let mut now = Held::new();
         for (look, states) in &self.held[held] {
             let (not, nfa) = &self.looks[*look];
-            let goes = |state: &StateID| match nfa.state(*state) {
-                State::Look { look, next } if positive(*look) == Some(edge) => ((*look == edge) == is).then_some(*next),
-                _ => Some(*state),
-            };
-            now = with(now, *look, *not, closed(nfa, states.iter().filter_map(goes), false))?;
+            now = with(now, *look, *not, closed(nfa, states.iter().copied(), false, &[(edge, is)]))?;
         }
         Some(self.hold(now))
     }
@@ -456,6 +481,14 @@ fn positive(look: Look) -> Option<Look> {
         Look::WordUnicode | Look::WordUnicodeNegate => Look::WordUnicode,
         _ => return None,
     })
+}
+
+/// The edge of a word on which it depends how a state goes on.
+fn edge_of(nfa: &NFA, state: StateID) -> Option<Look> {
+    match nfa.state(state) {
+        State::Look { look, .. } => positive(*look),
+        _ => None,
+    }
 }
 
 fn opposite(look: Look) -> Option<Look> {
@@ -502,9 +535,9 @@ fn with(mut held: Held, look: usize, not: bool, (states, matched): (Vec<StateID>
     Some(held)
 }
 
-/// The states that are reached without a byte, those that need one or an edge; and whether that is a match. `end` is whether the end of
-/// the text is here.
-fn closed(nfa: &NFA, from: impl IntoIterator<Item = StateID>, end: bool) -> (Vec<StateID>, bool) {
+/// The states that are reached without a byte, those that need one or wait for what is not known; and whether that is a match. Known
+/// is whether the end of the text is here, and of some edges of words whether they are.
+fn closed(nfa: &NFA, from: impl IntoIterator<Item = StateID>, end: bool, edges: &[(Look, bool)]) -> (Vec<StateID>, bool) {
     let (mut out, mut matched) = (Vec::new(), false);
     let mut todo: Vec<StateID> = from.into_iter().collect();
     let mut seen: std::collections::HashSet<StateID> = todo.iter().copied().collect();
@@ -514,8 +547,15 @@ fn closed(nfa: &NFA, from: impl IntoIterator<Item = StateID>, end: bool) -> (Vec
                 todo.push(next);
             }
         };
+        let known =
+            |look: Look| edges.iter().find(|(edge, _)| positive(look) == Some(*edge)).map(|(edge, is)| (look == *edge) == *is);
         match nfa.state(state) {
             State::Look { look: Look::End, next } if end => go(*next),
+            State::Look { look, next } if known(*look).is_some() => {
+                if known(*look) == Some(true) {
+                    go(*next);
+                }
+            }
             State::ByteRange { .. } | State::Sparse(_) | State::Dense(_) | State::Look { .. } => out.push(state),
             State::Union { alternates } => alternates.iter().copied().for_each(go),
             State::BinaryUnion { alt1, alt2 } => [*alt1, *alt2].into_iter().for_each(go),
@@ -742,6 +782,36 @@ mod tests {
                 prop_assert_eq!(slow.is_some(), expected.is_some());
                 let slow: Vec<_> = slots.chunks(2).map(|group| Some(group[0]?.get()..group[1]?.get())).collect();
                 prop_assert!(expected.is_none_or(|expected| expected == slow), "{} on {:?}: {:?}", &written, text, slow);
+            }
+        }
+    }
+
+    #[test]
+    fn what_quotes_hold_takes_linear_time() {
+        let patterns = [
+            r#"(?P<q>["'])(\w*)(?P=q)"#,
+            r#"^a=(?P<q>"?)(\S+)(?P=q) b$"#,
+            r#"^(?:(?P<q>["']?)a(?P=q))+b?$"#,
+            r#"^(?:(?P<q>"?)(?P<r>['`])?)*a(?P=q)b?(?!')(?P=r)"#,
+            r#"(?:(?P<q>')|(?P<r>")|a)b(?P=q)"#,
+            r#"a(?P<q>[<>])?b?(?P=q)"#,
+        ];
+        for pattern in patterns {
+            let translated = translate(pattern, false).unwrap();
+            let ahead = Ahead::new(translated.marked.as_ref().unwrap()).unwrap_or_else(|| panic!("{pattern}"));
+            let fancy = fancy_regex::Regex::new(&translated.exact).unwrap();
+            let mut texts = vec![String::new()];
+            for length in 0..6 {
+                let from = texts.iter().position(|text| text.len() == length).unwrap();
+                let longer: Vec<String> =
+                    texts[from..].iter().flat_map(|text| r#""'ab<"#.chars().map(move |c| format!("{text}{c}"))).collect();
+                texts.extend(longer);
+            }
+            let heads = ["", "a="];
+            for text in texts.iter().flat_map(|text| heads.map(|head| format!("{head}{text}"))) {
+                let found = fancy.captures(&text).unwrap();
+                let found = found.map(|c| (0..c.len()).map(|i| c.get(i).map(|m| m.range())).collect::<Places>());
+                assert_eq!(ahead.find(&text, 0), found, "{pattern} on {text}");
             }
         }
     }

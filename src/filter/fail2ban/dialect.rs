@@ -133,6 +133,7 @@ pub fn translate(pattern: &str, lines: bool) -> Result<Translated, String> {
         lines,
         verbose: false,
         names: Vec::new(),
+        few: Vec::new(),
     };
     walk.all()?;
     if !walk.out.fancy {
@@ -192,6 +193,8 @@ struct Walk {
     lines: bool,
     verbose: bool,
     names: Vec<String>,
+    /// Groups that have one of a few texts: the name, the first one's condition, and the texts.
+    few: Vec<(String, usize, Vec<String>)>,
 }
 
 impl Walk {
@@ -411,8 +414,18 @@ impl Walk {
             if !self.names.contains(&name) {
                 return Err(format!("(?P={name}) refers to no group"));
             }
-            self.not_linear();
-            self.put_each(&format!("(?P={name})"), "(?s:.*)");
+            match self.few.iter().find(|(known, ..)| *known == name) {
+                Some((_, first, texts)) if self.hidden == 0 => {
+                    let texts = texts.iter().enumerate().map(|(i, text)| format!("{}{text}", ahead::branch(first + i, false)));
+                    let marked = format!("(?:{})", texts.collect::<Vec<_>>().join("|"));
+                    self.out.fancy = true;
+                    self.put_three(&format!("(?P={name})"), "(?s:.*)", &marked);
+                }
+                _ => {
+                    self.not_linear();
+                    self.put_each(&format!("(?P={name})"), "(?s:.*)");
+                }
+            }
             return Ok(());
         }
         if self.looking_at("?P<") || self.looking_at("?<") {
@@ -422,8 +435,13 @@ impl Walk {
                 return Err(format!("the group {name} stands twice"));
             }
             self.captures();
-            self.open(Open::Plain);
-            self.put(&format!("(?P<{name}>"));
+            match self.few_texts(&name) {
+                Some((texts, length)) => self.group_of(&name, texts, length),
+                None => {
+                    self.open(Open::Plain);
+                    self.put(&format!("(?P<{name}>"));
+                }
+            }
             self.names.push(name);
             return Ok(());
         }
@@ -496,6 +514,52 @@ impl Walk {
             _ => return Err("(? begins nothing that is known".to_owned()),
         }
         Ok(())
+    }
+
+    /// The texts that the group which begins here may have, in the order in which they are tried, and its length: a sign or one of a few,
+    /// which may be missing. Only where it is referred back to; letters may stand for others.
+    fn few_texts(&self, name: &str) -> Option<(Vec<String>, usize)> {
+        let back: Vec<char> = format!("(?P={name})").chars().collect();
+        if self.hidden > 0 || !self.text[self.at..].windows(back.len()).any(|text| text == back) {
+            return None;
+        }
+        let rest = &self.text[self.at..];
+        let sign = |c: &char| c.is_ascii_punctuation();
+        let (signs, mut length) = match rest.first()? {
+            '[' => {
+                let signs = rest[1..].split(|c| *c == ']').next()?;
+                let plain = |c: &char| sign(c) && !matches!(c, '\\' | '[' | '^' | '-');
+                (1..=4).contains(&signs.len()).then_some(())?;
+                (signs.iter().all(plain).then_some(signs)?, signs.len() + 2)
+            }
+            c if sign(c) && !matches!(c, '\\' | '.' | '+' | '*' | '?' | '(' | ')' | '|' | '^' | '$' | '{' | '}' | '#') => {
+                (&rest[..1], 1)
+            }
+            _ => return None,
+        };
+        let mut texts: Vec<String> = signs.iter().map(|c| regex::escape(&c.to_string())).collect();
+        texts.sort();
+        texts.dedup();
+        if rest.get(length) == Some(&'?') {
+            texts.push(String::new());
+            length += 1;
+        }
+        (rest.get(length) == Some(&')')).then_some((texts, length + 1))
+    }
+
+    /// A group that has one of these texts.
+    fn group_of(&mut self, name: &str, texts: Vec<String>, length: usize) {
+        self.at += length;
+        let plain = format!("(?P<{name}>{})", texts.join("|"));
+        let mut marked = plain.clone();
+        if let Some(out) = &mut self.out.marked {
+            let first = out.conditions.len();
+            out.conditions.extend(texts.iter().map(|_| Asked::Text(first, texts.len())));
+            let texts_marked = texts.iter().enumerate().map(|(i, text)| format!("{}{text}", ahead::text(first + i)));
+            marked = format!("(?P<{name}>{})", texts_marked.collect::<Vec<_>>().join("|"));
+            self.few.push((name.to_owned(), first, texts));
+        }
+        self.put_three(&plain, &plain, &marked);
     }
 
     /// A group begins that keeps what it matches. Where something is only looked for it keeps that too, which marks can not.

@@ -186,7 +186,7 @@ fn a_rotated_file_that_we_hold_is_overwritten_by_copies_and_compressed() {
             let (reached, reaches) = sync_channel(0);
             let (go, go_on) = sync_channel(0);
             let run = Run::judged(habits(), move |sender| Gate { recorder: Recorder(sender), at: b"late", reached, go_on });
-            append(&beside(&log, ".1"), "late\n");
+            append(beside(&log, ".1"), "late\n");
             run.handle.resume(&log, positions[&log].clone());
             run.handle.watch(1, log.to_str().unwrap(), Start::FromBeginning);
             reaches.recv_timeout(PATIENCE).expect("the late line");

@@ -381,7 +381,6 @@ impl Writer {
 
     /// Commits what has to go first, and then the bans that may follow; gives the tables that were made, and how many more transactions
     /// the bans took.
-    #[expect(clippy::type_complexity, reason = "two lists of pairs")]
     fn commit_all(
         &mut self,
         first: &Transaction,

@@ -13,6 +13,7 @@ use nix::sched::CloneFlags;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use nix::sys::stat::Mode;
+use nix::unistd::Gid;
 
 /// `setsockopt` with an integer, for options that nix does not know.
 pub(crate) fn set_option(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> Result<(), Errno> {
@@ -21,6 +22,29 @@ pub(crate) fn set_option(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_i
         libc::setsockopt(fd.as_raw_fd(), level, name, (&raw const value).cast(), size_of::<libc::c_int>() as libc::socklen_t)
     };
     Errno::result(result).map(drop)
+}
+
+/// asm-generic/socket.h; the libc crate does not know it.
+const SO_PEERGROUPS: libc::c_int = 59;
+
+/// The supplementary groups of the process at the other end of a Unix socket, as they were when it connected (`SO_PEERGROUPS`, Linux 4.13).
+pub(crate) fn peer_groups(socket: BorrowedFd<'_>) -> Result<Vec<Gid>, Errno> {
+    let mut groups: Vec<libc::gid_t> = vec![0; 64];
+    loop {
+        let room = groups.len() * size_of::<libc::gid_t>();
+        let mut length = libc::socklen_t::try_from(room).map_err(|_| Errno::ERANGE)?;
+        // SAFETY: the kernel writes at most `length` bytes into the buffer and how many there are into `length`; both live through the call.
+        let result = unsafe {
+            libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_PEERGROUPS, groups.as_mut_ptr().cast(), &raw mut length)
+        };
+        let count = length as usize / size_of::<libc::gid_t>();
+        match Errno::result(result) {
+            Ok(_) => return Ok(groups.into_iter().take(count).map(Gid::from_raw).collect()),
+            // More than there was room for: it says how many.
+            Err(Errno::ERANGE) if count > groups.len() => groups.resize(count, 0),
+            Err(e) => return Err(e),
+        }
+    }
 }
 
 /// Attaches a classic BPF program to a socket (`SO_ATTACH_FILTER`): it returns how many bytes of a datagram to keep, 0 for none.

@@ -8,6 +8,7 @@ pub mod journal;
 use std::fmt;
 use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 /// An instant in microseconds since the Unix epoch. Log lines, bans and the clock all speak this one.
@@ -119,6 +120,16 @@ pub enum Lasting {
     Permanent,
 }
 
+impl Lasting {
+    /// What can be left of it, if so much seems to be.
+    pub fn at_most(self, left: Span) -> Span {
+        match self {
+            Lasting::For(given) => left.min(given),
+            Lasting::Permanent => left,
+        }
+    }
+}
+
 /// A family of tables, as in nft(8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Family {
@@ -188,6 +199,59 @@ impl fmt::Display for Family {
     }
 }
 
+/// Words of nft(8) that can not name a table: `nft list ruleset` would print such a table, and nothing would load it. Those of nft 1.0.6
+/// and of later versions; a test asks the nft that is there.
+pub fn is_nft_keyword(word: &str) -> bool {
+    const KEYWORDS: &str = "accept add ah all and arp auth auto-merge bridge cgroup cgroupv2 chain chains comment comp constant continue \
+        counter counters cpu create ct daddr day dccp define delete describe destroy device devices dnat drop dst dup \
+        dynamic dynset ecn element elements eq error esp ether exists expires export exthdr fib flags flow flowtable \
+        flowtables flush frag fwd gc-interval ge geneve get goto gre gretap gt handle hash hbh hook hour ibridgename \
+        ibriport ibrname ibrpvid ibrvproto icmp icmpv6 icmpx igmp iif iifgroup iifname iiftype import in include index \
+        inet insert interval ip ip6 ipsec ipv4_addr jhash jump last le limit limits list log lt map maps mark masquerade \
+        memory meta metainfo meter meters mh missing monitor ne neq netdev nftrace not notrack numgen obridgename \
+        obriport obrname offload oif oifgroup oifname oiftype or osf performance pkttype policy position prandom \
+        priority queue quota quotas random redefine redirect reject rename replace reset return rt rt0 rt2 rt4 rtclassid \
+        rule rules ruleset saddr sctp secmark secmarks secpath set sets size skgid skuid snat socket srh symhash \
+        synproxy synproxys table tables tcp th time timeout tproxy type typeof udp udplite undefine update vlan vmap \
+        vxlan warn xor xt year";
+    KEYWORDS.split_ascii_whitespace().any(|keyword| keyword == word)
+}
+
+/// The names of priorities in a family's tables (nft(8), "Standard priority names"): each with its number, and the only hook at which nft
+/// takes it, where there is but one.
+pub const fn priority_names(family: Family) -> &'static [(&'static str, i32, Option<Hook>)] {
+    match family {
+        Family::Inet => &[
+            ("raw", -300, None),
+            ("mangle", -150, None),
+            ("dstnat", -100, Some(Hook::Prerouting)),
+            ("filter", 0, None),
+            ("security", 50, None),
+            ("srcnat", 100, Some(Hook::Postrouting)),
+        ],
+        Family::Bridge => &[
+            ("dstnat", -300, Some(Hook::Prerouting)),
+            ("filter", -200, None),
+            ("out", 100, Some(Hook::Output)),
+            ("srcnat", 300, Some(Hook::Postrouting)),
+        ],
+    }
+}
+
+/// A priority as nft lists it: by the nearest name within ten, else as a number.
+pub fn priority_text(family: Family, hook: Hook, priority: i32) -> String {
+    let near = priority_names(family)
+        .iter()
+        .filter(|(_, _, only)| only.is_none_or(|only| only == hook))
+        .find(|(_, value, _)| priority.abs_diff(*value) <= 10);
+    match near {
+        None => priority.to_string(),
+        Some((name, value, _)) if *value == priority => (*name).to_owned(),
+        Some((name, value, _)) if priority > *value => format!("{name} + {}", priority - value),
+        Some((name, value, _)) => format!("{name} - {}", value - priority),
+    }
+}
+
 /// A transport protocol a jail's rule can name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Protocol {
@@ -254,6 +318,16 @@ pub enum Blocktype {
     Drop,
     /// tcp reset for tcp, icmpx port-unreachable otherwise.
     Reject,
+}
+
+/// Whether a subnet is a single address.
+pub fn is_host(net: IpNetwork) -> bool {
+    net.prefix() == if net.is_ipv4() { 32 } else { 128 }
+}
+
+/// As people write it: an address without a prefix length, a subnet with it.
+pub fn shown(net: IpNetwork) -> String {
+    if is_host(net) { net.ip().to_string() } else { net.to_string() }
 }
 
 /// Folds an IPv4-mapped IPv6 address (`::ffff:192.0.2.7`) into the IPv4 address that it is.
@@ -333,5 +407,27 @@ mod tests {
         assert_eq!(escape(b"a\nb\x1b[31m\\\xff\xc3\xa9", 100), "a\\x0ab\\x1b[31m\\\\\\xff\u{e9}");
         assert_eq!(escape(b"abcdef", 3), "abc…");
         assert_eq!(escape("x\u{202e}y".as_bytes(), 100), "x\\xe2\\x80\\xaey");
+    }
+
+    #[test]
+    fn priorities_read_as_nft_lists_them() {
+        let table = [
+            (Family::Inet, Hook::Input, -10, "filter - 10"),
+            (Family::Inet, Hook::Input, 0, "filter"),
+            (Family::Inet, Hook::Input, 10, "filter + 10"),
+            (Family::Inet, Hook::Input, 11, "11"),
+            (Family::Inet, Hook::Prerouting, -300, "raw"),
+            (Family::Inet, Hook::Output, -310, "raw - 10"),
+            (Family::Inet, Hook::Input, -100, "-100"),
+            (Family::Inet, Hook::Prerouting, -110, "dstnat - 10"),
+            (Family::Inet, Hook::Postrouting, 100, "srcnat"),
+            (Family::Inet, Hook::Input, 100, "100"),
+            (Family::Bridge, Hook::Forward, -200, "filter"),
+            (Family::Bridge, Hook::Forward, 0, "0"),
+            (Family::Bridge, Hook::Output, 100, "out"),
+        ];
+        for (family, hook, priority, text) in table {
+            assert_eq!(priority_text(family, hook, priority), text);
+        }
     }
 }

@@ -74,8 +74,8 @@ pub struct Daemon {
 
 impl Daemon {
     /// Writes `jails` below a `[daemon]` table into the configuration, starts the daemon in the calling thread's network namespace,
-    /// and waits until it answers: then the table stands. `at` is a [`Lab`](crate::Lab), a [`Site`](crate::Site), or a directory of its own for each of
-    /// several daemons. It dies with the thread that started it.
+    /// and waits until it answers: then the table stands. `at` is a [`Lab`](crate::Lab), a [`Site`](crate::Site), or a directory of
+    /// its own for each of several daemons. It dies with the thread that started it.
     ///
     /// # Panics
     /// If it ends, or does not answer within a minute; with its log.
@@ -265,7 +265,7 @@ impl Daemon {
         wait_until(&format!("the daemon logs {text:?}"), || self.log().contains(text));
     }
 
-    /// Waits until this jail's totals say that so many failures were counted, and asserts that it were not more.
+    /// Waits until this jail's totals say that so many failures were counted; more must not be.
     #[track_caller]
     pub fn wait_failures(&self, jail: &str, total: u64) {
         let mut counted = 0;

@@ -107,6 +107,11 @@ pub fn skip(name: &str, why: &str) {
     assert!(std::env::var_os("BANSET_REQUIRE").is_none(), "{name} must run here (BANSET_REQUIRE is set), but: {why}");
 }
 
+/// Says loudly that a part of a test could not run because this kernel has not what it is about. CI takes the kernel that it finds.
+pub fn lacking(name: &str, why: &str) {
+    say(&format!("SKIPPED {name}: {why}"));
+}
+
 /// Prints lines that are seen although the test passes: the harness keeps what `println!` says to itself.
 fn say(lines: &str) {
     if !lines.is_empty() {

@@ -1,6 +1,6 @@
 //! What `banset doctor` and the daemon's start say of machines where a ban could not bite.
 
-use banset_integration::{Daemon, Lab, Log, have, in_netns, nft, nft_try};
+use banset_integration::{Daemon, Lab, Log, have, in_netns, lacking, nft, nft_try};
 
 fn forward(log: &Log, more: &str) -> String {
     format!(
@@ -49,14 +49,10 @@ fn translated_ports_and_flowtables_of_others_are_told() {
         assert!(alarms(&told.out).iter().any(|line| line.contains("2525 is published as port 25 (ip gate pre)")), "{told:?}");
         daemon.cli(&["reload"]).ok();
         daemon.wait_log("published as port 25");
-        if let Err(why) =
-            nft_try(&["add table inet gate; add flowtable inet gate fast { hook ingress priority 0; devices = { wan }; }"])
-        {
-            println!(
-                "SKIPPED translated_ports_and_flowtables_of_others_are_told, flowtables: this kernel has none: {}",
-                why.trim()
-            );
-            return;
+        let flowtable = "add table inet gate; add flowtable inet gate fast { hook ingress priority 0; devices = { wan }; }";
+        if let Err(why) = nft_try(&[flowtable]) {
+            let why = format!("this kernel has no flowtables: {}", why.trim());
+            return lacking("translated_ports_and_flowtables_of_others_are_told", &why);
         }
         let told = daemon.cli(&["doctor"]);
         assert!(told.out.contains("flowtable inet gate fast carries open connections past every forward chain"), "{told:?}");

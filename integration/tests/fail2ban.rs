@@ -2,25 +2,35 @@
 //!
 //! They are run from where the package put them; nothing of it is copied. A group is what goes to one instance of a filter: the
 //! lines of its log with one set of options, in order. The clock and the zone are those the annotations were made for.
+//!
+//! `FAIL2BAN_ROOT=DIR` names another version's package, unpacked below DIR (`apt-get download`, `dpkg-deb -x`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
+use banset::filter::{Definition, Filter, Options, fail2ban};
 use banset_integration::{Answer, Daemon, Lab, Log, Stamp, binary, elements, in_netns, skip, wait_until};
 use serde_json::Value;
 
 /// 2005-08-14T10:00:00Z
 const NOW: i64 = 1_124_013_600;
 const ZONE: &str = "CET-01CEST-02,M3.5.0,M10.5.0";
-const FILTERS: &str = "/etc/fail2ban/filter.d";
 
-/// Where the package put its tests; `None` if it is not installed.
-fn package() -> Option<PathBuf> {
+/// Where the package put its filters and its tests; `None` if it is not installed.
+fn package() -> Option<(PathBuf, PathBuf)> {
+    if let Some(root) = std::env::var_os("FAIL2BAN_ROOT") {
+        let root = PathBuf::from(root);
+        let tests = root.join("usr/lib/python3/dist-packages/fail2ban/tests");
+        assert!(tests.is_dir(), "FAIL2BAN_ROOT: no {}", tests.display());
+        return Some((root.join("etc/fail2ban/filter.d"), tests));
+    }
     let listed = Command::new("dpkg").args(["-L", "fail2ban"]).output().ok()?;
     let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
     let logs = listed.lines().find(|path| path.ends_with("/tests/files/logs"))?;
-    Path::new(logs).ancestors().nth(2).map(Path::to_owned).filter(|path| path.is_dir())
+    let tests = Path::new(logs).ancestors().nth(2).map(Path::to_owned).filter(|path| path.is_dir())?;
+    Some((PathBuf::from("/etc/fail2ban/filter.d"), tests))
 }
 
 /// The lines one instance of a filter is fed, with what is expected of each.
@@ -43,12 +53,12 @@ struct Sum {
 #[test]
 fn every_annotated_sample_of_the_package_holds() {
     let name = "every_annotated_sample_of_the_package_holds";
-    let Some(tests) = package() else { return skip(name, "Debian's fail2ban is not installed") };
+    let Some((stock, tests)) = package() else { return skip(name, "Debian's fail2ban is not installed") };
     let scratch = tempfile::tempdir().expect("a directory");
     let mut sum = Sum::default();
     let mut filters = 0;
-    let own = beside_the_sources(&tests.join("config/filter.d"), scratch.path());
-    for directory in [Path::new(FILTERS), own.as_path()] {
+    let own = beside_the_sources(&stock, &tests.join("config/filter.d"), scratch.path());
+    for directory in [stock.as_path(), own.as_path()] {
         let Ok(entries) = std::fs::read_dir(directory) else { continue };
         let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
         files.sort();
@@ -56,7 +66,7 @@ fn every_annotated_sample_of_the_package_holds() {
             let stem = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
             let of_interest = file.extension().is_some_and(|end| end == "conf")
                 && !stem.ends_with("common")
-                && (directory == Path::new(FILTERS) || stem.starts_with("zzz-"));
+                && (directory == stock || stem.starts_with("zzz-"));
             let log = tests.join("files/logs").join(&stem);
             if !of_interest || !log.is_file() {
                 continue;
@@ -78,17 +88,67 @@ fn every_annotated_sample_of_the_package_holds() {
     assert!(sum.matching > 1000, "only {} cases: is the package complete?", sum.matching);
 }
 
-/// The package's own test filters include fail2ban's by a path that is right in its source tree only: that tree, of links.
-fn beside_the_sources(filters: &Path, scratch: &Path) -> PathBuf {
+/// The package's own test filters include fail2ban's by a path that is right in its source tree only: that tree, of links. How far
+/// up it goes is not the same in every version.
+fn beside_the_sources(stock: &Path, filters: &Path, scratch: &Path) -> PathBuf {
     let deep = scratch.join("1/2/3/4/5/6/filter.d");
     std::fs::create_dir_all(&deep).expect("a scratch directory");
-    std::fs::create_dir_all(scratch.join("config")).expect("a scratch directory");
     let link = |from: &Path, to: PathBuf| std::os::unix::fs::symlink(from, to).expect("a link");
-    link(Path::new(FILTERS), scratch.join("config/filter.d"));
+    for above in deep.ancestors().skip(1).take_while(|above| above.starts_with(scratch)) {
+        std::fs::create_dir_all(above.join("config")).expect("a scratch directory");
+        link(stock, above.join("config/filter.d"));
+    }
     for entry in std::fs::read_dir(filters).into_iter().flatten().flatten() {
         link(&entry.path(), deep.join(entry.file_name()));
     }
     deep
+}
+
+/// What can not be matched in linear time are references back to what a group matched, and nothing else of the package's patterns.
+#[test]
+fn few_patterns_of_the_package_run_under_a_limit_of_steps() {
+    let name = "few_patterns_of_the_package_run_under_a_limit_of_steps";
+    let Some((stock, _)) = package() else { return skip(name, "Debian's fail2ban is not installed") };
+    let reading = |path: &str| Ok(std::fs::read_to_string(path).ok());
+    let (mut all, mut asking, mut stepped, mut seen) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    for entry in std::fs::read_dir(&stock).expect("its filters").flatten() {
+        let path = entry.path().display().to_string();
+        if !path.ends_with(".conf") || path.ends_with("common.conf") {
+            continue;
+        }
+        let modes = ["", "normal", "aggressive", "ddos", "extra", "auth", "rbl", "more", "errors", "smtp"];
+        for (mode, logtype) in modes.iter().flat_map(|mode| ["", "short", "journal", "rfc5424"].map(|logtype| (*mode, logtype))) {
+            let params = [("mode", mode), ("logtype", logtype)].into_iter().filter(|(_, value)| !value.is_empty());
+            let params = params.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+            let Ok(resolved) = fail2ban::read(&path, &params, &reading) else { continue };
+            if !seen.insert(format!("{resolved:?}")) {
+                continue;
+            }
+            let definition =
+                Definition { name: path.clone(), fail2ban: Some(Arc::new(resolved.clone())), ..Definition::default() };
+            // A mode that the filter has not.
+            let Ok(filter) = Filter::compile(&definition, &BTreeMap::new(), &Options::default()) else { continue };
+            let texts = |key: &str| match key {
+                "failregex" => resolved.failregex.iter().map(|text| text.text.clone()).collect(),
+                "ignoreregex" => resolved.ignoreregex.iter().map(|text| text.text.clone()).collect(),
+                "datepattern" => resolved.datepattern.iter().map(|text| text.text.clone()).collect(),
+                _ => resolved.prefregex.iter().map(|text| text.text.clone()).collect::<Vec<_>>(),
+            };
+            all.extend(["prefregex", "failregex", "ignoreregex", "datepattern"].into_iter().flat_map(texts));
+            stepped.extend(filter.backtracking().into_iter().map(|(key, index)| texts(key)[index].clone()));
+        }
+    }
+    let asks = |text: &&String| ["(?=", "(?!", "(?<", "(?(", "(?P="].iter().any(|what| text.contains(what));
+    asking.extend(all.iter().filter(asks));
+    println!(
+        "{} patterns, {} that look around or refer back, {} of them under a limit of steps",
+        all.len(),
+        asking.len(),
+        stepped.len()
+    );
+    let refers = |text: &&String| text.contains("(?P=");
+    assert!(stepped.iter().all(|text| refers(&text)), "{:#?}", stepped.iter().filter(|text| !refers(text)).collect::<Vec<_>>());
+    assert!(all.len() > 300 && asking.len() > 2 * stepped.len());
 }
 
 /// Reads an annotated log, and those it adds.
@@ -296,7 +356,7 @@ before = own-common.conf
 
 [Definition]
 _daemon = door
-failregex = ^%(__head)s(?P<how>bad|worse) (?:key|knock) of <F-USER>\S+</F-USER> from <HOST>(?! again)$
+failregex = ^%(__head)s(?P<how>bad|worse) (?:key|knock) of <F-USER>\S+</F-USER> from <HOST>(?<! again)$
     <more-<mode>>
 more-normal =
 more-loud = ^%(__head)snoise from <HOST>$

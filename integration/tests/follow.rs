@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use banset_integration::{Daemon, Lab, PATIENCE, Stamp, elements, have, in_netns, skip, wait_until};
+use banset_integration::{Daemon, Lab, PATIENCE, Stamp, elements, have, in_netns, lacking, skip, wait_until};
 
 use banset::watch::{Chunk, Habits, Happening, Judge, Polled, Position, SourceEvent, SourceStatus, Start, Watch, WatchHandle};
 
@@ -449,7 +449,7 @@ fn at_the_kernels_inotify_limits_paths_are_polled() {
     if let Ok(limit) = std::env::var(INSIDE) {
         let (name, value) = limit.split_once('=').expect("a limit");
         if fs::write(format!("/proc/sys/user/{name}"), value).is_err() {
-            return skip(NAME, &format!("user.{name} cannot be set here"));
+            return lacking(NAME, &format!("user.{name} cannot be set here"));
         }
         return polled();
     }
@@ -467,14 +467,14 @@ fn at_the_kernels_inotify_limits_paths_are_polled() {
                 let said = String::from_utf8_lossy(&said).into_owned();
                 said.lines().filter(|line| line.contains("polled because")).for_each(|line| println!("{line}"));
                 if let Some(skipped) = said.lines().find(|line| line.contains("SKIPPED")) {
-                    skip(NAME, skipped);
+                    lacking(NAME, skipped);
                 }
             }
             Ok(output) if String::from_utf8_lossy(&output.stderr).contains("unshare") => {
-                skip(NAME, &format!("no user namespaces: {}", String::from_utf8_lossy(&output.stderr).trim()));
+                lacking(NAME, &format!("no user namespaces: {}", String::from_utf8_lossy(&output.stderr).trim()));
             }
             Ok(output) => panic!("{limit}: {}", String::from_utf8_lossy(&output.stderr)),
-            Err(error) => skip(NAME, &format!("unshare: {error}")),
+            Err(error) => lacking(NAME, &format!("unshare: {error}")),
         }
     }
 }

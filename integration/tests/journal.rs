@@ -398,6 +398,59 @@ fn without_journalctl_the_daemon_starts_and_says_so() {
 }
 
 #[test]
+fn lines_that_can_not_be_read_back_are_said_once_and_the_history_knows_why() {
+    const NAME: &str = "lines_that_can_not_be_read_back_are_said_once_and_the_history_knows_why";
+    in_netns(NAME, || {
+        if !have_journal(NAME) {
+            return;
+        }
+        let lab = Lab::new();
+        Journald::prepare();
+        let journald = Journald::start(true);
+        let daemon = Daemon::start(&lab, &door("backend = \"journal\""));
+        wait_source(&daemon, "door", "live");
+        // The program that reads back can not be run any more; the one that follows runs on.
+        let hidden = "/run/empty";
+        fs::write(hidden, "").expect("a file");
+        let program =
+            ["/usr/bin/journalctl", "/bin/journalctl"].into_iter().find(|path| Path::new(path).is_file()).expect("installed");
+        let none = None::<&str>;
+        nix::mount::mount(Some(hidden), program, none, nix::mount::MsFlags::MS_BIND, none).expect("it can be hidden");
+        for addr in ["198.51.100.1", "198.51.100.2", "198.51.100.3"] {
+            refuse(&journald, addr, 3);
+            wait_banned("door-v4", addr);
+            let (row, lines) = daemon.evidence(addr);
+            let why = "journalctl failed: cannot start journalctl: permission denied";
+            assert_eq!((row["evidence_missing"].as_str(), lines.len()), (Some(why), 0), "{row:#}");
+        }
+        let said = |log: &str| log.matches("the lines behind a ban are not all kept").count();
+        assert_eq!(said(&daemon.log()), 1, "not one by one: {}", daemon.log());
+        let status = daemon.cli(&["status"]).out;
+        assert!(status.contains("history: the lines of 3 bans could not all be read back"), "{status}");
+        assert!(daemon.cli(&["history", "198.51.100.1"]).out.contains("not all of its lines are kept: journalctl failed"));
+        nix::mount::umount(program).expect("it can be shown again");
+        refuse(&journald, "198.51.100.4", 3);
+        let (row, lines) = daemon.evidence("198.51.100.4");
+        assert!(row["evidence_missing"].is_null() && lines.len() == 3, "{row:#}");
+        // More stands around the lines than is read. A machine that takes long to write it may leave it outside: then once more.
+        let much = vec![b'x'; 750_000];
+        let big: [(&str, &[u8]); 3] = [("MESSAGE", &much), ("SYSLOG_IDENTIFIER", b"door"), ("PRIORITY", b"6")];
+        let short = (5..20).any(|n| {
+            let addr = format!("198.51.100.{n}");
+            refuse(&journald, &addr, 1);
+            (0..100).for_each(|_| journald.send(&big));
+            refuse(&journald, &addr, 2);
+            let (row, lines) = daemon.evidence(&addr);
+            let why = row["evidence_missing"].as_str().unwrap_or_default();
+            assert!(why.is_empty() == (lines.len() == 3), "{row:#}");
+            assert!(lines.iter().all(|line| line.ends_with(&format!("from {addr}"))), "{row:#}");
+            why.contains("more than 64 MiB") || why.contains("within 10 s")
+        });
+        assert!(short && said(&daemon.log()) == 2, "another reason is said, too: {}", daemon.log());
+    });
+}
+
+#[test]
 fn auto_takes_the_file_that_is_alive_and_else_the_journal() {
     const NAME: &str = "auto_takes_the_file_that_is_alive_and_else_the_journal";
     in_netns(NAME, || {

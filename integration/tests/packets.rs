@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use banset::netns::{Netns, sysctl};
 use banset_integration::{
-    Daemon, Doors, Flow, Log, PATIENCE, Proto, Seen, Site, Wire, Wiring, in_netns, knock, nft, udp_frame, wait_until,
+    Daemon, Doors, Flow, Log, PATIENCE, Proto, Seen, Site, Wire, Wiring, in_netns, knock, lacking, nft, udp_frame, wait_until,
 };
 use serde_json::Value;
 
@@ -444,7 +444,8 @@ fn a_ban_bites_where_the_packets_are() {
             table.push_str(&format!("| {:<36} dropped {dropped:<3} doctor: {said} {verdict}\n", row.label()));
             wrong += usize::from(!right);
             if !cells.iter().any(|cell| cell.proto == Proto::Udplite) {
-                println!("SKIPPED {}, udplite: this kernel has no such sockets, or does not translate their ports", row.label());
+                let name = format!("{}, udplite", row.label());
+                lacking(&name, "this kernel has no such sockets, or does not translate their ports");
             }
         }
         println!("{table}| {} rows, {wrong} lines wrong", played.len());

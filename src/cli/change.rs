@@ -1,12 +1,13 @@
-//! `ban`, `unban`, `reload`: what changes the daemon's mind.
+//! `ban`, `unban`, `ignore`, `unignore`, `pause`, `resume`, `reload`: what changes the daemon's mind.
 
 use std::net::IpAddr;
 
 use serde_json::Value;
 
 use super::show::{ask, print};
-use super::{Global, Shown, USAGE};
+use super::{Global, Shown, USAGE, complain};
 use crate::control::Request;
+use crate::terms::{Lasting, Span};
 
 /// The options of `banset ban`.
 #[derive(Debug)]
@@ -37,21 +38,16 @@ fn split(mut what: Vec<String>) -> (Option<String>, Vec<String>) {
 pub fn ban(global: &Global, what: Vec<String>, options: Ban, shown: Shown) -> u8 {
     let (jail, addrs) = split(what);
     if addrs.is_empty() {
-        eprintln!("banset: no address given\n  help: banset ban [JAIL] ADDR…, such as `banset ban 192.0.2.7 --for 2h`");
+        complain("no address given\n  help: banset ban [JAIL] ADDR…, such as `banset ban 192.0.2.7 --for 2h`");
         return USAGE;
     }
-    let for_s = match options.span.as_deref().map(crate::config::duration) {
-        None => None,
-        Some(Ok(crate::terms::Lasting::For(span))) => Some(span.secs()),
-        Some(Ok(crate::terms::Lasting::Permanent)) => {
-            return ban(global, rejoin(jail, addrs), Ban { span: None, permanent: true, ..options }, shown);
-        }
-        Some(Err(why)) => {
-            eprintln!("banset: --for: {why}");
-            return USAGE;
-        }
+    let Ban { span, permanent, reason, force } = options;
+    let for_s = match span_s(span.as_deref()) {
+        Ok(for_s) => for_s,
+        Err(code) => return code,
     };
-    let Ban { permanent, reason, force, .. } = options;
+    // `--for permanent` says it, too.
+    let permanent = permanent || (span.is_some() && for_s.is_none());
     match ask(global, Request::Ban { jail, addrs, for_s, permanent, reason, force }) {
         Ok(reply) => print(&reply, shown, |value| {
             let banned = rows(value, "banned").map(|row| format!("{} banned by {}\n", word(row, "addr"), word(row, "jail")));
@@ -62,10 +58,6 @@ pub fn ban(global: &Global, what: Vec<String>, options: Ban, shown: Shown) -> u8
         }),
         Err(code) => code,
     }
-}
-
-fn rejoin(jail: Option<String>, addrs: Vec<String>) -> Vec<String> {
-    jail.into_iter().chain(addrs).collect()
 }
 
 /// The options of `banset unban`.
@@ -89,14 +81,22 @@ pub struct Unban {
 pub fn unban(global: &Global, what: Vec<String>, options: Unban, shown: Shown) -> u8 {
     let (jail, addrs) = split(what);
     let Unban { all, since, net, user, dry_run, forget } = options;
-    if addrs.is_empty() && !all && since.is_none() && net.is_none() && user.is_none() {
-        eprintln!("banset: no address given\n  help: banset unban [JAIL] ADDR…, or --all, --since, --net, --user");
+    let chosen = all || since.is_some() || net.is_some() || user.is_some();
+    if addrs.is_empty() && !chosen {
+        complain("no address given\n  help: banset unban [JAIL] ADDR…, or --all, --since, --net, --user");
+        return USAGE;
+    }
+    // Who writes both means less than all of both: every jail, or the one address.
+    if !addrs.is_empty() && chosen {
+        complain(
+            "addresses go without --all, --since, --net and --user\n  help: without a jail an address is unbanned from every one",
+        );
         return USAGE;
     }
     let since_s = match since.as_deref().map(super::history::instant).transpose() {
         Ok(since_s) => since_s,
         Err(why) => {
-            eprintln!("banset: --since: {why}");
+            complain(format_args!("--since: {why}"));
             return USAGE;
         }
     };
@@ -106,7 +106,7 @@ pub fn unban(global: &Global, what: Vec<String>, options: Unban, shown: Shown) -
             let lifted = rows(value, "lifted").map(|row| {
                 let left = row["left_s"]
                     .as_u64()
-                    .map_or_else(|| "permanent".to_owned(), |s| format!("{} were left", crate::terms::Span::from_secs(s)));
+                    .map_or_else(|| "permanent".to_owned(), |s| format!("{} were left", Span::from_secs(s)));
                 format!("{} {done} from {} ({left})\n", word(row, "addr"), word(row, "jail"))
             });
             let absent = rows(value, "absent").filter_map(Value::as_str).map(|addr| format!("{addr} is not banned\n"));
@@ -118,13 +118,17 @@ pub fn unban(global: &Global, what: Vec<String>, options: Unban, shown: Shown) -
     }
 }
 
-/// A span of the command line in seconds; `None` is for ever.
-fn span_s(option: &str, written: Option<&str>) -> Result<Option<u64>, u8> {
+/// What `--for` says, in seconds; `None` is for ever.
+fn span_s(written: Option<&str>) -> Result<Option<u64>, u8> {
     match written.map(crate::config::duration) {
-        None | Some(Ok(crate::terms::Lasting::Permanent)) => Ok(None),
-        Some(Ok(crate::terms::Lasting::For(span))) => Ok(Some(span.secs().max(1))),
+        None | Some(Ok(Lasting::Permanent)) => Ok(None),
+        Some(Ok(Lasting::For(Span(0)))) => {
+            complain("--for: is zero\n  help: write how long, for example \"10m\"");
+            Err(USAGE)
+        }
+        Some(Ok(Lasting::For(span))) => Ok(Some(span.secs().max(1))),
         Some(Err(why)) => {
-            eprintln!("banset: {option}: {why}");
+            complain(format_args!("--for: {why}"));
             Err(USAGE)
         }
     }
@@ -139,7 +143,7 @@ pub fn ignore(
     reason: Option<String>,
     shown: Shown,
 ) -> u8 {
-    let for_s = match span_s("--for", span.as_deref()) {
+    let for_s = match span_s(span.as_deref()) {
         Ok(for_s) => for_s,
         Err(code) => return code,
     };
@@ -201,21 +205,28 @@ pub fn unignore(global: &Global, addrs: Vec<String>, jail: Option<String>, shown
 
 /// `banset pause [JAIL]`
 pub fn pause(global: &Global, jail: Option<String>, span: Option<String>, offline: bool, shown: Shown) -> u8 {
-    let for_s = match span_s("--for", span.as_deref()) {
+    let for_s = match span_s(span.as_deref()) {
         Ok(for_s) => for_s,
         Err(code) => return code,
     };
-    if offline {
-        return super::offline::pause(global, jail.as_deref(), for_s);
-    }
-    match ask(global, Request::Pause { jail, for_s }) {
+    let reply = match offline {
+        true => Ok(super::offline::pause(global, jail.as_deref(), for_s)),
+        false => ask(global, Request::Pause { jail, for_s }),
+    };
+    match reply {
         Ok(reply) => print(&reply, shown, |value| {
             let what = value["paused"].as_str().unwrap_or("every jail").to_owned();
             let until = match value["until"].is_null() {
                 true => "until `banset resume`".to_owned(),
                 false => format!("until {}", super::show::stamp(&value["until"], shown.utc)),
             };
-            format!("{what} is paused {until}: its rules are out, bans and judging go on\n")
+            match value["rules"].as_u64() {
+                // Nobody judges anything: there is no daemon.
+                Some(rules) => {
+                    format!("{what} is paused {until}, over starts of the daemon too: {rules} rules are out, bans stay\n")
+                }
+                None => format!("{what} is paused {until}: its rules are out, bans and judging go on\n"),
+            }
         }),
         Err(code) => code,
     }
@@ -223,13 +234,17 @@ pub fn pause(global: &Global, jail: Option<String>, span: Option<String>, offlin
 
 /// `banset resume [JAIL]`
 pub fn resume(global: &Global, jail: Option<String>, offline: bool, shown: Shown) -> u8 {
-    if offline {
-        return super::offline::resume(global, jail.as_deref());
-    }
-    match ask(global, Request::Resume { jail }) {
+    let reply = match offline {
+        true => Ok(super::offline::resume(global, jail.as_deref())),
+        false => ask(global, Request::Resume { jail }),
+    };
+    match reply {
         Ok(reply) => print(&reply, shown, |value| {
             let what = value["resumed"].as_str().unwrap_or("every jail").to_owned();
-            format!("{what} is resumed: its rules are back\n")
+            match value["later"].as_str() {
+                Some(later) => format!("{what} is resumed: {later}\n"),
+                None => format!("{what} is resumed: its rules are back\n"),
+            }
         }),
         Err(code) => code,
     }

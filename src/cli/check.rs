@@ -1,8 +1,8 @@
 //! `check`, `config show`, `config example`, `ruleset`: what can be said about a configuration without running it.
 
-use std::io::Write;
+use serde_json::{Value, json};
 
-use super::{Global, NEGATIVE, Shown, load, show};
+use super::{Global, NEGATIVE, Shown, complain, err, load, out, show};
 use crate::config::{self, Sources};
 use crate::control::{Request, client};
 use crate::engine::core::{Core, Machine};
@@ -33,7 +33,7 @@ pub fn config_show(global: &Global, shown: Shown) -> u8 {
     if loaded.report.is_sound() {
         return 0;
     }
-    eprint!("{}", loaded.report);
+    err(&loaded.report);
     NEGATIVE
 }
 
@@ -58,33 +58,32 @@ pub fn config_example() -> u8 {
 }
 
 /// `banset ruleset`
-pub fn ruleset(global: &Global) -> u8 {
-    match ruleset_text(global) {
-        Ok(text) => {
-            out(&text);
+pub fn ruleset(global: &Global, shown: Shown) -> u8 {
+    match rulesets(global) {
+        Ok(rulesets) if shown.json => {
+            let table = |ruleset: &Ruleset| json!({ "family": ruleset.family.name(), "table": ruleset.table, "text": ruleset.to_string() });
+            out(&format!("{}\n", rulesets.iter().map(table).collect::<Value>()));
+            0
+        }
+        Ok(rulesets) => {
+            out(&rulesets.iter().map(Ruleset::explained).collect::<String>());
             0
         }
         Err(why) => {
-            eprintln!("banset: {}", why.trim_end());
+            complain(why.trim_end());
             NEGATIVE
         }
     }
 }
 
-fn ruleset_text(global: &Global) -> Result<String, String> {
+/// The table of each family in use.
+fn rulesets(global: &Global) -> Result<Vec<Ruleset>, String> {
     let (_, loaded) = load::read(&load::paths(global));
     let Some(config) = loaded.config else { return Err(loaded.report.to_string()) };
     let machine = machine::read().unwrap_or_else(|_| Machine::default());
     let mut core = Core::new(load::specs(&config, None)?, machine, clock::now(), 0);
     let wanted = core.establish();
-    let tables = wanted.specs.families().map(|family| {
-        let ruleset = Ruleset::of(&kernel::plan(&wanted, family, true)).map_err(|e| e.to_string())?;
-        Ok(ruleset.explained())
-    });
-    tables.collect::<Result<String, String>>()
-}
-
-/// Writes to standard output; a reader that went away (`| head`) is no error.
-pub fn out(text: &str) {
-    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+    let tables =
+        wanted.specs.families().map(|family| Ruleset::of(&kernel::plan(&wanted, family, true)).map_err(|e| e.to_string()));
+    tables.collect()
 }

@@ -1,11 +1,14 @@
 //! `banset daemon`: the start, step by step, in the order it happens. Whatever can refuse is asked before anything is changed.
 
+use std::io::Write as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tracing::{error, info, warn};
 
-use super::{Global, NEGATIVE, load, log};
+use super::{Global, NEGATIVE, complain, load, log};
+use crate::config::report::Gravity;
 use crate::config::{self, Loaded, Sources};
 use crate::control::server::{self, Access};
 use crate::doctor;
@@ -13,7 +16,7 @@ use crate::engine::core::{Core, Level, Suspects};
 use crate::engine::kernel::Writer;
 use crate::engine::run::{self, Ready};
 use crate::engine::spawner::Spawner;
-use crate::engine::{Specs, clock, journal, lock, machine};
+use crate::engine::{Specs, clock, journals, lock, machine};
 use crate::nft::Monitor;
 use crate::nft::ruleset::jail_of;
 use crate::state::{self, KernelIdentity, Restored, Store};
@@ -30,7 +33,7 @@ pub fn daemon(global: &Global) -> u8 {
     match start(global).and_then(run::run) {
         Ok(()) => 0,
         Err(why) => {
-            eprintln!("banset: {why}");
+            complain(&why);
             NEGATIVE
         }
     }
@@ -41,13 +44,14 @@ pub fn spawner() -> u8 {
     match crate::engine::spawner::serve() {
         Ok(()) => 0,
         Err(why) => {
-            eprintln!("banset: {why}");
+            complain(&why);
             NEGATIVE
         }
     }
 }
 
 fn start(global: &Global) -> Result<Ready, String> {
+    run::end_with_vital_threads();
     // 1. What is wanted.
     let (specs, said) = wanted(global)?;
     let logging = log::start(&specs.daemon.log, specs.daemon.loglevel)?;
@@ -63,7 +67,7 @@ fn start(global: &Global) -> Result<Ready, String> {
     let listener = server::listen(&socket)?;
 
     // 3. What is there: bans that go on, then the table made equal to what is wanted.
-    let machine = machine::read().map_err(|e| format!("cannot read own addresses: {e}"))?;
+    let machine = machine::read().map_err(|e| format!("cannot read own addresses: {}", plain(&e)))?;
     let mut core = Core::new(specs, machine, clock::now(), seed());
     let state = remembered(&mut core);
     if core.specs().degraded.is_none() || !core.specs().jails.is_empty() {
@@ -72,7 +76,7 @@ fn start(global: &Global) -> Result<Ready, String> {
 
     // 4. Journals are read through a process of its own, which starts before there are threads and without our capabilities.
     let spawner = Spawner::default();
-    if journal::possible(core.specs())
+    if journals::possible(core.specs())
         && let Err(e) = spawner.ready()
     {
         error!("cannot start the spawner: {}\n  help: journals can not be read until it can", plain(&e));
@@ -80,8 +84,9 @@ fn start(global: &Global) -> Result<Ready, String> {
 
     // 5. From here on nothing refuses.
     let access = Arc::new(Mutex::new(Access::default()));
-    let applied = applying(access.clone(), logging.clone());
-    let load = reloading(global.clone());
+    let groups = Groups::default();
+    let applied = applying(access.clone(), logging.clone(), groups.clone());
+    let load = reloading(global.clone(), groups);
     let reopen = Box::new(move || {
         // The lock lives as long as the daemon does.
         let _ = &lock;
@@ -112,7 +117,8 @@ fn wanted(global: &Global) -> Result<(Specs, Vec<(Level, String)>), String> {
         let config = config::understand(&kept, load::shipped(), &load::Filters).config?;
         Some(Specs { accepted: kept.to_snapshot().into(), ..load::specs(&config, None).ok()? })
     };
-    let first = || report.notes.first().map(config::Note::headline).unwrap_or_default();
+    let mistake = || report.notes.iter().find(|note| note.gravity == Gravity::Mistake);
+    let first = || mistake().map(config::Note::headline).unwrap_or_default();
     if let Some(config) = config {
         let mut specs = load::specs(&config, None)?;
         if report.is_sound() {
@@ -247,12 +253,15 @@ fn tell_restored(bans: &[(String, String)]) {
     }
 }
 
-/// Keeps an accepted configuration for a day when the files are broken.
+/// Keeps an accepted configuration for a day when the files are broken. Whoever may not read those may not read it here.
 fn keep(state_dir: &Path, accepted: &str) {
     let write = || -> std::io::Result<()> {
         std::fs::create_dir_all(state_dir)?;
         let new = state_dir.join(format!("{ACCEPTED}.new"));
-        std::fs::write(&new, accepted)?;
+        let mut file = std::fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        // One that a kill left behind has the mode it was made with.
+        file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+        file.write_all(accepted.as_bytes())?;
         std::fs::rename(new, state_dir.join(ACCEPTED))
     };
     if let Err(e) = write() {
@@ -260,10 +269,39 @@ fn keep(state_dir: &Path, accepted: &str) {
     }
 }
 
+/// The groups of a configuration that was read and is not in force yet. A directory server that is away may keep their names for long,
+/// and the thread that puts specs into force must not wait for it.
+#[derive(Clone, Default)]
+struct Groups(Arc<Mutex<Option<Named>>>);
+
+/// The names of readers and operators, what they are, and what there is to say of it.
+type Named = ([Option<String>; 2], (Access, Vec<String>));
+
+impl Groups {
+    fn names(specs: &Specs) -> [Option<String>; 2] {
+        [specs.daemon.readers.clone(), specs.daemon.operators.clone()]
+    }
+
+    fn look_up(specs: &Specs) -> (Access, Vec<String>) {
+        Access::named(specs.daemon.readers.as_deref(), specs.daemon.operators.as_deref())
+    }
+
+    fn prepare(&self, specs: &Specs) {
+        let named = (Groups::names(specs), Groups::look_up(specs));
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(named);
+    }
+
+    fn of(&self, specs: &Specs) -> (Access, Vec<String>) {
+        let prepared = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let known = prepared.filter(|(names, _)| *names == Groups::names(specs));
+        known.map_or_else(|| Groups::look_up(specs), |(_, found)| found)
+    }
+}
+
 /// What else changes when specs come into force: who may ask, how much is logged, what is kept as accepted.
-fn applying(access: Arc<Mutex<Access>>, logging: log::Handle) -> Box<dyn Fn(&Specs)> {
+fn applying(access: Arc<Mutex<Access>>, logging: log::Handle, groups: Groups) -> Box<dyn Fn(&Specs)> {
     Box::new(move |specs| {
-        let (named, missing) = Access::named(specs.daemon.readers.as_deref(), specs.daemon.operators.as_deref());
+        let (named, missing) = groups.of(specs);
         missing.iter().for_each(|text| warn!("{text}"));
         *access.lock().unwrap_or_else(PoisonError::into_inner) = named;
         logging.level(specs.daemon.loglevel);
@@ -288,7 +326,7 @@ fn warn_of_blunt_jails(specs: &Specs) {
 }
 
 /// How `reload` reads the configuration: all or nothing.
-fn reloading(global: Global) -> crate::engine::clerk::Load {
+fn reloading(global: Global, groups: Groups) -> crate::engine::clerk::Load {
     Box::new(move |old: &Specs| {
         let (sources, loaded) = load::read(&load::paths(&global));
         if !loaded.report.is_sound() {
@@ -307,6 +345,7 @@ fn reloading(global: Global) -> crate::engine::clerk::Load {
             specs.changes.push("the socket stays where it is until a restart".to_owned());
         }
         specs.accepted = sources.to_snapshot().into();
+        groups.prepare(&specs);
         let warnings = loaded.report.to_string();
         if !warnings.is_empty() {
             warn!("{}", warnings.trim_end());

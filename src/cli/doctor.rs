@@ -1,12 +1,12 @@
 //! `banset doctor`: everything that would keep a ban from biting, looked for from the outside, whether a daemon runs or not.
 
 use std::fs;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 
-use super::check::out;
-use super::{Global, NEGATIVE, Shown, load, show};
+use super::{Global, NEGATIVE, Shown, load, out, show};
 use crate::config::run::MANUAL;
 use crate::control::{Request, client};
 use crate::doctor::{Aim, Finding, examine, facts};
@@ -157,7 +157,9 @@ fn sources(specs: &Specs, visit: &mut Visit) {
             }
             for path in paths {
                 let named = escape(path.as_os_str().as_encoded_bytes(), 4096);
-                match fs::File::open(&path).and_then(|file| file.metadata()) {
+                // A FIFO that nobody writes to is not waited for.
+                let opened = fs::File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&path);
+                match opened.and_then(|file| file.metadata()) {
                     Err(e) => visit.trouble(
                         Some(&spec.name),
                         false,
@@ -188,7 +190,12 @@ fn sources(specs: &Specs, visit: &mut Visit) {
 /// What a running daemon says of itself.
 fn daemon(global: &Global, specs: &Specs, visit: &mut Visit) {
     let status = match client::ask(&show::socket(global), Request::Status { jail: None }) {
-        Ok(reply) => reply.result,
+        Ok(reply) if reply.exit == 0 => reply.result,
+        Ok(reply) => {
+            let help = reply.help.unwrap_or_else(|| "ask again as root".to_owned());
+            let why = reply.error.unwrap_or_else(|| "it did not say why".to_owned());
+            return visit.trouble(None, true, format!("the daemon does not answer: {why}"), &help);
+        }
         Err(why) => {
             let why = why.lines().next().unwrap_or_default().to_owned();
             return visit.trouble(None, false, why, "start it: what is banned stays banned, but nobody new is");

@@ -12,15 +12,14 @@ use ipnetwork::IpNetwork;
 use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 
-use super::check::out;
-use super::show::socket;
-use super::{Global, NEGATIVE, USAGE, load};
+use super::show::{socket, stamp};
+use super::{Global, NEGATIVE, Shown, UNREACHABLE, USAGE, complain, err, load, out};
 use crate::config::run::Backend;
 use crate::config::{Config, Jail};
 use crate::control::{Request, client};
 use crate::engine::machine;
 use crate::filter::trial::{Said, Step, Steps, Trial};
-use crate::filter::{Filter, Options};
+use crate::filter::{Filter, Mistake, Options};
 use crate::jail::ignore::is_nobody;
 use crate::terms::{Lasting, Time, escape, fold, head};
 
@@ -42,9 +41,8 @@ pub struct Args {
     /// What time it is, in seconds since 1970
     #[arg(long, value_name = "UNIX")]
     now: Option<i64>,
-    /// Print JSON with stable keys
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    shown: Shown,
 }
 
 /// A pattern's literals beyond this many say no more.
@@ -54,33 +52,29 @@ const SHOWN: usize = 6;
 pub fn explain(global: &Global, args: &Args) -> u8 {
     let (_, loaded) = load::read(&load::paths(global));
     let Some(config) = &loaded.config else {
-        eprint!("{}", loaded.report);
+        err(&loaded.report);
         return NEGATIVE;
     };
     if let Some(text) = &args.addr {
         return match text.parse::<IpAddr>() {
             Ok(addr) => address(global, config, args, fold(addr)),
             Err(_) => {
-                eprintln!("banset: --addr {}: no address", escape(text.as_bytes(), 80));
+                complain(format_args!(
+                    "--addr {}: no address\n  help: write one such as 192.0.2.7 or 2001:db8::7",
+                    escape(text.as_bytes(), 80)
+                ));
                 USAGE
             }
         };
     }
     let (Some(name), Some(line)) = (&args.jail, &args.line) else { return USAGE };
     let Some(jail) = config.jail(name).filter(|jail| jail.filter.is_some()) else {
-        let why = config.broken.iter().find(|broken| broken.name == *name).map(|broken| broken.why.clone());
-        let known: Vec<&str> = config.jails.iter().filter(|jail| jail.filter.is_some()).map(|jail| jail.name.as_str()).collect();
-        let shown = escape(name.as_bytes(), 80);
-        match why {
-            Some(why) => eprintln!("banset: jail {shown} is broken: {why}"),
-            None if known.is_empty() => eprintln!("banset: there is no jail {shown}: none is enabled"),
-            None => eprintln!("banset: there is no jail {shown}\n  help: enabled are {}", known.join(", ")),
-        }
+        unknown(config, name);
         return USAGE;
     };
     match tell(config, jail, line, args) {
         Ok(told) => {
-            if args.json {
+            if args.shown.json {
                 out(&format!("{}\n", told.json));
             } else {
                 out(&told.text);
@@ -88,9 +82,22 @@ pub fn explain(global: &Global, args: &Args) -> u8 {
             if told.counts { 0 } else { NEGATIVE }
         }
         Err(why) => {
-            eprintln!("banset: {why}");
+            complain(&why);
             NEGATIVE
         }
+    }
+}
+
+/// Says what there is instead of a jail of that name.
+fn unknown(config: &Config, name: &str) {
+    let known: Vec<&str> = config.jails.iter().filter(|jail| jail.filter.is_some()).map(|jail| jail.name.as_str()).collect();
+    let shown = escape(name.as_bytes(), 80);
+    match config.broken.iter().find(|broken| broken.name == *name) {
+        Some(broken) => complain(format_args!("jail {shown} is broken: {}", broken.why)),
+        None if known.is_empty() => {
+            complain(format_args!("there is no jail {shown}\n  help: none is enabled: write enabled = true in [jail.NAME]"));
+        }
+        None => complain(format_args!("there is no jail {shown}\n  help: enabled are {}", known.join(", "))),
     }
 }
 
@@ -108,7 +115,8 @@ fn tell(config: &Config, jail: &Jail, line: &str, args: &Args) -> Result<Told, S
     let journal = args.journal || jail.backend == Backend::Journal;
     let definition = used.on_journal.as_ref().filter(|_| journal).unwrap_or(&used.definition);
     let filter = Filter::compile(definition, &used.params, &options);
-    let filter = Arc::new(filter.map_err(|mistakes| format!("filter {}: {}", used.name, mistakes[0].what))?);
+    let why = |mistakes: Vec<Mistake>| mistakes.first().map_or_else(String::new, |mistake| mistake.what.clone());
+    let filter = Arc::new(filter.map_err(|mistakes| format!("filter {}: {}", used.name, why(mistakes)))?);
     let now = args.now.map_or_else(Time::now, Time::from_secs);
     let given = journal.then_some(now);
     let mut trial = Trial::new(Arc::clone(&filter));
@@ -259,12 +267,16 @@ fn ignored(config: &Config, jail: &Jail, addr: IpAddr) -> Option<String> {
 }
 
 /// What the daemon has gathered about an address in one jail; nothing is said of a jail that knows nothing of it.
-fn gathered(row: &Value, text: &mut String) {
+fn gathered(row: &Value, utc: bool, text: &mut String) {
+    let until = |what: &Value, without: &str| match what["until"].is_null() {
+        true => without.to_owned(),
+        false => format!("until {}", stamp(&what["until"], utc)),
+    };
     let field = |name: &str| row[name].as_str().unwrap_or("?").to_owned();
     let (jail, failures, offences) =
         (field("jail"), row["failures"].as_u64().unwrap_or(0), row["offences"].as_u64().unwrap_or(0));
     for held in row["banned"].as_array().map(Vec::as_slice).unwrap_or_default() {
-        let until = held["until"].as_str().map_or_else(|| "permanently".to_owned(), |until| format!("until {until}"));
+        let until = until(held, "permanently");
         let why = held["reason"].as_str().map(|reason| format!(", {reason}")).unwrap_or_default();
         _ = writeln!(text, "daemon: banned by {jail} as {} {until}{why}", held["addr"].as_str().unwrap_or("?"));
     }
@@ -279,8 +291,7 @@ fn gathered(row: &Value, text: &mut String) {
         _ = writeln!(text, "daemon: {jail} ignores it now: {by}");
     }
     if !row["paused"].is_null() {
-        let until =
-            row["paused"]["until"].as_str().map_or_else(|| "until `banset resume`".to_owned(), |until| format!("until {until}"));
+        let until = until(&row["paused"], "until `banset resume`");
         _ = writeln!(text, "daemon: {jail} is paused {until}: its bans do not bite");
     }
 }
@@ -294,7 +305,7 @@ fn address(global: &Global, config: &Config, args: &Args, addr: IpAddr) -> u8 {
         None => config.jails.iter().filter(|jail| jail.filter.is_some()).collect(),
     };
     if let (Some(name), true) = (&args.jail, jails.is_empty()) {
-        eprintln!("banset: there is no jail {}", escape(name.as_bytes(), 80));
+        unknown(config, name);
         return USAGE;
     }
     let mut rows = Vec::new();
@@ -314,7 +325,7 @@ fn address(global: &Global, config: &Config, args: &Args, addr: IpAddr) -> u8 {
     for broken in &config.broken {
         _ = writeln!(text, "jail {}: broken: {}", broken.name, broken.why);
     }
-    let mut banned = false;
+    let mut exit = NEGATIVE;
     match client::ask(&socket(global), Request::Explain { addr: addr.to_string(), jail: args.jail.clone() }) {
         Ok(reply) => {
             let said = reply.result["jails"].as_array().cloned().unwrap_or_default();
@@ -322,10 +333,12 @@ fn address(global: &Global, config: &Config, args: &Args, addr: IpAddr) -> u8 {
                 _ = writeln!(text, "daemon: {why}");
             }
             for row in &said {
-                gathered(row, &mut text);
-                banned |= row["banned"].as_array().is_some_and(|held| !held.is_empty());
+                gathered(row, args.shown.utc, &mut text);
+                if row["banned"].as_array().is_some_and(|held| !held.is_empty()) {
+                    exit = 0;
+                }
             }
-            if !banned && reply.error.is_none() {
+            if exit != 0 && reply.error.is_none() {
                 text.push_str("daemon: no jail holds it\n");
             }
             let holders = said.iter().filter_map(|row| row["banned"].as_array()).flatten().cloned().collect::<Vec<_>>();
@@ -335,8 +348,9 @@ fn address(global: &Global, config: &Config, args: &Args, addr: IpAddr) -> u8 {
         Err(why) => {
             _ = writeln!(text, "daemon: {why}");
             json["banned"] = Value::Null;
+            exit = UNREACHABLE;
         }
     }
-    out(&if args.json { format!("{json}\n") } else { text });
-    if banned { 0 } else { NEGATIVE }
+    out(&if args.shown.json { format!("{json}\n") } else { text });
+    exit
 }

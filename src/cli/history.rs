@@ -4,7 +4,7 @@ use jiff::tz::TimeZone;
 use serde_json::Value;
 
 use super::show::{ask, print, stamp, text};
-use super::{Global, Shown, USAGE};
+use super::{Global, Shown, USAGE, complain};
 use crate::control::Request;
 use crate::terms::Lasting;
 
@@ -36,7 +36,7 @@ pub fn history(global: &Global, args: Args) -> u8 {
     let since_s = match since.as_deref().map(instant).transpose() {
         Ok(since_s) => since_s,
         Err(why) => {
-            eprintln!("banset: --since: {why}");
+            complain(format_args!("--since: {why}"));
             return USAGE;
         }
     };
@@ -99,6 +99,9 @@ fn row_text(row: &Value, utc: bool) -> String {
     for line in row["evidence"].as_array().map(Vec::as_slice).unwrap_or_default() {
         let account = line["account"].as_str().map(|account| format!(" account {account}")).unwrap_or_default();
         out.push_str(&format!("    {}:{}{account}\n      {}\n", text(line, "source"), line["offset"], text(line, "line")));
+    }
+    if let Some(why) = row["evidence_missing"].as_str() {
+        out.push_str(&format!("    not all of its lines are kept: {why}\n"));
     }
     if row["evidence_pending"] == true {
         out.push_str("    its lines have not been read back yet\n");

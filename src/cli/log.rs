@@ -50,7 +50,10 @@ pub fn start(log: &Log, level: Loglevel) -> Result<Handle, String> {
     let registry = tracing_subscriber::registry().with(filter);
     let file = match log {
         Log::File(path) => {
-            let opened = Reopened::open(path).map_err(|e| format!("{}: {}", path.display(), plain(&e)))?;
+            let opened = Reopened::open(path).map_err(|e| {
+                let help = "write another `log` in [daemon], or let the daemon's user write there";
+                format!("cannot open the log {}: {}\n  help: {help}", path.display(), plain(&e))
+            })?;
             let file = Arc::new(Mutex::new(opened));
             let writer = Shared(file.clone());
             registry

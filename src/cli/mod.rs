@@ -14,10 +14,13 @@ pub mod regex;
 pub mod show;
 pub mod stream;
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+
+use crate::control::Reply;
 
 /// Exit status: a negative answer or a refused change.
 pub const NEGATIVE: u8 = 1;
@@ -25,6 +28,8 @@ pub const NEGATIVE: u8 = 1;
 pub const USAGE: u8 = 2;
 /// Exit status: the daemon can not be reached.
 pub const UNREACHABLE: u8 = 3;
+/// Exit status: done in part.
+pub const IN_PART: u8 = 4;
 
 /// Watches logs and keeps offenders in timed elements of its own nftables sets.
 #[derive(Debug, Parser)]
@@ -73,7 +78,10 @@ enum Command {
         command: ConfigCommand,
     },
     /// Print the ruleset it would commit, in nft language
-    Ruleset,
+    Ruleset {
+        #[command(flatten)]
+        shown: Shown,
+    },
     /// Show all jails in brief, or one in full
     Status {
         /// The jail to show in full
@@ -232,13 +240,38 @@ enum ConfigCommand {
     Example,
 }
 
+/// Writes to standard output; a reader that went away (`| head`) is no error, and no reason to leave something half done.
+pub fn out(text: &str) {
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+}
+
+/// Writes to standard error, in the same manner.
+pub fn err(text: impl std::fmt::Display) {
+    let _ = write!(std::io::stderr().lock(), "{text}");
+}
+
+/// Says on standard error what is wrong.
+pub fn complain(why: impl std::fmt::Display) {
+    err(format_args!("banset: {why}\n"));
+}
+
+/// Says what was refused and what to do.
+pub fn complain_of(reply: &Reply) {
+    if let Some(error) = &reply.error {
+        complain(error);
+    }
+    if let Some(help) = &reply.help {
+        err(format_args!("  help: {help}\n"));
+    }
+}
+
 /// Runs the command line; the whole program but for `main`.
 pub fn run() -> ExitCode {
     let Banset { global, command } = Banset::parse();
     let code = match command {
         Command::Daemon => daemon::daemon(&global),
         Command::Check { shown } => check::check(&global, shown),
-        Command::Ruleset => check::ruleset(&global),
+        Command::Ruleset { shown } => check::ruleset(&global, shown),
         Command::Explain(args) => explain::explain(&global, &args),
         Command::Regex(args) => regex::regex(&global, &args),
         Command::Demo(args) => return demo::run(&args),

@@ -5,9 +5,12 @@
 
 use std::sync::Arc;
 
-use super::{Global, NEGATIVE, daemon, load};
+use serde_json::{Value, json};
+
+use super::{Global, IN_PART, NEGATIVE, complain, daemon, load};
 use crate::config;
-use crate::engine::core::{Core, Establish};
+use crate::control::Reply;
+use crate::engine::core::{Core, Establish, rfc3339};
 use crate::engine::kernel::Writer;
 use crate::engine::{clock, lock, machine};
 use crate::nft;
@@ -15,10 +18,7 @@ use crate::nft::socket::Socket;
 use crate::nft::transaction::{Change, Transaction};
 use crate::state::history::{Row, What};
 use crate::state::{KeptPause, Restored, Save, Store};
-use crate::terms::{Family, Span, Time};
-
-/// Exit status: done in part.
-const IN_PART: u8 = 4;
+use crate::terms::{Family, Span, Time, escape, plain};
 
 /// What is known of the daemon that does not run.
 struct Absent {
@@ -34,7 +34,7 @@ fn absent(global: &Global) -> Result<Absent, String> {
     let config = loaded.config;
     let table = config.as_ref().map_or_else(|| config::run::Nft::default().table, |config| config.nft.table.clone());
     if config.is_none() {
-        eprintln!("banset: the configuration can not be read (`banset check`): taking table inet {table}");
+        complain(format_args!("the configuration can not be read (`banset check`): taking table inet {table}"));
     }
     let lock = lock::take(Family::Inet, &table).map_err(|why| {
         let why = why.lines().next().unwrap_or_default().to_owned();
@@ -43,15 +43,17 @@ fn absent(global: &Global) -> Result<Absent, String> {
     Ok(Absent { config, daemon, table, _lock: lock })
 }
 
-/// `banset pause --offline`
-pub fn pause(global: &Global, jail: Option<&str>, for_s: Option<u64>) -> u8 {
-    let done = || -> Result<u8, String> {
+/// `banset pause --offline`: as the daemon would answer, with how many rules are out.
+pub fn pause(global: &Global, jail: Option<&str>, for_s: Option<u64>) -> Reply {
+    let done = || -> Result<Reply, String> {
         let absent = absent(global)?;
+        if let (Some(config), Some(jail)) = (&absent.config, jail) {
+            known(config, jail)?;
+        }
         let rules = take_out(&absent.table, jail)?;
-        let of = jail.unwrap_or("every jail");
-        println!("{of} is paused: {rules} rules taken out of table inet {}; sets and bans stay", absent.table);
         let now = Time::now();
         let until = for_s.map(|secs| now + Span::from_secs(secs));
+        let result = json!({ "paused": jail, "until": until.map(rfc3339), "rules": rules });
         let jail: Option<Arc<str>> = jail.map(Into::into);
         let pause = KeptPause { jail: jail.clone(), since: now, until, uid: nix::unistd::Uid::current().as_raw() };
         let noted = note(&absent, Row { what: What::Pause, jail: jail.clone(), until, ..Row::default() }, |paused| {
@@ -59,53 +61,56 @@ pub fn pause(global: &Global, jail: Option<&str>, for_s: Option<u64>) -> u8 {
             paused.push(pause);
             true
         });
-        match noted {
-            Ok(_) => println!("the next start of the daemon stays paused; `banset resume` puts the rules back"),
-            Err(why) => {
-                eprintln!("banset: {why}\n  help: the pause is not noted: the next start of the daemon puts the rules back");
-                return Ok(IN_PART);
-            }
-        }
-        Ok(0)
+        Ok(match noted {
+            Ok(_) => Reply::done(result),
+            Err(why) => in_part(result, why, "the pause is not noted: the next start of the daemon puts the rules back"),
+        })
     };
     end(done())
 }
 
-/// `banset resume --offline`
-pub fn resume(global: &Global, jail: Option<&str>) -> u8 {
-    let done = || -> Result<u8, String> {
+/// `banset resume --offline`: as the daemon would answer; where the rules are not back at once, `later` says when they will be.
+pub fn resume(global: &Global, jail: Option<&str>) -> Reply {
+    let done = || -> Result<Reply, String> {
         let absent = absent(global)?;
         let noted = note(&absent, Row { what: What::Resume, jail: jail.map(Into::into), ..Row::default() }, |paused| {
             let before = paused.len();
             paused.retain(|pause| jail.is_some_and(|jail| pause.jail.as_deref() != Some(jail)));
             paused.len() < before
         })?;
-        let Some(noted) = noted else {
-            eprintln!("banset: not paused");
-            return Ok(NEGATIVE);
-        };
+        let Some(noted) = noted else { return Ok(Reply::refused(NEGATIVE, "not paused", None)) };
         let later = "the next start of the daemon puts the rules back";
-        let Some(config) = &absent.config else {
-            println!("resumed; {later}");
-            return Ok(0);
-        };
-        match put_back(config, &noted) {
-            Ok(true) => println!("resumed: the rules are back in table inet {}", absent.table),
-            Ok(false) => println!("resumed; there is no table inet {}: {later}", absent.table),
-            Err(why) => {
-                eprintln!("banset: {why}\n  help: {later}");
-                return Ok(IN_PART);
+        let Some(config) = &absent.config else { return Ok(Reply::done(json!({ "resumed": jail, "later": later }))) };
+        Ok(match put_back(config, &noted) {
+            Ok(true) => Reply::done(json!({ "resumed": jail })),
+            Ok(false) => {
+                Reply::done(json!({ "resumed": jail, "later": format!("there is no table inet {}, {later}", absent.table) }))
             }
-        }
-        Ok(0)
+            Err(why) => in_part(json!({ "resumed": jail, "later": later }), why, later),
+        })
     };
     end(done())
 }
 
-fn end(done: Result<u8, String>) -> u8 {
-    done.unwrap_or_else(|why| {
-        eprintln!("banset: {why}");
-        NEGATIVE
+/// Refuses the name of a jail that nothing can be meant by: in a hurry names are misspelt.
+fn known(config: &config::run::Config, jail: &str) -> Result<(), String> {
+    let names: Vec<&str> = config.jails.iter().map(|jail| jail.name.as_str()).collect();
+    let broken = config.broken.iter().any(|broken| broken.name == jail);
+    match broken || names.contains(&jail) {
+        true => Ok(()),
+        false => Err(format!("no jail \"{}\"\n  help: there are: {}", escape(jail.as_bytes(), 200), names.join(", "))),
+    }
+}
+
+fn in_part(result: Value, error: String, help: &str) -> Reply {
+    Reply { error: Some(error), help: Some(help.to_owned()), ..Reply::done(result).exit(IN_PART) }
+}
+
+/// A refusal whose text may bring its own help along.
+fn end(done: Result<Reply, String>) -> Reply {
+    done.unwrap_or_else(|why| match why.split_once("\n  help: ") {
+        Some((why, help)) => Reply::refused(NEGATIVE, why, help.to_owned()),
+        None => Reply::refused(NEGATIVE, why, None),
     })
 }
 
@@ -145,7 +150,7 @@ fn take_out(table: &str, jail: Option<&str>) -> Result<usize, String> {
 /// Notes other pauses in the state, and in its history; gives what the state holds then, or `None` if they are no others.
 fn note(absent: &Absent, row: Row, change: impl FnOnce(&mut Vec<KeptPause>) -> bool) -> Result<Option<Restored>, String> {
     let (mut store, mut restored, said) = Store::open(&absent.daemon.state_dir)?;
-    said.iter().for_each(|said| eprintln!("banset: {said}"));
+    said.iter().for_each(|said| complain(said));
     if !change(&mut restored.paused) {
         return Ok(None);
     }
@@ -169,7 +174,7 @@ fn put_back(config: &config::run::Config, restored: &Restored) -> Result<bool, S
     if writer.handle(&specs)? == 0 {
         return Ok(false);
     }
-    let machine = machine::read().map_err(|e| format!("cannot read own addresses: {e}"))?;
+    let machine = machine::read().map_err(|e| format!("cannot read own addresses: {}", plain(&e)))?;
     let now = clock::now();
     let mut core = Core::new(specs, machine, now, daemon::seed());
     core.restore(now, restored);

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{BufRead, Read};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -14,13 +15,12 @@ use clap::Args as Arguments;
 use jiff::tz::TimeZone;
 use serde_json::{Value as Json, json};
 
-use super::check::out;
-use super::{Global, NEGATIVE, USAGE, load};
+use super::{Global, NEGATIVE, USAGE, complain, load, out};
 use crate::filter::fail2ban::{self, Failure, Resolved, Value, resolve};
 use crate::filter::trial::{Said, Trial};
 use crate::filter::{self, Definition, Filter, Options, UseDns, definition};
 use crate::terms::journal::{Journal, Match};
-use crate::terms::{Time, escape, head};
+use crate::terms::{self, Time, escape, head, plain};
 use crate::watch::journal::{Export, Terms};
 
 /// Lines of each kind that are printed unasked.
@@ -103,7 +103,7 @@ pub fn regex(global: &Global, args: &Args) -> u8 {
             0
         }
         Err(Refused(code, why)) => {
-            eprintln!("banset: {}", why.trim_end());
+            complain(why.trim_end());
             code
         }
     }
@@ -201,20 +201,20 @@ pub(super) fn reading(path: &str) -> Result<Option<String>, String> {
                 Ok(Some(entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect::<Vec<_>>().join("\n")))
             }
             Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => Ok(None),
-            Err(error) => Err(error.to_string()),
+            Err(error) => Err(plain(&error)),
         };
     }
-    let file = match std::fs::File::open(path) {
+    // A directory, or a pipe that nobody writes to, is no filter.
+    let file = match std::fs::File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error.to_string()),
+        Err(error) => return Err(plain(&error)),
     };
-    // A directory, or a pipe that nobody writes to, is no filter.
     if !file.metadata().is_ok_and(|data| data.is_file()) {
         return Ok(None);
     }
     let mut bytes = Vec::new();
-    file.take(LARGEST).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+    file.take(LARGEST).read_to_end(&mut bytes).map_err(|error| plain(&error))?;
     String::from_utf8(bytes).map(Some).map_err(|_| "not UTF-8".to_owned())
 }
 
@@ -255,7 +255,7 @@ pub(super) fn choose(global: &Global, text: &str, params: BTreeMap<String, Strin
     }
     let params = all.into_iter().map(|(key, value)| (key, vec![value])).collect();
     let of = |name: &str, path: &Path, used: String| {
-        let text = std::fs::read_to_string(path).map_err(|e| Refused::usage(format!("{}: {e}", path.display())))?;
+        let text = std::fs::read_to_string(path).map_err(|e| Refused::usage(format!("{}: {}", path.display(), plain(&e))))?;
         let definition = definition::parse(name, &text).map_err(|why| Refused(NEGATIVE, why))?;
         Ok::<_, Refused>((definition, used))
     };
@@ -397,7 +397,7 @@ impl Source {
             Source::File(path) => path.display().to_string(),
             _ => "standard input".to_owned(),
         };
-        result.map_err(|error| Refused(NEGATIVE, format!("cannot read {of}: {error}")))
+        result.map_err(|error| Refused(NEGATIVE, format!("cannot read {of}: {}", plain(&error))))
     }
 }
 
@@ -411,7 +411,8 @@ fn named(log: &str) -> Option<Journal> {
     }
 }
 
-fn skip_line(reader: &mut dyn BufRead) -> std::io::Result<()> {
+/// Passes over the rest of a line.
+pub(super) fn skip_line(reader: &mut dyn BufRead) -> std::io::Result<()> {
     loop {
         let buffer = reader.fill_buf()?;
         if buffer.is_empty() {
@@ -438,7 +439,7 @@ fn journal(which: &Journal, wanted: &Match, line: &mut Taking<'_>) -> Result<(),
     let mut command = Command::new("journalctl");
     command.args(["--quiet", "--no-pager", "--output=export"]).args(which.arguments()).args(wanted.arguments());
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
-    let mut child = child.map_err(|error| Refused(NEGATIVE, format!("cannot start journalctl: {error}")))?;
+    let mut child = child.map_err(|error| Refused(NEGATIVE, format!("cannot start journalctl: {}", plain(&error))))?;
     let Some(mut output) = child.stdout.take() else { return Ok(()) };
     let (mut number, mut text) = (0, Vec::new());
     let mut export = Export::new(Terms::default());
@@ -572,7 +573,7 @@ impl<'a> Tally<'a> {
             let groups: BTreeMap<&str, Json> = failure.groups.iter().map(|(name, value)| (name.as_str(), group(value))).collect();
             json!({
                 "line": line,
-                "addr": failure.addr.map(address),
+                "addr": failure.addr.map(terms::shown),
                 "id": failure.id,
                 "time": stamp.map(|stamp| stamp.to_string()),
                 "unix": time.map(unix),
@@ -719,12 +720,6 @@ fn group(value: &Value) -> Json {
 /// Seconds since 1970, with a fraction only where there is one.
 fn unix(time: Time) -> Json {
     if time.0 % 1_000_000 == 0 { json!(time.secs()) } else { json!(time.0 as f64 / 1e6) }
-}
-
-/// A host without its prefix length.
-fn address(net: ipnetwork::IpNetwork) -> String {
-    let full = if net.is_ipv4() { 32 } else { 128 };
-    if net.prefix() == full { net.ip().to_string() } else { net.to_string() }
 }
 
 fn shown(text: &str) -> String {

@@ -1,19 +1,19 @@
 //! `status`, `stats`, `banned`: the daemon's answers as tables for people, or as they are with `--json`.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use jiff::tz::TimeZone;
 use serde_json::Value;
 
-use super::{Global, Shown, UNREACHABLE};
+use super::{Global, Shown, UNREACHABLE, complain, complain_of, out};
 use crate::control::{Reply, Request, client};
 use crate::terms::Span;
 
 /// Asks the daemon; a daemon that is not there is told on standard error.
 pub fn ask(global: &Global, request: Request) -> Result<Reply, u8> {
     client::ask(&socket(global), request).map_err(|why| {
-        eprintln!("banset: {why}");
+        complain(&why);
         UNREACHABLE
     })
 }
@@ -25,24 +25,19 @@ pub fn socket(global: &Global) -> PathBuf {
     global.socket.clone().unwrap_or_else(configured)
 }
 
-/// Prints an answer: `--json` as it is, a refusal on standard error, else through `text`. Returns the exit status.
+/// Prints an answer: `--json` as it is, else through `text`; what was refused of it on standard error. Returns the exit status.
 pub fn print(reply: &Reply, shown: Shown, text: impl FnOnce(&Value) -> String) -> u8 {
-    let out = match (shown.json, reply.result.is_null()) {
-        (true, false) => format!("{}\n", reply.result),
-        (true, true) => format!("{}\n", serde_json::json!({ "error": reply.error, "help": reply.help })),
-        (false, false) => text(&reply.result),
-        (false, true) => String::new(),
-    };
-    // A reader that went away (`| head`) is no error.
-    let _ = std::io::stdout().lock().write_all(out.as_bytes());
-    if !shown.json {
-        if let Some(error) = &reply.error {
-            eprintln!("banset: {error}");
+    match (shown.json, reply.result.is_null()) {
+        (true, false) => out(&format!("{}\n", reply.result)),
+        // There is no object to say it beside.
+        (true, true) => {
+            out(&format!("{}\n", serde_json::json!({ "error": reply.error, "help": reply.help })));
+            return reply.exit;
         }
-        if let Some(help) = &reply.help {
-            eprintln!("  help: {help}");
-        }
+        (false, false) => out(&text(&reply.result)),
+        (false, true) => {}
     }
+    complain_of(reply);
     reply.exit
 }
 
@@ -166,6 +161,17 @@ fn status_text(value: &Value, utc: bool) -> String {
     }
     if let Some(why) = value["state"].as_str() {
         out.push_str(&format!("\nnothing is remembered over a restart: {why}\n"));
+    }
+    let lacking = &value["history"];
+    if lacking["short"].as_u64().is_some_and(|bans| bans > 0) {
+        out.push_str(&format!(
+            "\nhistory: the lines of {} bans could not all be read back, of the last because {}\n",
+            number(&lacking["short"]),
+            text(lacking, "why")
+        ));
+    }
+    if lacking["lost_rows"].as_u64().is_some_and(|rows| rows > 0) {
+        out.push_str(&format!("\nhistory: {} entries were lost while nothing could be saved\n", number(&lacking["lost_rows"])));
     }
     for nft in value["nft"].as_array().map(Vec::as_slice).unwrap_or_default() {
         out.push_str(&format!(

@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::regex::skip_line;
 use super::show::{ask, socket};
-use super::{Global, NEGATIVE, UNREACHABLE, USAGE};
-use crate::control::request::{Given, GivenWhat};
+use super::{Global, NEGATIVE, UNREACHABLE, USAGE, complain, complain_of, out};
+use crate::control::request::{Given, GivenWhat, REQUEST_AT_MOST};
 use crate::control::{Request, client};
 use crate::terms::escape;
 
@@ -21,9 +22,9 @@ const WAIT_S: u64 = 50;
 /// Between two tries to reach a daemon that went away, and how long `apply` goes on trying.
 const AGAIN: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(300);
-/// Events of one request: what a request holds.
+/// Events of one request, at most.
 const AT_ONCE: usize = 50;
-/// The longest line taken in.
+/// The longest line taken in: a request that is half full takes one more.
 const LINE_AT_MOST: u64 = 16 * 1024;
 
 /// The arguments of `banset events`.
@@ -65,28 +66,30 @@ pub fn events(global: &Global, args: &Events) -> u8 {
             // The daemon is being restarted, perhaps: what happens meanwhile is told by number afterwards.
             Err(why) if args.follow && since.is_some() => {
                 if !std::mem::replace(&mut told, true) {
-                    eprintln!("banset: {why}\n  help: trying again until it is back");
+                    complain(format_args!("{why}\n  help: trying again until it is back"));
                 }
                 std::thread::sleep(AGAIN);
                 continue;
             }
             Err(why) => {
-                eprintln!("banset: {why}");
+                complain(&why);
                 return UNREACHABLE;
             }
         };
         if reply.exit != 0 {
             if args.follow && reply.exit == UNREACHABLE {
+                if !std::mem::replace(&mut told, true) {
+                    complain_of(&reply);
+                }
                 std::thread::sleep(AGAIN);
                 continue;
             }
-            eprintln!("banset: {}", reply.error.as_deref().unwrap_or("refused"));
-            reply.help.iter().for_each(|help| eprintln!("  help: {help}"));
+            complain_of(&reply);
             return reply.exit;
         }
         told = false;
         if reply.result["anew"] == true {
-            eprintln!("banset: event {} is not known here: beginning with what is banned now", since.unwrap_or(0));
+            complain(format_args!("event {} is not known here: beginning with what is banned now", since.unwrap_or(0)));
         }
         let mut out = String::new();
         for event in reply.result["events"].as_array().map(Vec::as_slice).unwrap_or_default() {
@@ -110,18 +113,18 @@ pub fn apply(global: &Global, args: &Apply) -> u8 {
     if args.last {
         return match ask(global, Request::Applied) {
             Ok(reply) if reply.exit == 0 => {
-                println!("{}", reply.result[&args.origin].as_u64().unwrap_or(0));
+                out(&format!("{}\n", reply.result[&args.origin].as_u64().unwrap_or(0)));
                 0
             }
             Ok(reply) => {
-                eprintln!("banset: {}", reply.error.as_deref().unwrap_or("refused"));
+                complain_of(&reply);
                 reply.exit
             }
             Err(code) => code,
         };
     }
     if args.from.as_deref() != Some("-") {
-        eprintln!("banset: events come from standard input\n  help: banset apply - --origin NAME");
+        complain("events come from standard input\n  help: banset apply - --origin NAME");
         return USAGE;
     }
     let (sender, lines) = mpsc::sync_channel::<Vec<u8>>(AT_ONCE);
@@ -130,23 +133,33 @@ pub fn apply(global: &Global, args: &Apply) -> u8 {
         loop {
             let mut line = Vec::new();
             match (&mut input).take(LINE_AT_MOST).read_until(b'\n', &mut line) {
-                Ok(n) if n > 0 => _ = sender.send(line),
+                Ok(n) if n > 0 => {}
                 _ => return,
+            }
+            // Its rest is no line of its own.
+            if line.len() as u64 == LINE_AT_MOST && !line.ends_with(b"\n") && skip_line(&mut input).is_err() {
+                return;
+            }
+            if sender.send(line).is_err() {
+                return;
             }
         }
     });
     let mut exit = 0;
     while let Ok(first) = lines.recv() {
-        let mut given = Vec::new();
-        for line in std::iter::once(first).chain(lines.try_iter().take(AT_ONCE - 1)) {
+        let (mut given, mut bytes, mut next) = (Vec::new(), 0, Some(first));
+        while let Some(line) = next {
             match event(&line) {
                 Ok(Some(event)) => given.push(event),
                 Ok(None) => {}
                 Err(why) => {
-                    eprintln!("banset: {why}");
+                    complain(&why);
                     exit = NEGATIVE;
                 }
             }
+            bytes += line.len();
+            let full = given.len() >= AT_ONCE || bytes > REQUEST_AT_MOST / 2;
+            next = if full { None } else { lines.try_recv().ok() };
         }
         if given.is_empty() {
             continue;
@@ -160,20 +173,21 @@ pub fn apply(global: &Global, args: &Apply) -> u8 {
                 _ if since.elapsed() < PATIENCE => std::thread::sleep(AGAIN),
                 Ok(_) => return UNREACHABLE,
                 Err(why) => {
-                    eprintln!("banset: {why}");
+                    complain(&why);
                     return UNREACHABLE;
                 }
             }
         };
         if let Some(error) = &reply.error {
-            eprintln!("banset: {error}");
             exit = reply.exit;
             if reply.result.is_null() {
+                complain_of(&reply);
                 return exit;
             }
+            complain(error);
         }
         for refused in reply.result["refused"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-            eprintln!("banset: not applied: {refused}");
+            complain(format_args!("not applied: {refused}"));
         }
     }
     exit

@@ -82,7 +82,7 @@ impl Builder<'_> {
         };
         if let Some(held) = self.layers.nft().get("priority.bridge").and_then(|held| held.last())
             && let Meaning::Priority(priority) = held.field.meaning
-            && UNASKED.contains(&priority)
+            && priority.of(Family::Bridge).is_some_and(|priority| UNASKED.contains(&priority))
         {
             let help = Some("write -200, or leave it out".to_owned());
             self.findings.warning(held.layer.file, Some(held.field.at.clone()), format!("priority: {UNASKED_BRIDGE}"), help);
@@ -125,6 +125,7 @@ impl Builder<'_> {
         for held in values.values().filter_map(|held| held.last()) {
             set(&mut jail, held);
         }
+        self.priority(&mut jail, values);
         if let Some(own) = values.get("ignoreip").into_iter().flatten().find(|held| !held.from_defaults) {
             extend(&mut jail.ignore, own);
         }
@@ -187,6 +188,18 @@ impl Builder<'_> {
         }
         self.check_tables(&jail, values);
         Some(Draft { jail, file, at })
+    }
+
+    /// The priority of a jail's own chains: a name means the number it has in the jail's tables.
+    fn priority(&mut self, jail: &mut Jail, values: &Values<'_>) {
+        let Some(held) = values.get("priority").and_then(|held| held.last()) else { return };
+        let Meaning::Priority(priority) = &held.field.meaning else { return };
+        let family = if jail.families == [Family::Bridge] { Family::Bridge } else { Family::Inet };
+        jail.priority = priority.of(family);
+        if jail.priority.is_none() {
+            let what = format!("priority: tables of family {family} have no priority of that name");
+            self.jail_mistake(&jail.name, held.layer.file, held.field.node.span.clone(), what, values::priority_help(family));
+        }
     }
 
     /// Which entries of a journal a jail judges, if it may read one.
@@ -617,7 +630,6 @@ fn set(jail: &mut Jail, held: &Held<'_>) {
         ("protocol", Meaning::Protocols(protocols)) => jail.protocols = protocols.clone(),
         ("chain_hook", Meaning::Hooks(hooks)) => jail.hooks.clone_from(hooks),
         ("family", Meaning::Families(families)) => jail.families.clone_from(families),
-        ("priority", Meaning::Priority(priority)) => jail.priority = Some(*priority),
         ("dnat", Meaning::Bool(yes)) => jail.dnat = *yes,
         ("blocktype", Meaning::Text(word)) => jail.blocktype = if word == "reject" { Blocktype::Reject } else { Blocktype::Drop },
         ("maxretry", Meaning::Number(number)) => jail.maxretry = u32::try_from(*number).unwrap_or(1),
@@ -660,12 +672,13 @@ fn nft(values: &Values<'_>) -> Nft {
             ("owner", Meaning::Bool(yes)) => nft.owner = *yes,
             ("set_size", Meaning::Number(size)) => nft.set_size = u32::try_from(*size).ok(),
             ("element_counters", Meaning::Tristate(state)) => nft.element_counters = *state,
-            ("priority.bridge", Meaning::Priority(priority)) => nft.bridge_priority = *priority,
+            ("priority.bridge", Meaning::Priority(priority)) => {
+                nft.bridge_priority = priority.of(Family::Bridge).unwrap_or(nft.bridge_priority);
+            }
             (path, Meaning::Priority(priority)) => {
-                if let Some(hook) =
-                    path.strip_prefix("priority.").and_then(|name| Hook::ALL.into_iter().find(|hook| hook.name() == name))
-                {
-                    nft.priority.set(hook, *priority);
+                let hook = path.strip_prefix("priority.").and_then(|name| Hook::ALL.into_iter().find(|hook| hook.name() == name));
+                if let (Some(hook), Some(priority)) = (hook, priority.of(Family::Inet)) {
+                    nft.priority.set(hook, priority);
                 }
             }
             _ => {}

@@ -373,6 +373,6 @@ pub fn parameter(param: &Param, given: &[String]) -> Result<Vec<String>, (String
     match param {
         Param::Text(_) => Ok(given.to_vec()),
         Param::Words(_) => Ok(split().collect()),
-        Param::Nets(_) => split().map(|word| values::network(&word).map(super::show::network)).collect(),
+        Param::Nets(_) => split().map(|word| values::network(&word).map(terms::shown)).collect(),
     }
 }

@@ -524,7 +524,7 @@ fn value(field: &Field) -> Value {
         (_, Kind::Table(_)) => Value::from(dict(&field.inner)),
         (Meaning::Texts(texts), _) => Value::from(texts.iter().map(String::as_str).collect::<Vec<_>>()),
         (Meaning::Ignore(list), _) => {
-            let nets = list.nets.iter().map(|net| super::show::network(*net));
+            let nets = list.nets.iter().map(|net| terms::shown(*net));
             Value::from(nets.chain(list.names.iter().cloned()).collect::<Vec<String>>())
         }
         // A filter and its parameters replace whole: to figment they are one word.

@@ -250,7 +250,7 @@ pub struct Jail {
     pub ignore_only: bool,
     /// Whether the machine's own addresses are ignored.
     pub ignoreself: bool,
-    /// IPv4 addresses are counted and banned by this prefix.
+    /// IPv4 addresses are counted and banned by this prefix; 1 to 32.
     pub ipv4_prefix: u8,
     /// IPv6 addresses are counted and banned by this prefix; 1 to 128.
     pub ipv6_prefix: u8,

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use ipnetwork::IpNetwork;
 use serde_json::{Value as Json, json};
 
 use super::keys::{self, Key, Kind, Place, Status};
@@ -12,7 +11,7 @@ use super::run::{Config, FilterUse, IgnoreList, Jail, Log};
 use super::values::{FilterName, Meaning};
 use super::written::{Node, Raw};
 use super::{Loaded, Shipped, Sources};
-use crate::terms::{self, Lasting, Ports, Protocols};
+use crate::terms::{self, Lasting, Ports, Protocols, shown};
 
 /// The column at which origins begin, where a value leaves room.
 const ORIGINS: usize = 60;
@@ -235,12 +234,6 @@ fn literal(text: &str) -> String {
     out
 }
 
-/// An address, or a subnet with its prefix length.
-pub fn network(net: IpNetwork) -> String {
-    let whole = if net.is_ipv4() { 32 } else { 128 };
-    if net.prefix() == whole { net.ip().to_string() } else { net.to_string() }
-}
-
 /// A filter with its parameters, as fail2ban writes it.
 pub fn filter(filter: &FilterName) -> String {
     let params: Vec<String> = filter.params.iter().map(|(key, (values, _))| format!("{key}={}", values.join(" "))).collect();
@@ -304,7 +297,7 @@ fn shared(config: &Config) -> Vec<(&'static str, String)> {
 }
 
 fn ignored(list: &IgnoreList) -> String {
-    list.nets.iter().map(|net| network(*net)).chain(list.names.iter().cloned()).collect::<Vec<_>>().join(" ")
+    list.nets.iter().map(|net| shown(*net)).chain(list.names.iter().cloned()).collect::<Vec<_>>().join(" ")
 }
 
 /// A jail, key by key.

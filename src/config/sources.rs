@@ -6,12 +6,14 @@
 use std::ffi::OsString;
 use std::io::Read as _;
 use std::ops::Range;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::source::{Source, quoted};
 use super::written::{Entry, Node, Raw, Table};
+use crate::terms::plain;
 
 /// The largest file that is read, in bytes.
 pub const LARGEST: u64 = 8 << 20;
@@ -136,7 +138,7 @@ fn directory(path: &Path, role: impl Fn(String) -> Role, texts: &mut Vec<Text>) 
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
         Err(error) => {
-            texts.push(fault(path, Role::DropIn, format!("cannot list the directory: {}", cause(&error)), None));
+            texts.push(fault(path, Role::DropIn, format!("cannot list the directory: {}", plain(&error)), None));
             return;
         }
     };
@@ -163,7 +165,8 @@ fn directory(path: &Path, role: impl Fn(String) -> Role, texts: &mut Vec<Text>) 
 fn file(path: &Path, role: Role) -> Option<Text> {
     let read = || -> std::io::Result<Option<Vec<u8>>> {
         let mut bytes = Vec::new();
-        let file = std::fs::File::open(path)?;
+        // A FIFO that nobody writes to is not waited for.
+        let file = std::fs::File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
         if !file.metadata()?.is_file() {
             return Err(std::io::Error::other("not a regular file"));
         }
@@ -179,14 +182,8 @@ fn file(path: &Path, role: Role) -> Option<Text> {
             Some("split it into files of banset.d".to_owned()),
         )),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-        Err(error) => Some(fault(path, role, format!("cannot read: {}", cause(&error)), None)),
+        Err(error) => Some(fault(path, role, format!("cannot read: {}", plain(&error)), None)),
     }
-}
-
-/// A system's error without the number.
-fn cause(error: &std::io::Error) -> String {
-    let text = error.to_string();
-    text.split(" (os error").next().unwrap_or("").to_lowercase()
 }
 
 fn text(path: &Path, role: Role, bytes: Vec<u8>) -> Text {

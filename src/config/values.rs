@@ -9,19 +9,22 @@ use std::ops::Range;
 
 use ipnetwork::IpNetwork;
 
-use super::keys::{Key, Kind, nearest};
+use super::keys::{Key, Kind, Place, nearest};
 use super::run::{IgnoreList, Tristate};
 use super::services;
 use super::source::{Source, quoted};
 use super::written::{Node, Raw, Table};
 use crate::terms::journal::Match;
-use crate::terms::{Aggregate, Family, Hook, Lasting, Ports, Protocol, Protocols, Span};
+use crate::terms::{Aggregate, Family, Hook, Lasting, Ports, Protocol, Protocols, Span, is_nft_keyword, priority_names};
 
 /// The most mistakes told of one value.
 const TOLD: usize = 100;
 
 /// The longest span: the kernel counts a timeout in nanoseconds of 64 bits.
 const LONGEST: Span = Span::from_secs(500 * 31_557_600);
+
+/// The longest path of a Unix socket: `sun_path` of 108 bytes with the NUL at its end (unix(7)).
+const SOCKET_AT_MOST: usize = 107;
 
 /// What a value means.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,7 +50,7 @@ pub enum Meaning {
     /// Families.
     Families(Vec<Family>),
     /// A priority.
-    Priority(i32),
+    Priority(Priority),
     /// Yes, no, or as the machine is.
     Tristate(Tristate),
     /// A word, a path, a text.
@@ -189,7 +192,7 @@ pub fn mean(key: &Key, node: &Node, source: &Source) -> Result<Meaning, Vec<Wron
         Kind::Protocols => protocols(node, source).map(Meaning::Protocols),
         Kind::Hooks => hooks(node, source).map(Meaning::Hooks),
         Kind::Families => families(node, source).map(Meaning::Families),
-        Kind::Priority => priority(node, source).map(Meaning::Priority),
+        Kind::Priority => priority(node, (key.place == Place::Priority).then(|| table_of(key))).map(Meaning::Priority),
         Kind::Tristate => match &node.value {
             Raw::Bool(true) => Ok(Meaning::Tristate(Tristate::Yes)),
             Raw::Bool(false) => Ok(Meaning::Tristate(Tristate::No)),
@@ -217,7 +220,7 @@ pub fn mean(key: &Key, node: &Node, source: &Source) -> Result<Meaning, Vec<Wron
         },
         Kind::Name => match &node.value {
             Raw::Text(text) | Raw::Word(text) => match name_fault(text) {
-                None if key.name == "table" && is_keyword(text) => wrong(
+                None if key.name == "table" && is_nft_keyword(text) => wrong(
                     node,
                     format!("{} is a word of nft, which could list such a table and not load it", quoted(text)),
                     "choose another name",
@@ -244,6 +247,11 @@ pub fn mean(key: &Key, node: &Node, source: &Source) -> Result<Meaning, Vec<Wron
             _ => not("the name of a group"),
         },
         Kind::Path => match &node.value {
+            Raw::Text(text) | Raw::Word(text) if key.name == "socket" && text.len() > SOCKET_AT_MOST => wrong(
+                node,
+                format!("the path is longer than {SOCKET_AT_MOST} bytes, and no socket can have it"),
+                "write a shorter one, for example \"/run/banset/banset.sock\"",
+            ),
             Raw::Text(text) | Raw::Word(text) => match path_fault(text) {
                 None => Ok(Meaning::Text(text.clone())),
                 Some((what, help)) => wrong(node, what, help),
@@ -313,7 +321,7 @@ fn known_word(key: &str, word: &str) -> Option<(String, String)> {
             "write \"auto\": files are followed by inotify, and polled where that fails",
         ),
         ("usedns", "yes" | "warn" | "raw") => (
-            format!("{}: known, but this version does not carry it out yet", quoted(word)),
+            format!("{}: names in a log line are never resolved here", quoted(word)),
             "write \"no\": a name in a log line is a stranger's choice",
         ),
         ("blocktype", "DROP" | "REJECT" | "Drop" | "Reject") => {
@@ -616,6 +624,9 @@ fn port(word: &Piece<'_>, source: &Source) -> Result<Ports, Wrong> {
             ));
         }
         let (from, to) = (bound(first)?, bound(last)?);
+        if to == 0 {
+            return Err(word.wrong(source, format!("{} is no port", quoted(last)), "ports are 1 to 65535"));
+        }
         if from > to {
             return Err(word.wrong(
                 source,
@@ -623,7 +634,7 @@ fn port(word: &Piece<'_>, source: &Source) -> Result<Ports, Wrong> {
                 format!("write \"{last}-{first}\""),
             ));
         }
-        return Ok(Ports::List(vec![(from.max(1), to.max(1))]));
+        return Ok(Ports::List(vec![(from.max(1), to)]));
     }
     match services::port(text) {
         Some(number) => single(number),
@@ -710,38 +721,69 @@ fn families(node: &Node, source: &Source) -> Result<Vec<Family>, Vec<Wrong>> {
     Ok(list)
 }
 
-/// A number, or one of nft(8)'s words with an offset: `-10`, `"filter - 10"`, `"raw"`.
-fn priority(node: &Node, _source: &Source) -> Result<i32, Vec<Wrong>> {
-    const HELP: &str =
-        "write a number, or one of raw, mangle, dstnat, filter, security, srcnat with an offset, for example \"filter - 10\"";
-    const WORDS: &[(&str, i64)] =
-        &[("raw", -300), ("mangle", -150), ("dstnat", -100), ("filter", 0), ("security", 50), ("srcnat", 100)];
-    let number = match &node.value {
-        Raw::Integer(number) => *number,
+/// What a priority means in the tables of each family: nft(8) has names for some, with other numbers in the bridge family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Priority {
+    inet: Option<i32>,
+    bridge: Option<i32>,
+}
+
+impl Priority {
+    /// The number in tables of that family; `None` where it has no such name.
+    pub const fn of(self, family: Family) -> Option<i32> {
+        match family {
+            Family::Inet => self.inet,
+            Family::Bridge => self.bridge,
+        }
+    }
+}
+
+/// The family of the table that a key of `[nft.priority]` is about.
+fn table_of(key: &Key) -> Family {
+    if key.name == "bridge" { Family::Bridge } else { Family::Inet }
+}
+
+/// What to write as a priority in tables of that family.
+pub fn priority_help(family: Family) -> String {
+    let names: Vec<&str> = priority_names(family).iter().map(|(name, ..)| *name).collect();
+    format!("write a number, or one of {} with an offset, for example \"filter - 10\"", names.join(", "))
+}
+
+/// A number, or one of nft(8)'s names with an offset: `-10`, `"filter - 10"`, `"raw"`; it has to mean something in tables of `family`, or
+/// of any if that is not known here.
+fn priority(node: &Node, family: Option<Family>) -> Result<Priority, Vec<Wrong>> {
+    let help = priority_help(family.unwrap_or(Family::Inet));
+    // The name, if there is one, and how far from it.
+    let (name, offset) = match &node.value {
+        Raw::Integer(number) => (None, *number),
         Raw::Text(text) | Raw::Word(text) => {
             let text: String = text.chars().filter(|c| !c.is_ascii_whitespace()).collect();
-            let known = WORDS.iter().find(|(word, _)| text.starts_with(word));
-            let offset = known.map_or(text.as_str(), |(word, _)| &text[word.len()..]);
+            let (name, offset) = text.split_at(text.find(|c: char| !c.is_ascii_lowercase()).unwrap_or(text.len()));
             let digits = offset.trim_start_matches(['+', '-']);
-            let number = match (known, offset) {
-                (Some(_), "") => Some(0),
-                _ if offset.len() - digits.len() <= 1 && (known.is_none() || offset.len() > digits.len()) => {
-                    offset.parse::<i64>().ok()
-                }
+            let number = match (name, offset) {
+                ("", _) if offset.len() - digits.len() <= 1 => offset.parse().ok(),
+                ("", _) => None,
+                (_, "") => Some(0),
+                _ if offset.len() - digits.len() == 1 => offset.parse().ok(),
                 _ => None,
             };
-            match number {
-                Some(number) => number.checked_add(known.map_or(0, |(_, base)| *base)),
-                None => return wrong(node, format!("unknown priority {}", quoted(&text)), HELP),
+            let known = |family: &Family| priority_names(*family).iter().any(|(known, ..)| *known == name);
+            if number.is_none() || !(name.is_empty() || family.as_ref().map_or_else(|| Family::ALL.iter().any(known), known)) {
+                return wrong(node, format!("unknown priority {}", quoted(&text)), help);
             }
+            (Some(name.to_owned()).filter(|name| !name.is_empty()), number)
         }
-        other => return wrong(node, format!("takes a priority, not {}", other.noun()), HELP),
+        other => return wrong(node, format!("takes a priority, not {}", other.noun()), help),
     };
     // The range the kernel leaves to others: nft(8) takes any, but near the ends sit its own hooks.
-    match number.filter(|number| (-1_000_000..=1_000_000).contains(number)) {
-        Some(number) => Ok(number as i32),
-        None => wrong(node, "is out of range", "write a number from -1000000 to 1000000"),
-    }
+    let Some(offset) = offset.and_then(|number| i32::try_from(number).ok()).filter(|number| number.abs() <= 1_000_000) else {
+        return wrong(node, "is out of range", "write a number from -1000000 to 1000000");
+    };
+    let of = |family: Family| match &name {
+        None => Some(offset),
+        Some(name) => priority_names(family).iter().find(|(known, ..)| known == name).map(|(_, base, _)| base + offset),
+    };
+    Ok(Priority { inet: of(Family::Inet), bridge: of(Family::Bridge) })
 }
 
 /// Why a path is none.
@@ -1171,17 +1213,4 @@ pub fn name_fault(name: &str) -> Option<&'static str> {
         }
         _ => None,
     }
-}
-
-/// Words of nft(8) that can not name a table: a ruleset with such a table is printed, and not read again. nft 1.0.6, `scanner.l`.
-fn is_keyword(word: &str) -> bool {
-    const WORDS: &str = "accept add ah all and arp auth bridge cgroup cgroupv2 chain chains comment comp continue counter counters cpu create ct daddr day \
-        dccp define delete describe destroy device devices dnat drop dst dup dynset element elements eq error esp ether exists exthdr fib flags \
-        flow flowtable flowtables flush frag fwd ge goto gt handle hash hbh hook hour ibrname icmp icmpv6 icmpx igmp iif iifgroup iifname iiftype \
-        import in include index inet insert ip ip6 ipsec ipv4_addr jhash jump last le limit limits list log lt map maps mark masquerade meta \
-        metainfo meter meters mh missing monitor ne neq netdev nftrace not notrack numgen obrname oif oifgroup oifname oiftype or osf performance \
-        memory pkttype policy position prandom priority queue quota quotas random redefine redirect reject rename replace reset return rt rt0 rt2 \
-        rt4 rtclassid rule rules ruleset saddr sctp secmark secmarks secpath set sets size skgid skuid snat socket symhash synproxy synproxys table \
-        tables tcp th time timeout tproxy type typeof udp udplite undefine vlan vmap vxlan warn xor xt year";
-    WORDS.split_ascii_whitespace().any(|known| known == word)
 }

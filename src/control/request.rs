@@ -9,6 +9,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::terms::escape;
+
 /// The version of this protocol.
 pub const VERSION: u32 = 1;
 
@@ -27,7 +29,7 @@ pub struct Envelope {
 
 /// Everything that may be asked.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "cmd", rename_all = "snake_case")]
+#[serde(tag = "cmd", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
     /// All jails in brief, or one in full.
     Status {
@@ -251,6 +253,14 @@ impl Request {
             | Request::Applied => Rank::Root,
         }
     }
+
+    /// Whether the answer grows with what is held or kept.
+    pub fn is_answered_at_length(&self) -> bool {
+        matches!(
+            self,
+            Request::Banned { .. } | Request::Unban { .. } | Request::History { .. } | Request::Events { since: None, .. }
+        )
+    }
 }
 
 /// An answer. `exit` is what the command line exits with.
@@ -286,18 +296,27 @@ impl Reply {
     }
 }
 
-/// Reads one line of a client.
+/// The answer to a request of more than [`REQUEST_AT_MOST`] bytes.
+pub fn too_long() -> Reply {
+    let help = format!("at most {REQUEST_AT_MOST} bytes: name fewer addresses at a time");
+    Reply::refused(2, "the request is too long", help)
+}
+
+/// Reads one line of a client. A key that is not known is refused, not passed over: it may be the one that narrows what shall be done.
 pub fn parse(line: &[u8]) -> Result<Request, Reply> {
-    let envelope: Envelope = serde_json::from_slice(line).map_err(|e| {
+    let unreadable = |e: serde_json::Error| {
         let help = "a request is one line such as {\"v\":1,\"cmd\":\"status\"}".to_owned();
-        Reply::refused(2, format!("cannot read the request: {e}"), help)
-    })?;
-    match envelope.v {
-        VERSION => Ok(envelope.request),
-        other => {
+        Reply::refused(2, format!("cannot read the request: {}", escape(e.to_string().as_bytes(), 300)), help)
+    };
+    let mut value: Value = serde_json::from_slice(line).map_err(unreadable)?;
+    // The version first: what another one asks need not make sense in this one.
+    match value.as_object_mut().and_then(|keys| keys.remove("v")).unwrap_or_default() {
+        v if v == VERSION => serde_json::from_value(value).map_err(unreadable),
+        Value::Number(other) => {
             let help = format!("this daemon speaks version {VERSION}; use the client that came with it");
             Err(Reply::refused(2, format!("protocol version {other}"), help))
         }
+        _ => Err(unreadable(serde::de::Error::missing_field("v"))),
     }
 }
 
@@ -317,6 +336,57 @@ mod tests {
             let again = serde_json::to_vec(&Envelope { v: VERSION, request: request.clone() }).expect("serialisable");
             assert_eq!(parse(&again), Ok(request));
         }
+    }
+
+    #[test]
+    fn who_may_ask_what() {
+        use Rank::{Operator, Reader, Root};
+        let addrs = r#""addrs":["192.0.2.7"]"#;
+        let table = [
+            ("status", "", Reader),
+            ("stats", "", Reader),
+            ("banned", "", Reader),
+            ("ignored", "", Reader),
+            ("explain", r#""addr":"192.0.2.7""#, Reader),
+            ("unban", addrs, Operator),
+            ("ignore", addrs, Operator),
+            ("unignore", addrs, Operator),
+            ("history", "", Operator),
+            ("events", "", Operator),
+            ("ban", addrs, Root),
+            ("pause", "", Root),
+            ("resume", "", Root),
+            ("apply", r#""origin":"mx2","events":[]"#, Root),
+            ("applied", "", Root),
+            ("config", "", Root),
+            ("reload", "", Root),
+        ];
+        for (cmd, more, rank) in table {
+            let comma = if more.is_empty() { "" } else { "," };
+            let request = parse(format!(r#"{{"v":1,"cmd":"{cmd}"{comma}{more}}}"#).as_bytes()).expect(cmd);
+            assert_eq!(request.needs(), rank, "{cmd}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_not_known_is_never_passed_over() {
+        // With "jail" misspelt this would lift every ban there is.
+        for line in [
+            r#"{"v":1,"cmd":"unban","all":true,"jial":"sshd"}"#,
+            r#"{"v":1,"cmd":"status","jails":"sshd"}"#,
+            r#"{"v":1,"cmd":"pause","for":1}"#,
+        ] {
+            let refused = parse(line.as_bytes()).expect_err(line);
+            assert!(refused.exit == 2 && refused.error.is_some_and(|error| error.contains("unknown field")), "{line}");
+        }
+    }
+
+    #[test]
+    fn another_version_is_told_before_what_it_asks() {
+        let refused = parse(br#"{"v":2,"cmd":"dance","how":"well"}"#).expect_err("another version");
+        assert_eq!(refused.error.as_deref(), Some("protocol version 2"));
+        let refused = parse(br#"{"v":1,"cmd":"\u001b[31m"}"#).expect_err("no such request");
+        assert!(refused.error.is_some_and(|error| !error.contains('\u{1b}') && error.contains("\\x1b")));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 pub mod facts;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -161,6 +162,9 @@ const PROGRAMS: &[(&str, &[&str])] = &[
     ("openvpn", &["openvpn"]),
 ];
 
+/// Rules that are named where several publish a port.
+const NAMED: usize = 3;
+
 /// Holds the facts against the aims. Jails with the same trouble share a finding.
 pub fn examine(facts: &Facts, aims: &[Aim]) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -231,32 +235,29 @@ fn forwarded(facts: &Facts, aims: &[Aim], findings: &mut Vec<Finding>) {
 
 /// Published ports: what a chain after DNAT sees is not what the client asked for.
 fn translated(facts: &Facts, aims: &[Aim], findings: &mut Vec<Finding>) {
-    // A port that is published for IPv4 and IPv6, by two rules, is one port.
-    let mut published: Vec<Published> = Vec::new();
+    // A port that is published for IPv4 and IPv6, by two rules, is one port. On the node of a cluster there are tens of thousands of rules.
+    let mut published: BTreeMap<((u16, u16), Option<u16>), BTreeSet<&str>> = BTreeMap::new();
     for one in &facts.published {
-        match published.iter_mut().find(|known| (known.outside, known.inside) == (one.outside, one.inside)) {
-            Some(known) if known.by.split(", ").any(|by| by == one.by) => {}
-            Some(known) => known.by = format!("{}, {}", known.by, one.by),
-            None => published.push(one.clone()),
+        if let Some(outside) = one.outside {
+            published.entry((outside, one.inside)).or_default().insert(&one.by);
         }
     }
-    for published in &published {
-        let Some((first, last)) = published.outside else { continue };
+    for (((first, last), inside), rules) in published {
+        let more = rules.len().saturating_sub(NAMED);
+        let by: Vec<&str> = rules.into_iter().take(NAMED).collect();
+        let by = if more == 0 { by.join(", ") } else { format!("{} and {more} more", by.join(", ")) };
         let outside = if first == last { first.to_string() } else { format!("{first}-{last}") };
         let knows = |aim: &&Aim| aim.ports != Ports::All && (aim.closes(first) || aim.closes(last)) && !aim.is_early();
         let missed: Vec<&Aim> = aims
             .iter()
             .filter(knows)
-            .filter(|aim| aim.routes() && !aim.dnat && published.inside.is_some_and(|inside| !aim.closes(inside)))
+            .filter(|aim| aim.routes() && !aim.dnat && inside.is_some_and(|inside| !aim.closes(inside)))
             .collect();
-        if let (false, Some(inside)) = (missed.is_empty(), published.inside) {
+        if let (false, Some(inside)) = (missed.is_empty(), inside) {
             findings.push(Finding {
                 jails: names(missed),
                 bites: false,
-                what: format!(
-                    "port {outside} is published as port {inside} ({}), and a forward chain sees only {inside}",
-                    published.by
-                ),
+                what: format!("port {outside} is published as port {inside} ({by}), and a forward chain sees only {inside}"),
                 help: format!("write dnat = true in the jail, or add {inside} to its port"),
             });
         }
@@ -270,10 +271,7 @@ fn translated(facts: &Facts, aims: &[Aim], findings: &mut Vec<Finding>) {
             findings.push(Finding {
                 jails: names(passed_by),
                 bites: false,
-                what: format!(
-                    "port {outside} is published to another host or container ({}): its packets never reach input",
-                    published.by
-                ),
+                what: format!("port {outside} is published to another host or container ({by}): its packets never reach input"),
                 help: "write chain_hook = [\"input\", \"forward\"] and dnat = true in the jail".to_owned(),
             });
         }
@@ -379,6 +377,10 @@ mod tests {
         };
         let told_twice = told(&twice, &forward);
         assert!(told_twice.len() == 1 && told_twice[0].1.contains("(ip nat prerouting, ip6 nat prerouting)"), "{told_twice:?}");
+        // As on the node of a cluster.
+        let rules = (0..50_000).map(|n| Published { by: format!("ip nat KUBE-SEP-{n:05}"), ..facts.published[0].clone() });
+        let told_of_many = told(&Facts { published: rules.collect(), ..facts.clone() }, &forward);
+        assert!(told_of_many.len() == 1 && told_of_many[0].1.contains("SEP-00002 and 49997 more)"), "{told_of_many:?}");
         assert_eq!(told(&facts, &Aim { dnat: true, ..forward.clone() }), []);
         assert_eq!(told(&facts, &aim(&[Hook::Forward], &[Family::Inet], &[25])), []);
         assert_eq!(told(&facts, &aim(&[Hook::Prerouting], &[Family::Inet], &[2525])), []);

@@ -38,11 +38,14 @@ pub fn shows_kernel(request: &Request) -> bool {
 
 /// Runs errands until the engine goes away.
 pub fn run(errands: &Receiver<Errand>, mut load: Load, done: &Sender<Event>) {
-    let mut kernel = nft::Kernel::open().ok();
+    let mut kernel = None;
     while let Ok(errand) = errands.recv() {
         let event = match errand {
             Errand::Look(mut asked, specs) => {
                 let elements = matches!(asked.request, Request::Banned { .. });
+                if kernel.is_none() {
+                    kernel = nft::Kernel::open().inspect_err(|e| warn!("{e}")).ok();
+                }
                 asked.kernel = kernel.as_mut().map(|kernel| look(kernel, &specs, elements));
                 Event::Asked(*asked)
             }

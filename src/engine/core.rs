@@ -15,10 +15,11 @@ use super::historian::Search;
 use super::keep::Keep;
 use super::pace::Pace;
 use super::spec::{Resolved, Spec, Specs};
+use crate::config::run::Loglevel;
 use crate::control::Reply;
 use crate::jail::{Ban, Failure, Held, Jail, Nets, Now, Verdict, ignore::is_nobody};
 use crate::state::history::{Row, What};
-use crate::terms::{Span, Time, escape};
+use crate::terms::{Span, Time, escape, shown};
 
 pub mod events;
 mod foreign;
@@ -36,7 +37,7 @@ mod table;
 mod tests;
 
 pub use events::*;
-pub use people::{rfc3339, shown};
+pub use people::rfc3339;
 
 /// Why specs are established anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,8 +155,16 @@ pub struct Core {
     boot: String,
     /// The table was made ours: an element found in it that we do not know is somebody's doing since.
     settled: bool,
+    /// The wall clock less the monotonic one, as everything was noted for the state last.
+    clock: i64,
     /// The number of the last thing that happened.
     seq: u64,
+    /// Rows of bans that were found in a set, for which the log may yet account.
+    found: HashMap<(Arc<str>, IpNetwork), u64>,
+    /// Bans whose lines could not all be read back.
+    short: history::Shorts,
+    /// Bans whose lines are being read back, and how many others wait for that.
+    digging: (usize, u64),
     /// The key of hashed accounts.
     key: [u64; 2],
     /// Which path a failure's place means.
@@ -215,7 +224,11 @@ impl Core {
             keep: Keep::default(),
             boot: String::new(),
             settled: false,
+            clock: now.offset(),
             seq: 0,
+            found: HashMap::new(),
+            short: history::Shorts::default(),
+            digging: (0, 0),
             key: [0; 2],
             places: HashMap::new(),
             behalf: None,
@@ -286,11 +299,20 @@ impl Core {
                     self.ignored_otherwise(now);
                 }
             }
-            Event::ReadBack(seq, lines) => self.keep.lines(now, seq, lines),
+            Event::ReadBack(seq, lines, short) => self.read_back(now, seq, lines, short),
+            Event::Unread(unread) => self.dig_unread(now, &unread),
             Event::Answered(client, reply) => self.actions.push(Action::Reply(client, reply)),
-            Event::Resolved(names) => {
+            Event::Resolved(mut names) => {
+                // Who has no answer now has the last one that was good, perhaps of an earlier run.
+                let wanted = self.specs.names();
+                for (name, addresses) in &self.names {
+                    if wanted.contains(name) && !names.contains_key(name) {
+                        names.insert(name.clone(), addresses.clone());
+                    }
+                }
                 if names != self.names {
                     self.names = names;
+                    self.keep.names(now);
                     self.ignored_otherwise(now);
                 }
             }
@@ -390,6 +412,17 @@ impl Core {
         self.jails.iter().map(|running| running.jail.bans_held()).max().unwrap_or(0)
     }
 
+    /// Whether anybody sees lines of this level.
+    fn tells(&self, level: Level) -> bool {
+        let most = match self.specs.daemon.loglevel {
+            Loglevel::Error => Level::Error,
+            Loglevel::Warning => Level::Warn,
+            Loglevel::Info => Level::Info,
+            Loglevel::Debug | Loglevel::Trace => Level::Debug,
+        };
+        level <= most
+    }
+
     fn log(&mut self, level: Level, text: String) {
         self.actions.push(Action::Log(level, text));
     }
@@ -406,7 +439,10 @@ impl Core {
 
     fn read(&mut self, now: Now, batch: &Batch) {
         if let Some(resume) = &batch.resume {
-            self.places.entry(resume.place).or_insert_with(|| batch.path.clone());
+            // Numbers come round: whoever has one now had it last.
+            if self.places.get(&resume.place).is_none_or(|path| **path != *batch.path) {
+                self.places.insert(resume.place, batch.path.clone());
+            }
         }
         for found in &batch.found {
             let random = self.random();
@@ -437,24 +473,29 @@ impl Core {
     }
 
     fn judge(&mut self, now: Now, at: usize, failure: &Failure, live: bool, random: f64) {
+        // A line of the log for each failure costs more than judging it: none is made that nobody wants to see.
+        let level = if live { Level::Info } else { Level::Debug };
+        let tells = self.tells(level);
         if failure.address.is_ipv6() && !self.specs.ipv6 {
-            return self.log(Level::Debug, format!("[{}] {}: no IPv6 in [nft]", self.jails[at].spec.name, failure.address));
+            if self.tells(Level::Debug) {
+                self.log(Level::Debug, format!("[{}] {}: no IPv6 in [nft]", self.jails[at].spec.name, failure.address));
+            }
+            return;
         }
         if let Some(by) = self.ignored_by(at, failure.address) {
-            let text = format!("[{}] Ignore {} by {by}", self.jails[at].spec.name, failure.address);
-            self.log(if live { Level::Info } else { Level::Debug }, text);
+            if tells {
+                self.log(level, format!("[{}] Ignore {} by {by}", self.jails[at].spec.name, failure.address));
+            }
             return;
         }
         let elsewhere = self.offences_elsewhere(now, at, failure.address);
         let running = &mut self.jails[at];
-        let name = &running.spec.name;
-        let found = format!("[{name}] Found {}", failure.address);
         let verdict = running.jail.judge(now, failure, random, elsewhere);
         if !matches!(verdict, Verdict::Stale | Verdict::AlreadyBanned) {
             self.keep.failure(now, &running.key, running.jail.subject(failure.address), failure);
         }
-        if verdict != Verdict::Stale {
-            self.actions.push(Action::Log(if live { Level::Info } else { Level::Debug }, found));
+        if tells && verdict != Verdict::Stale {
+            self.actions.push(Action::Log(level, format!("[{}] Found {}", running.spec.name, failure.address)));
         }
         match verdict {
             Verdict::Found(_) | Verdict::AlreadyBanned | Verdict::Stale => {}
@@ -463,7 +504,8 @@ impl Core {
                 self.log(Level::Info, text);
             }
             Verdict::Claimed(ban) => {
-                self.decided(now, at, &ban, What::Ban);
+                let known = self.found.remove(&(self.jails[at].key.clone(), ban.subject));
+                self.decided(now, at, &ban, What::Ban, known);
                 self.feed(now, at, &ban, live);
                 self.keep.ban(now, &self.jails[at].key, ban.subject);
                 if self.jails[at].jail.offences(ban.subject).is_some() {
@@ -473,11 +515,11 @@ impl Core {
             Verdict::Observed(ban) => {
                 let text = format!("[{}] would ban {}, but observes only", self.jails[at].spec.name, shown(ban.subject));
                 self.log(Level::Warn, text);
-                self.decided(now, at, &ban, What::Observed);
+                self.decided(now, at, &ban, What::Observed, None);
             }
             Verdict::Ban(ban) => {
                 let text = format!("[{}] Ban {}", self.jails[at].spec.name, shown(ban.subject));
-                self.decided(now, at, &ban, What::Ban);
+                self.decided(now, at, &ban, What::Ban, None);
                 if self.jails[at].jail.offences(ban.subject).is_some() {
                     self.keep.offence(now, &self.jails[at].key, ban.subject);
                 }
@@ -561,6 +603,7 @@ impl Core {
             for running in &mut self.jails {
                 running.jail.tidy(now).into_iter().for_each(|subject| self.keep.offence(now, &running.key, subject));
             }
+            self.tidy_found();
         }
     }
 

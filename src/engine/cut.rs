@@ -5,6 +5,7 @@
 //! sock_diag(7) for the TCP sockets of the banned address on the jail's ports, and to destroy them as `ss -K` does: the server reads an
 //! end. Kernels without `CONFIG_INET_DIAG_DESTROY` are asked once.
 
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::mpsc::Receiver;
@@ -14,6 +15,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
 use tracing::{debug, info, warn};
 
+use crate::jail::network;
 use crate::terms::{Ports, fold};
 
 /// A ban, as far as open connections are concerned.
@@ -75,13 +77,36 @@ pub fn run(cuts: &Receiver<Vec<Cut>>) {
     }
 }
 
+/// Many cuts, to be asked by peer: one look-up per prefix length among them, however many they are.
+struct Cuts<'a> {
+    by_net: HashMap<IpNetwork, Vec<&'a Cut>>,
+    prefixes: [BTreeSet<u8>; 2],
+}
+
+impl<'a> Cuts<'a> {
+    fn of(cuts: &'a [Cut]) -> Cuts<'a> {
+        let mut all = Cuts { by_net: HashMap::new(), prefixes: [BTreeSet::new(), BTreeSet::new()] };
+        for cut in cuts {
+            all.prefixes[usize::from(cut.subject.is_ipv6())].insert(cut.subject.prefix());
+            all.by_net.entry(cut.subject).or_default().push(cut);
+        }
+        all
+    }
+
+    fn hit(&self, peer: IpAddr, port: u16) -> bool {
+        let nets = self.prefixes[usize::from(peer.is_ipv6())].iter().filter_map(|prefix| network(peer, *prefix));
+        nets.filter_map(|net| self.by_net.get(&net)).flatten().any(|cut| cut.hits(peer, port))
+    }
+}
+
 /// Closes what is open; says how many that were.
 fn cut(cuts: &[Cut]) -> Result<usize, Errno> {
+    let cuts = Cuts::of(cuts);
     let link = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkSockDiag)?;
     let mut closed = 0;
     for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
         for open in sockets(&link, family)? {
-            if cuts.iter().any(|cut| cut.hits(open.peer, open.port)) {
+            if cuts.hit(open.peer, open.port) {
                 match destroy(&link, &open) {
                     Ok(()) => closed += 1,
                     // It ended by itself meanwhile.
@@ -184,6 +209,11 @@ mod tests {
         ];
         for (peer, port, hit) in table {
             assert_eq!(cut.hits(peer.parse().expect("an address"), port), hit, "{peer} {port}");
+            // Among others, of other widths.
+            let other = |subject: &str| Cut { subject: net(subject), ports: Ports::All, spared: Vec::new() };
+            let many = [cut.clone(), other("192.0.2.7/32"), other("2001:db8:5::/64"), other("192.0.0.0/22")];
+            assert_eq!(Cuts::of(&many).hit(peer.parse().expect("an address"), port), hit, "{peer} {port}");
+            assert!(Cuts::of(&many).hit("192.0.3.9".parse().expect("an address"), 1));
         }
     }
 }

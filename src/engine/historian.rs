@@ -15,8 +15,8 @@ use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::Sender;
 
-use super::core::{Asked, ClientId, Event, rfc3339, shown};
-use super::recall::{self, Timed, recall};
+use super::core::{Asked, ClientId, Event, rfc3339};
+use super::recall::{self, Short, Timed, recall};
 use super::spawner::Spawner;
 use super::spec::Entries;
 use crate::config::run::{Accounts, Evidence};
@@ -24,14 +24,12 @@ use crate::control::Reply;
 use crate::filter::{Filter, Kind, Scanner, State, When};
 use crate::state::history::{Archive, Line, Query, Row, Told, What};
 use crate::terms::journal::{Journal, Match};
-use crate::terms::{Time, escape};
+use crate::terms::{Time, escape, shown};
 use crate::watch::back::read_back;
 
-/// Bans that wait for their lines; the lines of more are read back at the next start.
-const WAITING_AT_MOST: usize = 10_000;
 /// What is kept of a line.
 const LINE_AT_MOST: usize = 1000;
-/// Bans whose lines are looked for in a journal together: each look starts a program.
+/// Bans whose lines are looked for together: each look at a journal starts a program, each at a compressed file unpacks it.
 const TOGETHER: usize = 64;
 /// Scanners kept at hand, one per filter.
 const SCANNERS: usize = 64;
@@ -71,6 +69,8 @@ pub enum Search {
     },
     /// Find whom bans name whose lines name one of these accounts, then let the request go on to the core.
     Named(Box<Asked>, Vec<String>),
+    /// Find bans whose lines were not read back yet.
+    Unread,
 }
 
 /// What the thread is told.
@@ -124,11 +124,7 @@ pub fn run(state_dir: PathBuf, spawner: Spawner, errands: &Receiver<Errand>, don
             false => errands.try_recv(),
         };
         match errand {
-            Ok(Errand::Dig(dig)) => {
-                if digs.len() < WAITING_AT_MOST {
-                    digs.push_back(dig);
-                }
-            }
+            Ok(Errand::Dig(dig)) => digs.push_back(dig),
             Ok(Errand::Search(search)) => {
                 if done.blocking_send(answer(&state_dir, *search)).is_err() {
                     return;
@@ -137,8 +133,8 @@ pub fn run(state_dir: PathBuf, spawner: Spawner, errands: &Receiver<Errand>, don
             Err(TryRecvError::Empty) => {
                 let batch = next(&mut digs);
                 let found = digger.lines(&batch);
-                for (dig, lines) in batch.iter().zip(found) {
-                    if done.blocking_send(Event::ReadBack(dig.seq, lines)).is_err() {
+                for (dig, (lines, short)) in batch.iter().zip(found) {
+                    if done.blocking_send(Event::ReadBack(dig.seq, lines, short)).is_err() {
                         return;
                     }
                 }
@@ -152,14 +148,19 @@ pub fn run(state_dir: PathBuf, spawner: Spawner, errands: &Receiver<Errand>, don
 fn next(digs: &mut VecDeque<Box<Dig>>) -> Vec<Dig> {
     let Some(first) = digs.pop_front() else { return Vec::new() };
     let mut batch = vec![*first];
-    if batch[0].is_of_journal() {
-        for dig in std::mem::take(digs) {
-            if batch.len() < TOGETHER && dig.is_of_journal() && dig.wanted == batch[0].wanted {
-                batch.push(*dig);
-            } else {
-                digs.push_back(dig);
-            }
+    let of_journal = batch[0].is_of_journal();
+    let mut passed = VecDeque::new();
+    while batch.len() < TOGETHER
+        && passed.len() < 16 * TOGETHER
+        && let Some(dig) = digs.pop_front()
+    {
+        match dig.is_of_journal() == of_journal && (!of_journal || dig.wanted == batch[0].wanted) {
+            true => batch.push(*dig),
+            false => passed.push_back(dig),
         }
+    }
+    while let Some(dig) = passed.pop_back() {
+        digs.push_front(dig);
     }
     batch
 }
@@ -191,16 +192,17 @@ struct Digger {
 }
 
 impl Digger {
-    /// The lines behind each of these bans, which want the same entries of journals.
-    fn lines(&mut self, batch: &[Dig]) -> Vec<Vec<Line>> {
+    /// The lines behind each of these bans, which want the same entries of journals; and why some could not be looked for.
+    fn lines(&mut self, batch: &[Dig]) -> Vec<(Vec<Line>, Option<Short>)> {
         let mut found: Vec<Vec<Option<Line>>> = batch.iter().map(|dig| vec![None; dig.kept().len()]).collect();
+        let mut short: Vec<Option<Short>> = vec![None; batch.len()];
         let mut journals: BTreeMap<&Arc<str>, Stamps> = BTreeMap::new();
         let now = Time::now();
+        let mut files: BTreeMap<&Arc<str>, Vec<(usize, usize)>> = BTreeMap::new();
         for (which, dig) in batch.iter().enumerate() {
-            let mut files: BTreeMap<&Arc<str>, Vec<usize>> = BTreeMap::new();
             for (index, (source, offset)) in dig.kept().iter().enumerate() {
                 match Origin::of(source) {
-                    Origin::File => files.entry(source).or_default().push(index),
+                    Origin::File => files.entry(source).or_default().push((which, index)),
                     Origin::Journal(_) => {
                         let stamps = journals.entry(source).or_default();
                         stamps.entry(recall::stamp(*offset, now)).or_default().push((which, index));
@@ -208,46 +210,61 @@ impl Digger {
                     Origin::Other => {}
                 }
             }
-            for (source, indexes) in files {
-                let scanning = self.scanning(&dig.filter);
-                let offsets: Vec<u64> = indexes.iter().map(|index| dig.kept()[*index].1).collect();
-                read_back(Path::new(&**source), &offsets, &mut |at, before, text| {
-                    let before = Timed { text: before, times: &[] };
-                    let line = recognised(dig, scanning, &Read { source, offset: offsets[at], before, text, time: None });
-                    let ours = line.is_some();
-                    if ours {
-                        found[which][indexes[at]] = line;
-                    }
-                    ours
-                });
-            }
         }
-        for (source, stamps) in journals {
-            let (Origin::Journal(journal), Some(wanted)) = (Origin::of(source), &batch[0].wanted) else { continue };
-            // Where no journal may be read no process was started for it, and none is started for what is past.
-            if !self.spawner.is_ready() {
-                continue;
-            }
-            let entries = Entries { journal, wanted: wanted.clone() };
-            let times: Vec<i64> = stamps.keys().copied().collect();
-            recall(&self.spawner.clone(), &entries, &times, &mut |stamp, before, text, time| {
-                let mut last = None;
-                for (which, index) in stamps.get(&stamp).into_iter().flatten() {
-                    // Several failures of one ban may bear the same stamp: each has an entry of its own.
-                    if found[*which][*index].is_some() || last == Some(*which) {
-                        continue;
-                    }
-                    let dig = &batch[*which];
-                    let scanning = self.scanning(&dig.on_journal);
-                    let line = recognised(dig, scanning, &Read { source, offset: stamp as u64, before, text, time: Some(time) });
-                    if line.is_some() {
-                        found[*which][*index] = line;
-                        last = Some(*which);
-                    }
+        for (source, wanted) in files {
+            let offsets: Vec<u64> = wanted.iter().map(|(which, index)| batch[*which].kept()[*index].1).collect();
+            read_back(Path::new(&**source), &offsets, &mut |at, before, text| {
+                let (which, index) = wanted[at];
+                let before = Timed { text: before, times: &[] };
+                let scanning = self.scanning(&batch[which].filter);
+                let line = recognised(&batch[which], scanning, &Read { source, offset: offsets[at], before, text, time: None });
+                let ours = line.is_some();
+                if ours {
+                    found[which][index] = line;
                 }
+                ours
             });
         }
-        found.into_iter().map(|lines| lines.into_iter().flatten().collect()).collect()
+        for (source, stamps) in journals {
+            let all = stamps.first_key_value().map_or(0, |(first, _)| *first);
+            let mut look = |found: &mut Vec<Vec<Option<Line>>>| {
+                let (Origin::Journal(journal), Some(wanted)) = (Origin::of(source), &batch[0].wanted) else {
+                    return Err((all, Short::Unread));
+                };
+                // Where no journal may be read no process was started for it, and none is started for what is past.
+                if !self.spawner.is_ready() {
+                    return Err((all, Short::Unread));
+                }
+                let entries = Entries { journal, wanted: wanted.clone() };
+                let times: Vec<i64> = stamps.keys().copied().collect();
+                recall(&self.spawner.clone(), &entries, &times, &mut |stamp, before, text, time| {
+                    let mut last = None;
+                    for (which, index) in stamps.get(&stamp).into_iter().flatten() {
+                        // Several failures of one ban may bear the same stamp: each has an entry of its own.
+                        if found[*which][*index].is_some() || last == Some(*which) {
+                            continue;
+                        }
+                        let dig = &batch[*which];
+                        let scanning = self.scanning(&dig.on_journal);
+                        let line =
+                            recognised(dig, scanning, &Read { source, offset: stamp as u64, before, text, time: Some(time) });
+                        if line.is_some() {
+                            found[*which][*index] = line;
+                            last = Some(*which);
+                        }
+                    }
+                })
+            };
+            if let Err((from, why)) = look(&mut found) {
+                for (which, index) in stamps.range(from..).flat_map(|(_, of)| of) {
+                    if found[*which][*index].is_none() {
+                        short[*which] = Some(why.clone());
+                    }
+                }
+            }
+        }
+        let lines = found.into_iter().map(|lines| lines.into_iter().flatten().collect());
+        lines.zip(short).collect()
     }
 
     fn scanning(&mut self, filter: &Arc<Filter>) -> &mut Scanning {
@@ -368,6 +385,10 @@ fn answer(state_dir: &Path, search: Search) -> Event {
             };
             Event::Answered(client, reply)
         }
+        Search::Unread => {
+            let unread = Archive::open(state_dir).and_then(|archive| archive.unread());
+            Event::Unread(unread.inspect_err(|e| tracing::warn!("{e}")).unwrap_or_default())
+        }
         Search::Named(mut asked, accounts) => {
             let find = |archive: Archive| -> Result<Vec<(Arc<str>, IpNetwork)>, String> {
                 let mut all = Vec::new();
@@ -402,6 +423,7 @@ fn row_json((row, lines): &Told) -> Value {
     all["decision"] = json!(row.decision);
     all["evidence"] = json!(lines);
     all["evidence_pending"] = json!(!row.places.is_empty());
+    all["evidence_missing"] = json!(row.missing);
     all
 }
 
@@ -459,7 +481,7 @@ mod tests {
         let vpopmail = filter("vpopmail");
         let read = |accounts| {
             let mut digger = Digger { spawner: Spawner::default(), scanners: Vec::new() };
-            digger.lines(&[dig(vpopmail.clone(), &path, &offsets, accounts)]).remove(0)
+            digger.lines(&[dig(vpopmail.clone(), &path, &offsets, accounts)]).remove(0).0
         };
         let plain = read(Accounts::Plain);
         assert_eq!(plain.len(), 2, "a line about somebody else is no evidence: {plain:?}");
@@ -471,6 +493,48 @@ mod tests {
         assert_eq!(hash[0].account.as_deref(), Some(&*hashed([1, 2], b"bob@example.org")));
         let none = read(Accounts::None);
         assert_eq!((none[0].account.as_deref(), none[0].text == hash[0].text), (None, true));
+    }
+
+    #[test]
+    fn bans_whose_lines_are_looked_for_together_get_their_own() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("maillog");
+        let line = |n: usize| {
+            format!(
+                "Jul 10 12:05:53 mx vpopmail[3076]: vchkpw-smtp: vpopmail user not found u{n}@example.org:192.0.2.{}\n",
+                n % 3 + 1
+            )
+        };
+        let text: String = (0..30).map(line).collect();
+        let offset = |n: usize| (0..n).map(|n| line(n).len() as u64).sum::<u64>();
+        // Rotated and compressed meanwhile, all but the last.
+        let mut gz = flate2::write::GzEncoder::new(
+            std::fs::File::create(dir.path().join("maillog.1.gz")).expect("a file"),
+            flate2::Compression::fast(),
+        );
+        std::io::Write::write_all(&mut gz, text.as_bytes()).expect("written");
+        gz.finish().expect("written");
+        std::fs::write(&path, line(0)).expect("written");
+        let vpopmail = filter("vpopmail");
+        let digs: Vec<Dig> = (0..3)
+            .map(|who| Dig {
+                subject: format!("192.0.2.{}", who + 1).parse().expect("an address"),
+                ..dig(vpopmail.clone(), &path, &[offset(who), offset(who + 3), offset(who + 27)], Accounts::Plain)
+            })
+            .collect();
+        let mut digger = Digger { spawner: Spawner::default(), scanners: Vec::new() };
+        for (who, (lines, short)) in digger.lines(&digs).into_iter().enumerate() {
+            let accounts: Vec<&str> = lines.iter().filter_map(|line| line.account.as_deref()).collect();
+            let wanted = [who, who + 3, who + 27].map(|n| format!("u{n}@example.org"));
+            assert_eq!((accounts, short), (wanted.iter().map(String::as_str).collect(), None));
+        }
+        // Those of a journal are another batch's, and where none is read that is said.
+        let journal: Arc<str> = "journal".into();
+        let other = Dig { places: vec![(journal, 7)], ..digs[0].clone() };
+        let mut waiting: VecDeque<Box<Dig>> = [&digs[0], &other, &digs[1], &digs[2]].map(|dig| Box::new(dig.clone())).into();
+        assert_eq!(next(&mut waiting).len(), 3);
+        let batch = next(&mut waiting);
+        assert_eq!((digger.lines(&batch), waiting.len()), (vec![(Vec::new(), Some(Short::Unread))], 0));
     }
 
     #[test]

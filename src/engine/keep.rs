@@ -3,9 +3,11 @@
 //! A save holds what one transaction must hold together: positions, the failures counted up to them, and the bans that came of
 //! those. It goes at most every 250 ms while there is something to keep. The first position in a log goes at once: without one
 //! a later start would not know that what is rotated until then was ours to read. What somebody asked for by hand goes at once
-//! too, and is on the disk before the reply. After a save that failed the next one tells everything anew.
+//! too, and is on the disk before the reply. After a save that failed the next one tells everything anew, in place of what the
+//! file holds: a ban that was lifted meanwhile must not come back from there.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
@@ -13,20 +15,26 @@ use ipnetwork::IpNetwork;
 use super::core::{ClientId, Resume};
 use crate::control::Reply;
 use crate::jail::{Failure, Held, Now, Origin};
-use crate::state::history::{Line, Row};
+use crate::state::history::{self, Lines, Row};
 use crate::state::packed::{self, Step};
-use crate::state::{KeptBan, KeptIgnore, KeptOffence, KeptPause, KernelIdentity, Totals};
+use crate::state::{ADOPTED, KeptBan, KeptIgnore, KeptOffence, KeptPause, KernelIdentity, Totals};
 use crate::terms::{Span, Time};
 
 /// Changes gather for this long before they are saved.
 const GATHER: Span = Span(250_000);
+/// The wall clock is taken to go as the monotonic one does while it is no farther off than this, in microseconds.
+const EVEN: u64 = 100_000;
 /// After a save that failed.
 const RETRY: Span = Span::from_secs(5);
 /// Packed failures appended before everything is written anew, if that is also several times what was written anew last.
 const REWRITE: usize = 256 * 1024;
 
-/// Things that happened and could not be saved yet are kept in mind up to this many; then the oldest are lost, and counted.
+/// Things that happened while nothing can be saved are kept in mind up to this many; then the oldest are lost, and counted.
 const ROWS_IN_MIND: usize = 20_000;
+/// While saving works one event may bring as many as the history ever holds: `unban --all`.
+const ROWS_AT_ONCE: usize = history::ROWS_AT_MOST as usize;
+/// Rows whose lines were read back and could not be saved yet; the lines of more are read back at the next start.
+const LINES_IN_MIND: usize = 20_000;
 /// History is purged in passing when something is saved; while nothing happens there is nothing to purge.
 type Purge = (Time, Span);
 
@@ -48,6 +56,10 @@ pub trait Books {
     fn applied(&self) -> Vec<(Box<str>, u64)>;
     /// How long history is kept.
     fn keep(&self) -> Span;
+    /// Jails that are not in the books although they are configured: what was kept of them stays.
+    fn absent(&self) -> Vec<Arc<str>>;
+    /// The addresses that ignored names have.
+    fn names(&self) -> Vec<(Box<str>, Vec<IpAddr>)>;
 }
 
 /// One save, as the core sees it: positions are still values, the keeper's thread makes them text.
@@ -57,6 +69,10 @@ pub struct Keeping {
     pub failures: Vec<(Arc<str>, Vec<u8>)>,
     /// Whether they are all there is.
     pub whole: bool,
+    /// Whether the bans and offences are all there are.
+    pub anew: bool,
+    /// Of these jails the above says nothing.
+    pub absent: Vec<Arc<str>>,
     /// Bans as they are now; `None`: no more.
     pub bans: Vec<(Arc<str>, IpNetwork, Option<KeptBan>)>,
     /// How far sources were read; `None`: no longer followed.
@@ -68,7 +84,7 @@ pub struct Keeping {
     /// What happened, in order.
     pub history: Arc<[Row]>,
     /// Lines read back, by row.
-    pub lines: Arc<[(u64, Vec<Line>)]>,
+    pub lines: Arc<[Lines]>,
     /// Offences as they are now; `None`: forgotten.
     pub offences: Vec<(Arc<str>, IpNetwork, Option<KeptOffence>)>,
     /// What is ignored by request, if that changed.
@@ -77,6 +93,10 @@ pub struct Keeping {
     pub paused: Option<Vec<KeptPause>>,
     /// How far other machines' events were applied, if that changed.
     pub applied: Option<Vec<(Box<str>, u64)>>,
+    /// The addresses of ignored names, if they changed.
+    pub names: Option<Vec<(Box<str>, Vec<IpAddr>)>>,
+    /// The wall clock less the monotonic one, in microseconds, if that moved: by it the times here are meant.
+    pub clock: Option<i64>,
     /// Now, and how long history is kept.
     pub keep: Option<Purge>,
     /// Must be on the disk before the answer.
@@ -100,17 +120,22 @@ pub struct Keep {
     placed: HashSet<Arc<str>>,
     totals: BTreeSet<Arc<str>>,
     kernel: Option<KernelIdentity>,
+    /// That of the save under way.
+    sent_kernel: Option<KernelIdentity>,
     rows: Vec<Row>,
-    lines: Vec<(u64, Vec<Line>)>,
+    lines: Vec<Lines>,
     /// Those of the save under way: if it fails they go with the next.
     sent_rows: Arc<[Row]>,
-    sent_lines: Arc<[(u64, Vec<Line>)]>,
+    sent_lines: Arc<[Lines]>,
     /// Rows that were lost because nothing could be saved.
     pub lost_rows: u64,
     offences: BTreeSet<(Arc<str>, IpNetwork)>,
     ignored: bool,
     paused: bool,
     applied: bool,
+    names: bool,
+    /// The wall clock less the monotonic one, as it was told last.
+    clock: Option<i64>,
     /// How many saves were begun, and how many came through.
     begun: u64,
     through: u64,
@@ -120,6 +145,7 @@ pub struct Keep {
     urgent: bool,
     at_once: bool,
     whole: bool,
+    anew: bool,
     appended: usize,
     rewritten: usize,
     under_way: bool,
@@ -181,9 +207,11 @@ impl Keep {
     /// Something happened.
     pub fn row(&mut self, now: Now, row: Row) {
         if self.on {
-            if self.rows.len() >= ROWS_IN_MIND {
-                self.rows.drain(..ROWS_IN_MIND / 2);
-                self.lost_rows += ROWS_IN_MIND as u64 / 2;
+            let most = if self.failed.is_some() { ROWS_IN_MIND } else { ROWS_AT_ONCE };
+            if self.rows.len() >= most {
+                let lost = self.rows.len() - most / 2;
+                self.rows.drain(..lost);
+                self.lost_rows += lost as u64;
             }
             self.rows.push(row);
             self.touch(now);
@@ -191,9 +219,9 @@ impl Keep {
     }
 
     /// The lines of a row were read back.
-    pub fn lines(&mut self, now: Now, seq: u64, lines: Vec<Line>) {
-        if self.on && self.lines.len() < ROWS_IN_MIND {
-            self.lines.push((seq, lines));
+    pub fn lines(&mut self, now: Now, lines: Lines) {
+        if self.on && self.lines.len() < LINES_IN_MIND {
+            self.lines.push(lines);
             self.touch(now);
         }
     }
@@ -221,6 +249,12 @@ impl Keep {
     /// Another machine's events were applied.
     pub fn applied(&mut self, now: Now) {
         self.applied = true;
+        self.touch(now);
+    }
+
+    /// Ignored names have other addresses.
+    pub fn names(&mut self, now: Now) {
+        self.names = true;
         self.touch(now);
     }
 
@@ -310,6 +344,10 @@ impl Keep {
             self.rewritten = failures.iter().map(|(_, packed)| packed.len()).sum();
             self.appended = 0;
         }
+        let anew = std::mem::take(&mut self.anew);
+        let clock = Some(now.offset()).filter(|offset| self.clock.is_none_or(|last| last.abs_diff(*offset) > EVEN));
+        self.clock = clock.or(self.clock);
+        self.sent_kernel = self.kernel.take();
         let bans = std::mem::take(&mut self.bans).into_iter().map(|(jail, subject)| {
             let kept = books.ban(&jail, subject);
             (jail, subject, kept)
@@ -324,16 +362,20 @@ impl Keep {
         let keeping = Keeping {
             failures,
             whole,
+            anew,
+            absent: if whole || anew { books.absent() } else { Vec::new() },
             bans: bans.collect(),
             positions: self.sent.iter().map(|(path, resume)| (path.clone(), resume.clone())).collect(),
             totals: std::mem::take(&mut self.totals).into_iter().map(|jail| (jail.clone(), books.totals(&jail))).collect(),
-            kernel: self.kernel.take(),
+            kernel: self.sent_kernel.clone(),
             history: self.sent_rows.clone(),
             lines: self.sent_lines.clone(),
             offences: offences.collect(),
             ignored: std::mem::take(&mut self.ignored).then(|| books.ignored()),
             paused: std::mem::take(&mut self.paused).then(|| books.paused()),
             applied: std::mem::take(&mut self.applied).then(|| books.applied()),
+            names: std::mem::take(&mut self.names).then(|| books.names()),
+            clock,
             keep: Some((now.wall, books.keep())),
             sync: self.urgent,
         };
@@ -348,20 +390,21 @@ impl Keep {
         self.under_way = false;
         self.through = self.begun;
         let (rows, lines) = (std::mem::take(&mut self.sent_rows), std::mem::take(&mut self.sent_lines));
-        let sent = std::mem::take(&mut self.sent);
+        let (sent, sent_kernel) = (std::mem::take(&mut self.sent), self.sent_kernel.take());
         if result.is_err() {
             // The failures counted up to them are told anew: without them those would be read and counted again.
             sent.into_iter().for_each(|(path, resume)| _ = self.positions.entry(path).or_insert(resume));
             self.rows.splice(..0, rows.iter().cloned());
             self.lines.splice(..0, lines.iter().cloned());
-            (self.ignored, self.paused, self.applied) = (true, true, true);
+            self.kernel = self.kernel.take().or(sent_kernel);
+            (self.ignored, self.paused, self.applied, self.names) = (true, true, true, true);
         }
         let change = match (result, self.failed.take()) {
             (Ok(()), None) => None,
             (Ok(()), Some(_)) => Some(Change::Mended),
             (Err(why), before) => {
                 self.failed = Some(why.clone());
-                self.whole = true;
+                (self.whole, self.anew, self.clock) = (true, true, None);
                 self.not_before = now.mono + RETRY;
                 self.dirty.get_or_insert(now.mono);
                 Some(if before.is_none() { Change::Failed(why) } else { Change::StillFailing })
@@ -392,7 +435,7 @@ const GIVEN: char = '@';
 pub fn kept(now: Now, held: &Held) -> KeptBan {
     let uid = match &held.origin {
         Origin::Manual { uid, .. } | Origin::Given { uid, .. } => Some(*uid),
-        Origin::Failures | Origin::Adopted | Origin::Aggregate(_) => None,
+        Origin::Failures | Origin::Adopted | Origin::Foreign | Origin::Aggregate(_) => None,
     };
     KeptBan {
         since: held.since,
@@ -402,6 +445,7 @@ pub fn kept(now: Now, held: &Held) -> KeptBan {
         uid,
         reason: match (&held.origin, held.is_forced()) {
             (Origin::Adopted, _) => Some(ADOPTED.into()),
+            (Origin::Foreign, _) => Some(FOREIGN.into()),
             (origin, true) => Some(format!("{FORCED}{}", origin.reason().unwrap_or_default())),
             (origin, false) => origin.reason(),
         },
@@ -413,15 +457,15 @@ pub fn kept(now: Now, held: &Held) -> KeptBan {
     }
 }
 
-/// What the state says instead of a reason of a ban that was found in the kernel: it is not an offence, and the log may still account
-/// for it.
-const ADOPTED: &str = "adopted";
+/// What the state says instead of a reason of a ban that another program put into its set while the daemon ran.
+const FOREIGN: &str = "foreign";
 
 /// A kept ban as it is held; `None` if it is over by now.
 pub fn held(now: Now, kept: &KeptBan) -> Option<Held> {
     let until = match kept.until {
         Some(until) if until <= now.wall => return None,
-        Some(until) => Some(now.mono + until.since(now.wall)),
+        // A clock that was set back meanwhile makes no ban longer than it was meant to be.
+        Some(until) => Some(now.mono + kept.lasting.at_most(until.since(now.wall))),
         None => None,
     };
     let origin = match (kept.uid, kept.reason.as_deref()) {
@@ -438,6 +482,7 @@ pub fn held(now: Now, kept: &KeptBan) -> Option<Held> {
         }
         (None, None) => Origin::Failures,
         (None, Some(ADOPTED)) => Origin::Adopted,
+        (None, Some(FOREIGN)) => Origin::Foreign,
         (None, Some(reason)) => Origin::Aggregate(reason.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0)),
     };
     Some(Held {
@@ -459,7 +504,7 @@ mod tests {
     #[test]
     fn whose_a_ban_is_outlives_a_restart() {
         let by_hand = Origin::Manual { uid: 7, reason: Some("adopted".into()), forced: false };
-        for origin in [Origin::Failures, Origin::Adopted, Origin::Aggregate(9), by_hand] {
+        for origin in [Origin::Failures, Origin::Adopted, Origin::Foreign, Origin::Aggregate(9), by_hand] {
             let ban = Held {
                 since: Time(0),
                 until: None,
@@ -504,6 +549,12 @@ mod tests {
         fn keep(&self) -> Span {
             Span::from_secs(1)
         }
+        fn absent(&self) -> Vec<Arc<str>> {
+            vec!["broken".into()]
+        }
+        fn names(&self) -> Vec<(Box<str>, Vec<IpAddr>)> {
+            Vec::new()
+        }
     }
 
     fn next(keep: &mut Keep, now: Now) -> Option<Keeping> {
@@ -526,8 +577,12 @@ mod tests {
         assert_eq!(save.history.iter().map(|row| row.seq).collect::<Vec<_>>(), [1, 2]);
         keep.saved(at(6), Ok(()));
         assert_eq!((keep.soon(true), keep.through()), (None, 2));
+        // One event may bring many; only while nothing can be saved are they few.
         (0..30_000).for_each(|seq| keep.row(at(7), row(seq)));
-        assert_eq!((keep.rows.len(), keep.lost_rows, keep.rows.last().map(|row| row.seq)), (20_000, 10_000, Some(29_999)));
+        assert_eq!((next(&mut keep, at(8)).map(|save| save.history.len()), keep.lost_rows), (Some(30_000), 0));
+        keep.saved(at(8), Err("disk full".into()));
+        (30_000..35_000).for_each(|seq| keep.row(at(9), row(seq)));
+        assert_eq!((keep.rows.len(), keep.lost_rows, keep.rows.last().map(|row| row.seq)), (15_000, 20_000, Some(34_999)));
     }
 
     #[test]
@@ -602,11 +657,15 @@ mod tests {
         let mut keep = Keep::default();
         keep.start([]);
         keep.ban(at(0), &"sshd".into(), "192.0.2.7".parse().expect("a net"));
-        next(&mut keep, at(1)).expect("due");
+        let identity = KernelIdentity { boot: "boot".into(), table: 7 };
+        keep.kernel(at(0), identity.clone());
+        let save = next(&mut keep, at(1)).expect("due");
+        assert!(!save.anew && save.absent.is_empty() && save.kernel.is_some());
         assert_eq!(keep.saved(at(1), Err("disk full".into())).1, Some(Change::Failed("disk full".into())));
         assert!(next(&mut keep, at(5)).is_none() && keep.is_quiet());
         let save = next(&mut keep, at(6)).expect("tried again");
-        assert!(save.whole);
+        assert!(save.whole && save.anew && save.kernel == Some(identity));
+        assert_eq!(save.absent, ["broken".into()]);
         assert_eq!(keep.saved(at(6), Err("disk full".into())).1, Some(Change::StillFailing));
         next(&mut keep, at(11)).expect("tried again");
         assert_eq!(keep.saved(at(11), Ok(())).1, Some(Change::Mended));

@@ -9,6 +9,7 @@ use tokio::sync::mpsc::Sender;
 use super::core::{Event, Resume};
 use super::keep::Keeping;
 use crate::state::{KeptPosition, Save, Store};
+use crate::terms::escape;
 
 /// A power loss takes at most this much of what was saved.
 const SYNC: Duration = Duration::from_secs(5);
@@ -70,6 +71,8 @@ fn save(keeping: Keeping) -> Save {
     Save {
         failures: keeping.failures,
         whole: keeping.whole,
+        anew: keeping.anew,
+        absent: keeping.absent,
         bans: keeping.bans,
         positions: keeping.positions.into_iter().map(|(path, resume)| (path, resume.as_ref().map(text))).collect(),
         totals: keeping.totals,
@@ -80,19 +83,27 @@ fn save(keeping: Keeping) -> Save {
         ignored: keeping.ignored,
         paused: keeping.paused,
         applied: keeping.applied,
+        names: keeping.names,
+        clock: keeping.clock,
         keep: keeping.keep,
         sync: keeping.sync,
     }
 }
 
-/// A kept position as the reader takes it up; `None` if it is of another version's making: the log is read back then. Files have
-/// absolute paths, journals names.
+/// A kept position as the reader takes it up; `None` if it is of another version's making: the log is read back then, which is said.
+/// Files have absolute paths, journals names.
 pub fn resume(path: &str, kept: &KeptPosition) -> Option<Resume> {
+    let unread = |what: &str, e: &serde_json::Error| {
+        tracing::warn!("{}: {what} can not be read: {e}", escape(path.as_bytes(), 4096));
+    };
+    let lost =
+        |e: serde_json::Error| unread("the position that an earlier run kept, so it is read back as at a first start,", &e);
     if !path.starts_with('/') {
-        let journal = Some(Box::new(serde_json::from_str(&kept.mark).ok()?));
-        return Some(Resume { place: kept.place, journal, ..Resume::default() });
+        let journal = serde_json::from_str(&kept.mark).map_err(lost).ok()?;
+        return Some(Resume { place: kept.place, journal: Some(Box::new(journal)), ..Resume::default() });
     }
-    let position = serde_json::from_str(&kept.mark).ok()?;
-    let scanner = serde_json::from_str(&kept.scanner).unwrap_or_default();
+    let position = serde_json::from_str(&kept.mark).map_err(lost).ok()?;
+    let scanner = serde_json::from_str(&kept.scanner);
+    let scanner = scanner.map_err(|e| unread("what its filters remembered in an earlier run", &e)).unwrap_or_default();
     Some(Resume { place: kept.place, position, scanner, journal: None })
 }

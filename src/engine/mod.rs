@@ -6,6 +6,7 @@ pub mod core;
 pub mod cut;
 pub mod historian;
 pub mod journal;
+pub mod journals;
 pub mod keep;
 pub mod keeper;
 pub mod kernel;

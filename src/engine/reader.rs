@@ -162,6 +162,8 @@ struct Watched {
     version: u64,
     tags: Vec<u32>,
     scanner: Scanner,
+    /// The scanner's.
+    filters: Vec<Arc<Filter>>,
     /// For each filter of the scanner: the jails that use it, how far back they look, and from when on.
     jails: Vec<Vec<(JailId, Span, Time)>>,
     batch: Batch,
@@ -214,16 +216,20 @@ impl Reader {
             drop(routes);
             match self.files.get_mut(path) {
                 Some(known) => {
-                    let mut scanner = Scanner::new(filters);
-                    scanner.restore(known.scanner.state());
-                    (known.scanner, known.lines) = (scanner, 0);
+                    let same = known.filters.len() == filters.len()
+                        && known.filters.iter().zip(&filters).all(|(a, b)| Arc::ptr_eq(a, b));
+                    if !same {
+                        let mut scanner = Scanner::new(filters.clone());
+                        scanner.restore(known.scanner.state());
+                        (known.scanner, known.lines, known.filters) = (scanner, 0, filters);
+                    }
                     (known.version, known.tags, known.jails) = (version, tags.to_vec(), jails);
                 }
                 None => {
                     let name: Arc<str> = path.to_string_lossy().into();
                     let earlier = self.routes.lock().unwrap_or_else(PoisonError::into_inner).take(path);
                     let batch = Batch { path: name.clone(), ..Batch::default() };
-                    let mut scanner = Scanner::new(filters);
+                    let mut scanner = Scanner::new(filters.clone());
                     let resumed = earlier.scanner.is_some();
                     scanner.restore(earlier.scanner.unwrap_or_default());
                     let place = earlier.place;
@@ -235,6 +241,7 @@ impl Reader {
                             version,
                             tags: tags.to_vec(),
                             scanner,
+                            filters,
                             jails,
                             batch,
                             position: Position::default(),

@@ -3,14 +3,15 @@
 //! An entry has no offset. Its address is the low 48 bits of the microsecond at which journald took it: journald keeps that
 //! stamp when it rotates, and when it copies entries from `/run` to `/var`. Several entries may bear one stamp, so every one
 //! that does is offered, and whoever asks says whether it is theirs. Instants near each other are read by one `journalctl`,
-//! which finds the jail's entries through the journal's own index; how much it may print and how long it may take is bounded.
+//! which finds the jail's entries through the journal's own index; how much it may print and how long it may take is bounded, and
+//! whoever asks is told which entries could not be looked for because of that.
 
 use std::time::{Duration, Instant};
 
-use super::journal::FIELDS;
+use super::journal::{FIELDS, last_line};
 use super::spawner::Spawner;
 use super::spec::Entries;
-use crate::terms::Time;
+use crate::terms::{Time, plain};
 use crate::watch::journal::{Entry, Export, Terms};
 
 /// Bits of an entry's address; they come round after 8.9 years.
@@ -25,6 +26,30 @@ const PRINTED: usize = 64 << 20;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A clock that was set back has entries of a later time than now.
 const SET_BACK: i64 = 86_400_000_000;
+
+/// Why entries were not looked for to the end.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Short {
+    /// What stands around them is more than may be read.
+    Printed,
+    /// It took longer than it may.
+    Slow,
+    /// `journalctl` could not be run, or failed.
+    Failed(String),
+    /// No journal is read any more.
+    Unread,
+}
+
+impl std::fmt::Display for Short {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Short::Printed => write!(f, "the journal holds more than {} MiB around them", PRINTED >> 20),
+            Short::Slow => write!(f, "the journal was not read within {} s", PATIENCE.as_secs()),
+            Short::Failed(why) => write!(f, "journalctl failed: {why}"),
+            Short::Unread => f.write_str("no journal is read any more"),
+        }
+    }
+}
 
 /// Lines and the instant of each.
 #[derive(Clone, Copy)]
@@ -49,10 +74,21 @@ pub fn stamp(address: u64, now: Time) -> i64 {
     if stamp > now.0.saturating_add(SET_BACK) { stamp - (MASK + 1) } else { stamp }
 }
 
-/// Offers the entries that journald took at these microseconds, oldest first, as far as they are still there.
-pub fn recall(spawner: &Spawner, entries: &Entries, stamps: &[i64], take: &mut Take<'_>) {
-    let end = Instant::now() + PATIENCE;
-    let mut room = PRINTED;
+/// Offers the entries that journald took at these microseconds, oldest first, as far as they are still there. What was not read to
+/// the end is told: from which of the stamps on, and why.
+pub fn recall(spawner: &Spawner, entries: &Entries, stamps: &[i64], take: &mut Take<'_>) -> Result<(), (i64, Short)> {
+    recall_within(spawner, entries, stamps, (PRINTED, PATIENCE), take)
+}
+
+fn recall_within(
+    spawner: &Spawner,
+    entries: &Entries,
+    stamps: &[i64],
+    (printed, patience): (usize, Duration),
+    take: &mut Take<'_>,
+) -> Result<(), (i64, Short)> {
+    let end = Instant::now() + patience;
+    let mut room = printed;
     let mut stamps = stamps.to_vec();
     stamps.sort_unstable();
     stamps.dedup();
@@ -64,17 +100,23 @@ pub fn recall(spawner: &Spawner, entries: &Entries, stamps: &[i64], take: &mut T
         arguments.push(format!("--until=@{}", seconds(*last)));
         arguments.extend(entries.journal.arguments());
         arguments.extend(entries.wanted.arguments());
-        let Ok(running) = spawner.run(&arguments) else { return };
-        let (mut export, mut memory) = (Export::new(Terms::default()), Memory::default());
-        running.pour(end.saturating_duration_since(Instant::now()), |bytes| {
+        let running = spawner.run(&arguments).map_err(|e| (*first, Short::Failed(plain(&e))))?;
+        let (mut export, mut memory, mut told) = (Export::new(Terms::default()), Memory::default(), false);
+        let poured = running.pour(end.saturating_duration_since(Instant::now()), |bytes| {
+            told = true;
             export.feed(bytes, |_, entry| memory.entry(entry, window, take));
             room = room.saturating_sub(bytes.len());
             room > 0
         });
-        if room == 0 || Instant::now() >= end {
-            return;
+        if !poured.ended {
+            return Err((*first, if room == 0 { Short::Printed } else { Short::Slow }));
+        }
+        // It complains of single damaged files, too, and goes on with the others.
+        if !told && !poured.err.is_empty() {
+            return Err((*first, Short::Failed(last_line(&poured.err))));
         }
     }
+    Ok(())
 }
 
 /// As systemd.time(7) takes it: whole seconds and six digits.

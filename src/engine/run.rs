@@ -18,7 +18,7 @@ use super::clerk::{self, Errand, Load};
 use super::core::{Action, Asked, ClientId, Core, Event, Level};
 use super::cut::{self, Cut};
 use super::historian;
-use super::journal::Sources;
+use super::journals::Sources;
 use super::keep::Keeping;
 use super::keeper;
 use super::kernel::{Work, Writer};
@@ -64,6 +64,22 @@ pub struct Ready {
     pub load: Load,
     /// Called on SIGUSR1: log files were rotated.
     pub reopen: Box<dyn Fn() + Send>,
+}
+
+/// Threads without which nobody is banned any more, or nothing is kept.
+const VITAL: [&str; 6] = ["reader", "journals", "journal", "writer", "keeper", "listener"];
+
+/// From here on a panic in a thread that nothing works without ends the daemon, for its supervisor to start it again: the kernel's
+/// bans stand meanwhile, and what was not saved is read again. A daemon that lives on without its writer would ban nobody and say
+/// so to nobody.
+pub fn end_with_vital_threads() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        usual(info);
+        if std::thread::current().name().is_some_and(|name| VITAL.contains(&name)) {
+            std::process::abort();
+        }
+    }));
 }
 
 /// Runs until SIGTERM or SIGINT. The table stays as it is.
@@ -287,5 +303,35 @@ pub fn log(level: Level, text: &str) {
         Level::Warn => warn!("{text}"),
         Level::Info => info!("{text}"),
         Level::Debug => debug!("{text}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn a_vital_thread_that_panics_takes_the_daemon_with_it() {
+        const CHILD: &str = "BANSET_TEST_PANICS_IN";
+        if let Some(name) = std::env::var_os(CHILD) {
+            super::end_with_vital_threads();
+            let name = name.into_string().expect("a name");
+            let thread = std::thread::Builder::new().name(name).spawn(|| panic!("as was asked for")).expect("a thread");
+            assert!(thread.join().is_err());
+            return;
+        }
+        for (name, ends) in [("writer", Some(libc::SIGABRT)), ("historian", None)] {
+            let mut child = Command::new(std::env::current_exe().expect("this program"));
+            child.args([
+                "--exact",
+                "engine::run::tests::a_vital_thread_that_panics_takes_the_daemon_with_it",
+                "--test-threads=1",
+            ]);
+            // An abort must not leave a core file behind.
+            child.current_dir("/proc").env(CHILD, name).stdout(Stdio::null()).stderr(Stdio::null());
+            let status = child.status().expect("it runs");
+            assert_eq!((status.signal(), status.success()), (ends, ends.is_none()), "{name}");
+        }
     }
 }

@@ -14,6 +14,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
@@ -25,6 +26,8 @@ use crate::terms::plain;
 const PROGRAM: &str = "journalctl";
 /// A request, and an answer, fits in this.
 const LONGEST: usize = 64 * 1024;
+/// What is taken of its complaints.
+const COMPLAINT: usize = 4096;
 /// What a pipe holds, where the kernel lets it: fewer switches to and fro while much is read.
 const PIPE: libc::c_int = 1 << 20;
 
@@ -38,6 +41,16 @@ struct Inner {
     socket: OwnedFd,
     process: Child,
     next: u64,
+}
+
+/// What a program had to say.
+pub struct Collected {
+    /// What it printed, where it was not handed over.
+    pub out: Vec<u8>,
+    /// What it complained.
+    pub err: Vec<u8>,
+    /// Whether it ended; else it was given up.
+    pub ended: bool,
 }
 
 /// A program that runs. Dropping this ends it.
@@ -87,6 +100,9 @@ impl Spawner {
         let number = one.next;
         one.next += 1;
         let request = [&["start".to_owned(), number.to_string()], arguments].concat().join("\0");
+        if request.len() > LONGEST {
+            return Err(io::Error::other(format!("its arguments are {} bytes long, more than {LONGEST}", request.len())));
+        }
         let pipes = [its_out.as_raw_fd(), its_err.as_raw_fd()];
         let answer = one.send(request.as_bytes(), &pipes).and_then(|()| {
             let mut answer = vec![0; LONGEST];
@@ -146,24 +162,33 @@ impl Inner {
 
 impl Running {
     /// Everything it prints and complains until it ends, at most `most` bytes of each and for at most so long.
-    pub fn collect(&self, most: usize, patience: Duration) -> (Vec<u8>, Vec<u8>) {
+    pub fn collect(&self, most: usize, patience: Duration) -> Collected {
         let mut all = [Vec::new(), Vec::new()];
-        self.drain(patience, |at, bytes| {
+        let ended = self.drain(patience, |at, bytes| {
             let room = most.saturating_sub(all[at].len());
             all[at].extend_from_slice(&bytes[..bytes.len().min(room)]);
             true
         });
         let [out, err] = all;
-        (out, err)
+        Collected { out, err, ended }
     }
 
-    /// Hands over what it prints until it ends, for at most so long, or until `each` has enough and says `false`.
-    pub fn pour(&self, patience: Duration, mut each: impl FnMut(&[u8]) -> bool) {
-        self.drain(patience, |at, bytes| at != 0 || each(bytes));
+    /// Hands over what it prints until it ends, for at most so long, or until `each` has enough and says `false`; gives what it
+    /// complained, and whether it ended.
+    pub fn pour(&self, patience: Duration, mut each: impl FnMut(&[u8]) -> bool) -> Collected {
+        let mut err = Vec::new();
+        let ended = self.drain(patience, |at, bytes| {
+            if at == 0 {
+                return each(bytes);
+            }
+            err.extend_from_slice(&bytes[..bytes.len().min(COMPLAINT.saturating_sub(err.len()))]);
+            true
+        });
+        Collected { out: Vec::new(), err, ended }
     }
 
-    /// Takes what it prints (0) and complains (1).
-    fn drain(&self, patience: Duration, mut each: impl FnMut(usize, &[u8]) -> bool) {
+    /// Takes what it prints (0) and complains (1); tells whether it ended.
+    fn drain(&self, patience: Duration, mut each: impl FnMut(usize, &[u8]) -> bool) -> bool {
         let end = Instant::now() + patience;
         let mut open = [true, true];
         let mut buffer = vec![0; 64 * 1024];
@@ -173,18 +198,21 @@ impl Running {
             let mut polled: Vec<PollFd<'_>> = which.iter().map(|at| PollFd::new(fds[*at], PollFlags::POLLIN)).collect();
             let left = end.saturating_duration_since(Instant::now());
             let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            if left.is_zero() || !matches!(poll(&mut polled, timeout), Ok(1..)) {
-                return;
+            match poll(&mut polled, timeout) {
+                Ok(1..) if !left.is_zero() => {}
+                Err(Errno::EINTR) => continue,
+                _ => return false,
             }
             let ready: Vec<usize> = which.iter().zip(&polled).filter(|(_, p)| p.any() == Some(true)).map(|(at, _)| *at).collect();
             for at in ready {
                 match nix::unistd::read(fds[at], &mut buffer) {
                     Ok(0) | Err(_) => open[at] = false,
                     Ok(n) if each(at, &buffer[..n]) => {}
-                    Ok(_) => return,
+                    Ok(_) => return false,
                 }
             }
         }
+        true
     }
 }
 

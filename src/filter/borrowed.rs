@@ -14,8 +14,9 @@ use super::{Chosen, Options};
 /// Tags that only fail2ban's way understands.
 const TAGS: [&str; 5] = ["<SKIPLINES>", "<DNS>", "<CIDR>", "<SUBNET>", "<F-TUPLE_"];
 
-/// Variables pull in variables at most this deep.
+/// Variables pull in variables at most this deep, and a pattern this many texts.
 const DEPTH: usize = 16;
+const MOST: u32 = 10_000;
 /// No pattern is longer once everything is put in.
 const LONGEST: usize = 64 * 1024;
 
@@ -49,7 +50,7 @@ pub(super) fn resolve(
     if !chosen.okregex.is_empty() {
         refuse("okregex", 0, format!("does not go together with {why}"), "leave one of them out");
     }
-    let mut put_in = |written: &super::Written<'_>| match fill(written.text, &definition.variables, values, 0) {
+    let mut put_in = |written: &super::Written<'_>| match fill(written.text, &definition.variables, values, (0, &mut 0)) {
         Ok(text) => Text { text, place: (definition.name.clone(), 0) },
         Err(what) => {
             refuse(&written.key, written.index, what, "see the variables and parameters of this filter");
@@ -78,9 +79,10 @@ fn fill(
     text: &str,
     variables: &BTreeMap<String, String>,
     values: &BTreeMap<String, Param>,
-    depth: usize,
+    (depth, pulled): (usize, &mut u32),
 ) -> Result<String, String> {
-    if depth > DEPTH {
+    *pulled += 1;
+    if depth > DEPTH || *pulled > MOST {
         return Err("its variables pull in each other".to_owned());
     }
     let mut out = String::with_capacity(text.len());
@@ -90,20 +92,23 @@ fn fill(
         rest = &rest[open..];
         let name = rest[1..].find('>').map(|end| &rest[1..=end]);
         let value = match name {
-            Some(name) if variables.contains_key(name) => fill(&variables[name], variables, values, depth + 1)?,
+            Some(name) if variables.contains_key(name) => fill(&variables[name], variables, values, (depth + 1, &mut *pulled))?,
             Some(name) => match values.get(name) {
-                Some(Param::Text(text)) => fill(text, variables, values, depth + 1)?,
-                Some(Param::Words(words)) if words.is_empty() => r"\S+".to_owned(),
+                Some(Param::Text(text)) => fill(text, variables, values, (depth + 1, &mut *pulled))?,
+                Some(Param::Words(words)) if words.is_empty() => r"\S*".to_owned(),
                 Some(Param::Words(words)) => {
                     let words: Vec<String> = words.iter().map(|word| regex::escape(word)).collect();
                     format!("(?:{})", words.join("|"))
                 }
                 Some(Param::Nets(_)) => return Err(format!("<{name}>: networks are judged in our own way only")),
-                None => {
-                    out.push('<');
-                    rest = &rest[1..];
-                    continue;
-                }
+                None => match field(name) {
+                    Some(field) => field,
+                    None => {
+                        out.push('<');
+                        rest = &rest[1..];
+                        continue;
+                    }
+                },
             },
             None => {
                 out.push('<');
@@ -119,6 +124,16 @@ fn fill(
     }
     out.push_str(rest);
     Ok(out)
+}
+
+/// `<F-NAME/>` in full, unless it stands for the same in fail2ban's notation.
+fn field(tag: &str) -> Option<String> {
+    let name = tag.strip_prefix("F-")?.strip_suffix('/')?;
+    if ["ADDR", "IP4", "IP6", "DNS", "CIDR", "SUBNET", "ID", "PORT"].contains(&name) {
+        return None;
+    }
+    let what = if name == "ATTEMPTS" { "[0-9]+" } else { r"\S+" };
+    Some(format!("<F-{name}>{what}</F-{name}>"))
 }
 
 #[cfg(test)]
@@ -153,6 +168,44 @@ mod tests {
                       [variable]\nhead = '^\\s*x\\[<tail>\\]:'\ntail = '\\d+'\n";
         let text = "2026-01-14 21:59:58 x[1]: start bob\n2026-01-14 21:59:58 y\n2026-01-14 21:59:59 x[1]: refused 192.0.2.1\n";
         assert_eq!(found(filter, text), ["192.0.2.1 1768427999"]);
+    }
+
+    #[test]
+    fn tags_mean_what_they_mean_elsewhere() {
+        let filter = "failregex = '^ <word>: <F-ATTEMPTS/> times <F-USER/> <ADDR>$'\ndatepattern = '^%d\\.%m\\.%Y %H:%M:%S'\n\
+                      [param]\nword = { words = [] }\n";
+        let definition = definition::parse("x", filter).expect("a filter");
+        let filter = Filter::compile(&definition, &Default::default(), &Options::default()).unwrap_or_else(|m| panic!("{m:?}"));
+        let mut found: Vec<Found> = Vec::new();
+        let lines = b"14.01.2026 21:59:59 x: 3 times bob 192.0.2.1\n14.01.2026 21:59:59 : 0 times bob 192.0.2.1\n";
+        Scanner::new(vec![Arc::new(filter)]).scan(lines, When { now: Time::from_secs(1_768_471_200), live: false }, &mut found);
+        let told: Vec<_> = found.iter().map(|found| (found.attempts, found.user.as_deref())).collect();
+        assert_eq!(told, [(3, Some(&b"bob"[..])), (1, Some(&b"bob"[..]))]);
+    }
+
+    #[test]
+    fn passwords_are_marked_in_the_line() {
+        let filter = "prefregex = '^ x(?:\\[\\d+\\])?: <F-CONTENT>.+</F-CONTENT>$'\n\
+            failregex = \"^bad '<F-SECRET>.*</F-SECRET>': <F-REASON>\\\\w+</F-REASON> <ADDR>$\"\n\
+            datepattern = '^\\[?%d\\.%m\\.%Y %H:%M:%S\\]?'\n";
+        let definition = definition::parse("x", filter).expect("a filter");
+        let filter = Filter::compile(&definition, &Default::default(), &Options::default()).unwrap_or_else(|m| panic!("{m:?}"));
+        let mut scanner = Scanner::new(vec![Arc::new(filter)]);
+        let lines: [&[u8]; 5] = [
+            b"14.01.2026 21:59:59 x[1]: bad 'hunter2': y 192.0.2.1",
+            b" x[1]: bad 'hunter2': y 192.0.2.1",
+            b"14.01.2026 21:59:59 x[1]: message repeated 3 times: [ bad 'hunter2': y 192.0.2.1]",
+            b"14.01.2026 21:59:59 x[1]: bad 'h\xe9\xfft\xc3\xa9r2': y 192.0.2.1",
+            b"14.01.2026 21:59:59 x[1]: bad '': y 192.0.2.1",
+        ];
+        for (line, secret) in lines.into_iter().zip([&b"hunter2"[..], b"hunter2", b"hunter2", b"h\xe9\xfft\xc3\xa9r2", b""]) {
+            let mut found: Vec<Found> = Vec::new();
+            let when = When { now: Time::from_secs(1_768_471_200), live: false };
+            scanner.scan(&[line, b"\n"].concat(), when, &mut found);
+            let marked = &found[0].secrets[0];
+            assert_eq!(&line[marked.start as usize..marked.end as usize], secret, "{}", line.escape_ascii());
+            assert_eq!(found[0].reason.as_deref(), Some(&b"y"[..]));
+        }
     }
 
     #[test]

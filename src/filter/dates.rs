@@ -187,8 +187,8 @@ pub struct Detector {
     zone: TimeZone,
     memory: Memory,
     offsets: Offsets,
-    /// The bytes of the last date and their instant; year-less ones depend on the day of `now` too.
-    last: (Vec<u8>, i64, Option<Time>),
+    /// The bytes of the last date, which were read in which way, and their instant; year-less ones depend on the day of `now` too.
+    last: (Vec<u8>, Option<Template>, i64, Option<Time>),
     /// This year in the zone and the last year taken for one, with the hour of `now` they were worked out for.
     year: (i64, i32),
     hits: [u64; 17],
@@ -198,7 +198,7 @@ impl Detector {
     /// A detector that has seen nothing; dates without a zone are local to `zone`.
     pub fn new(pattern: DatePattern, zone: TimeZone) -> Detector {
         let offsets = Offsets { hour: i64::MIN, offset: 0 };
-        let last = (Vec::new(), i64::MIN, None);
+        let last = (Vec::new(), None, i64::MIN, None);
         Detector { pattern, zone, memory: Memory::default(), offsets, last, year: (i64::MIN, 1970), hits: [0; 17] }
     }
 
@@ -227,16 +227,15 @@ impl Detector {
         self.memory.last = Some(winner);
         self.hits[winner.template as usize] += 1;
         let bytes = &line[at.clone()];
-        let time = if self.last.1 == hour && self.last.0 == bytes {
-            self.last.2
+        let time = if self.last.2 == hour && self.last.1 == Some(winner.template) && self.last.0 == bytes {
+            self.last.3
         } else {
             let time = self.mean(&when, now);
             self.last.0.clear();
             self.last.0.extend_from_slice(bytes);
             // Only the hour of `now` is remembered, so a date near the edge of "24 hours ahead" is worked out anew.
             let edge = when.year.is_none() && time.is_none_or(|t| (t.0 - now.0).abs() > 80_000_000_000 || when.month == 0);
-            self.last.1 = if edge { i64::MIN } else { hour };
-            self.last.2 = time;
+            (self.last.1, self.last.2, self.last.3) = (Some(winner.template), if edge { i64::MIN } else { hour }, time);
             time
         };
         Some(Date { at, template: winner.template, time })
@@ -1104,6 +1103,15 @@ mod tests {
         assert_eq!(at(&mut detector, "<13>Jan 14 21:59:59 mx user 2026-01-01 00:00:00"), 4);
         assert_eq!(at(&mut detector, "<4>Jan 14 21:59:59 mx user 2026-01-01 00:00:00"), 3);
         assert_eq!(at(&mut detector, "Jan 14 21:59:59 mx user 2026-01-01 00:00:00"), 0);
+    }
+
+    #[test]
+    fn the_same_bytes_read_in_two_ways_are_two_dates() {
+        let mut detector = Detector::new(DatePattern::Default, TimeZone::UTC);
+        let mut unix = |line: &str| detector.find(line.as_bytes(), NOW).unwrap().time.unwrap().secs();
+        unix("01-14-2026 16:22:44");
+        // 1 May where the month came first, 5 January elsewhere in the line.
+        assert_eq!([unix("05-01-2026 00:00:00"), unix("x 05-01-2026 00:00:00")], [1_777_593_600, 1_767_571_200]);
     }
 
     #[test]

@@ -440,6 +440,45 @@ mod tests {
         assert_eq!(mistakes(text, &options), expected);
     }
 
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(if cfg!(debug_assertions) { 60 } else { 5_000 }))]
+
+        #[test]
+        fn no_pattern_makes_it_panic(
+            texts in proptest::collection::vec(r"(?:[<>/\\\\(?P:=!|*+{}$é\u{1F600} \[\]^%-]|F-|HOST|ADDR|CONTENT|USER|\\[1-9]|\(\?\(|.){0,24}", 4),
+            line in "[aé<: ]{0,9}(?:1\\.2\\.3\\.4)?.{0,9}",
+        ) {
+            let [failregex, prefregex, other, variable] = &texts[..] else { unreachable!("four") };
+            let own = |maxlines: u32| Definition {
+                name: "x".to_owned(),
+                patterns: Patterns {
+                    prefregex: Some(format!("{prefregex}<F-CONTENT>.*</F-CONTENT>")),
+                    failregex: vec![failregex.clone(), format!("{failregex}<HOST>"), format!("<v>{other}<HOST>")],
+                    ignoreregex: vec![other.clone()],
+                    okregex: if maxlines > 1 { Vec::new() } else { vec![format!("{other} <HOST>")] },
+                },
+                variables: BTreeMap::from([("v".to_owned(), variable.clone())]),
+                maxlines,
+                ..Definition::default()
+            };
+            let mut definitions = vec![own(1), own(2)];
+            let ini = |text: &String| text.replace(['\n', '\r', '%'], "");
+            let file = format!(
+                "[Definition]\nprefregex = {}<F-CONTENT>.*</F-CONTENT>\nfailregex = x{}<HOST>\n  <v>{}<HOST>\nignoreregex = x{}\n[Init]\nv = {}\n",
+                ini(prefregex), ini(failregex), ini(other), ini(other), ini(variable)
+            );
+            let read = fail2ban::read("/x.conf", &BTreeMap::new(), &|path| Ok((path == "/x.conf").then(|| file.clone())));
+            definitions.extend(read.map(|read| Definition { fail2ban: Some(Arc::new(read)), ..Definition::default() }));
+            for definition in definitions {
+                let Ok(filter) = Filter::compile(&definition, &BTreeMap::new(), &Options::default()) else { continue };
+                let when = When { now: crate::terms::Time::from_secs(1_768_478_400), live: true };
+                let mut found = Vec::new();
+                Scanner::new(vec![Arc::new(filter)]).scan(format!("{line}\n{line}\n").as_bytes(), when, &mut found);
+                proptest::prop_assert!(found.iter().all(|found| found.secrets.iter().all(|secret| secret.end <= found.len)));
+            }
+        }
+    }
+
     #[test]
     fn modes_add_patterns_and_may_include_each_other() {
         let text = r#"

@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 
 use ipnetwork::IpNetwork;
 use regex::bytes::{CaptureLocations, Regex, RegexBuilder};
+use regex_syntax::ast;
 
 use super::definition::Mistake;
 use super::literals::{self, Needs};
@@ -80,9 +81,12 @@ impl Pattern {
     pub fn compile(written: &str, key: &str, index: usize, scope: Scope<'_>) -> Result<Pattern, Vec<Mistake>> {
         let mistake =
             |at: Option<Range<usize>>, what: String, help: Option<String>| Mistake { key: key.to_owned(), index, at, what, help };
-        let expanded = tags::expand(written, scope)
+        let mut expanded = tags::expand(written, scope)
             .map_err(|wrongs| wrongs.into_iter().map(|w| mistake(Some(w.at), w.what, w.help)).collect::<Vec<_>>())?;
         let one = |at, what, help| Err(vec![mistake(at, what, help)]);
+        for class in wide_classes(&expanded.text).into_iter().rev() {
+            expanded.enclose(class, "(?u:", ")");
+        }
         let parser = regex_syntax::ParserBuilder::new().utf8(false).unicode(false).build().parse(&expanded.text);
         let hir = match parser {
             Ok(hir) => hir,
@@ -92,7 +96,7 @@ impl Pattern {
             }
             Err(regex_syntax::Error::Translate(e)) => {
                 let at = expanded.written(e.span().start.offset..e.span().end.offset);
-                return one(Some(at), e.kind().to_string(), None);
+                return one(Some(at), e.kind().to_string(), help_for(&e.kind().to_string()));
             }
             Err(e) => return one(None, e.to_string(), None),
         };
@@ -228,12 +232,52 @@ impl Pattern {
     }
 }
 
+/// Where the classes stand that name characters beyond ASCII. Patterns match bytes, and a class is one byte of the line, unless it is
+/// told that its members are characters.
+fn wide_classes(text: &str) -> Vec<Range<usize>> {
+    struct Wide(Vec<Range<usize>>, bool);
+    impl ast::Visitor for Wide {
+        type Output = Vec<Range<usize>>;
+        type Err = std::convert::Infallible;
+
+        fn finish(self) -> Result<Self::Output, Self::Err> {
+            Ok(self.0)
+        }
+
+        fn visit_class_set_item_pre(&mut self, item: &ast::ClassSetItem) -> Result<(), Self::Err> {
+            let wide = |literal: &ast::Literal| literal.byte().is_none() && !literal.c.is_ascii();
+            self.1 |= match item {
+                ast::ClassSetItem::Literal(literal) => wide(literal),
+                ast::ClassSetItem::Range(range) => wide(&range.start) || wide(&range.end),
+                _ => false,
+            };
+            Ok(())
+        }
+
+        fn visit_post(&mut self, part: &ast::Ast) -> Result<(), Self::Err> {
+            if let ast::Ast::ClassBracketed(class) = part
+                && std::mem::take(&mut self.1)
+            {
+                self.0.push(class.span.start.offset..class.span.end.offset);
+            }
+            Ok(())
+        }
+    }
+    if text.is_ascii() && !text.contains('\\') {
+        return Vec::new();
+    }
+    let parsed = ast::parse::Parser::new().parse(text);
+    parsed.map_or_else(|_| Vec::new(), |parsed| ast::visit(&parsed, Wide(Vec::new(), false)).unwrap_or_default())
+}
+
 /// What to write instead of something only fail2ban's regex engine knows.
 fn help_for(what: &str) -> Option<String> {
     let help = if what.contains("look-around") || what.contains("backreference") {
         "patterns take linear time: say what must stand there instead of what must not"
     } else if what.contains("repetition") {
         r"write \{ where a brace is meant"
+    } else if what.contains("Unicode") {
+        r"patterns match bytes: write (?u:\pL) for a character of a kind"
     } else {
         return None;
     };
@@ -265,7 +309,7 @@ fn quad(text: &[u8]) -> Option<Ipv4Addr> {
         }
         let mut value = 0_u16;
         for digit in part {
-            value = value * 10 + u16::from(digit.wrapping_sub(b'0'));
+            value = value * 10 + u16::from(digit.checked_sub(b'0').filter(|digit| *digit < 10)?);
         }
         *octet = u8::try_from(value).ok()?;
     }
@@ -284,6 +328,44 @@ mod tests {
         let scope = Scope { params: &params, variables: &BTreeMap::new() };
         let pattern = Pattern::compile(written, "failregex", 0, scope).unwrap();
         pattern.find(line.as_bytes(), &mut Places::default())?.addr
+    }
+
+    #[test]
+    fn characters_beyond_ascii_are_those_of_the_line() {
+        let table = [
+            ("^é <HOST>$", "é 192.0.2.7", true),
+            ("^é+ <HOST>$", "éé 192.0.2.7", true),
+            ("^[aé]+ <HOST>$", "éaé 192.0.2.7", true),
+            ("^[aé]+ <HOST>$", "éaü 192.0.2.7", false),
+            ("^[à-ü]{2} <HOST>$", "éü 192.0.2.7", true),
+            ("^[^é] <HOST>$", "ü 192.0.2.7", true),
+            ("^[^é]+ <HOST>$", "xéx 192.0.2.7", false),
+            ("^(?i)[É]x <HOST>$", "éX 192.0.2.7", true),
+            (r"^[\u00e9] <HOST>$", "é 192.0.2.7", true),
+            (r"^[^\xe9] <HOST>$", "x 192.0.2.7", true),
+            (r"^(?u:\pL)+ <HOST>$", "éx 192.0.2.7", true),
+            (r"^\S+ mot de passe erroné: <F-USER>[^é:]+</F-USER>: <HOST>$", "ü: mot de passe erroné: bob: 192.0.2.7", true),
+        ];
+        for (written, line, matches) in table {
+            assert_eq!(found(written, line).is_some(), matches, "{written} on {line}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_pattern_makes_it_panic(written in r"(?s)(?:[<>/\\\\(?P:|*+{}é\u{1F600} \[\]^-]|F-|USER|HOST|proxy|\\[xup]|.){0,30}", line in ".{0,20}") {
+            let params = BTreeMap::from([("proxy".to_owned(), Param::Nets(vec!["10.0.0.0/30".parse().unwrap()]))]);
+            let variables = BTreeMap::from([("x".to_owned(), "[é".to_owned())]);
+            let scope = Scope { params: &params, variables: &variables };
+            match Pattern::compile(&written, "failregex", 0, scope) {
+                Ok(pattern) => _ = pattern.find(line.as_bytes(), &mut Places::default()),
+                Err(mistakes) => {
+                    for at in mistakes.into_iter().filter_map(|mistake| mistake.at) {
+                        proptest::prop_assert!(written.get(at.clone()).is_some(), "{:?}", at);
+                    }
+                }
+            }
+        }
     }
 
     #[test]
@@ -315,6 +397,8 @@ mod tests {
             ("from <HOST>$", "from 1:2:3:4:5:6:7:8:9"),
             ("from <HOST>", "from 2001:::1"),
             ("from <HOST>", "from mail.example.org"),
+            ("<F-ID>.*</F-ID>$", "a.b.c.d"),
+            ("<F-ID>.*</F-ID>$", "1.2.3.+4"),
             ("<IP6>", "192.0.2.7"),
             ("<IP4>", "2001:db8::1"),
             ("<proxy> for <ADDR>", "10.0.0.9 for 192.0.2.7"),

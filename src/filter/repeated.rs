@@ -10,6 +10,8 @@ pub(crate) struct Repeated {
     pub once: String,
     /// How often; at least 1.
     pub times: u32,
+    /// Where something of the text is left out, and how many bytes.
+    pub left_out: (usize, usize),
 }
 
 const OPENS: &str = "message repeated ";
@@ -19,7 +21,8 @@ const MOST: u32 = 10_000;
 /// Takes the message out of the brackets. `text` is a line without its date.
 pub(crate) fn unwrap(text: &str) -> Option<Repeated> {
     let (head, said, times) = parts(text.as_bytes())?;
-    Some(Repeated { once: format!("{}{}", text.get(..head)?, text.get(said)?), times })
+    let left_out = (head, said.start - head);
+    Some(Repeated { once: format!("{}{}", text.get(..head)?, text.get(said)?), times, left_out })
 }
 
 /// The end of the head, what was said, and how often.

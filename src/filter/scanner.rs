@@ -4,7 +4,6 @@
 //! against the patterns it belongs to. Lines are judged in order. What is remembered (where dates stand, how far the
 //! source's clock is off, connections, tries) is [`State`] and belongs to the position in the source.
 
-use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,8 +11,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::Filter;
-use super::dates::{Date, Detector, Memory, Template};
-use super::fail2ban::judge as foreign;
+use super::dates::{Date, Detector, Memory};
+use super::fail2ban::{Value, judge as foreign};
 use super::pattern::{Hit, Pattern, Places};
 use super::prefilter::{Prefilter, Slots};
 use super::repeated;
@@ -22,9 +21,6 @@ use crate::terms::Time;
 
 /// A live line whose date is farther off than this counts as now; a date older than this is not lent to a line without one.
 const NEAR: i64 = 60_000_000;
-/// Near misses kept per filter, and of each this many bytes.
-const MISSES: usize = 8;
-const MISS_BYTES: usize = 512;
 /// How many lines back a line without a date looks for one while catching up.
 const LOOK_BACK: usize = 64;
 
@@ -145,7 +141,6 @@ struct Judge {
     sessions: Sessions,
     tries: Tries,
     counters: Counters,
-    misses: VecDeque<Box<[u8]>>,
     key: Vec<u8>,
     /// A filter of fail2ban judges in its own way.
     foreign: Option<Box<foreign::Judge>>,
@@ -233,18 +228,18 @@ impl Scanner {
             while let Some(next) = slots.next(slot) {
                 let index = self.judge_of[next] as usize;
                 let judge = &mut self.judges[index];
+                slot = judge.end;
+                let place = Place { chunk, line, start, given, filter: index };
+                if judge.foreign.is_some() {
+                    // It cuts dates out in its own way.
+                    judge.foreign_line(&place, when, &mut self.clock, found);
+                    continue;
+                }
                 let dated = &mut self.dates[judge.dates];
                 if dated.line != start {
                     dated.cut(line, start, given, when.now);
                 }
-                let place = Place { chunk, line, start, given, filter: index };
-                if judge.foreign.is_some() {
-                    judge.foreign_line(&place, when, &mut self.clock, found);
-                    slot = judge.end;
-                    continue;
-                }
                 judge.line(&place, &slots, when, dated, &mut self.clock, &mut scratch, found);
-                slot = judge.end;
             }
         }
         self.slots = slots;
@@ -271,21 +266,6 @@ impl Scanner {
         let judge = &self.judges[filter];
         let (evicted, strained) = judge.foreign.as_ref().map_or((0, 0), |foreign| (foreign.evicted, foreign.strained()));
         Counters { evicted: judge.sessions.evicted + judge.tries.evicted + evicted, strained, ..judge.counters }
-    }
-
-    /// The last few near misses of a filter, oldest first, cut to 512 bytes. Bytes from strangers: escape them.
-    pub fn near_misses(&self, filter: usize) -> impl Iterator<Item = &[u8]> {
-        self.judges[filter].misses.iter().map(|line| &**line)
-    }
-
-    /// Dates found, by template, in candidate lines.
-    pub fn date_hits(&self, filter: usize) -> impl Iterator<Item = (Template, u64)> + '_ {
-        self.dates[self.judges[filter].dates].detector.hits()
-    }
-
-    /// How far the source's dates are ahead of our clock, in microseconds, where that is more than a minute.
-    pub fn clock_offset(&self) -> Option<i64> {
-        self.clock.offset
     }
 
     /// What to save with the position up to which lines were scanned.
@@ -329,6 +309,11 @@ impl Scanner {
         self.prefilter = Prefilter::new(&vec![Some(Vec::new()); self.judge_of.len()]);
     }
 
+    /// How far the source's dates are ahead of our clock, in microseconds, where that is more than a minute.
+    fn clock_offset(&self) -> Option<i64> {
+        self.clock.offset
+    }
+
     pub(crate) fn prefilter(&self) -> &Prefilter {
         &self.prefilter
     }
@@ -338,6 +323,26 @@ impl Scanner {
 fn written(times: Times<'_>, start: usize, now: Time) -> Time {
     let at = times.partition_point(|(begin, _)| *begin as usize <= start);
     at.checked_sub(1).map_or(now, |at| times[at].1)
+}
+
+/// Bytes of a line that was read with replacements, as those of the line itself.
+pub(super) fn in_bytes(line: &[u8], at: &Range<usize>) -> Range<u32> {
+    let place = |wanted: usize| {
+        let (mut read, mut here) = (0, 0);
+        for chunk in line.utf8_chunks() {
+            let valid = chunk.valid().len();
+            if wanted <= read + valid {
+                return here + wanted - read;
+            }
+            here += valid + chunk.invalid().len();
+            read += valid + if chunk.invalid().is_empty() { 0 } else { char::REPLACEMENT_CHARACTER.len_utf8() };
+            if wanted < read {
+                return here - chunk.invalid().len();
+            }
+        }
+        line.len()
+    };
+    place(at.start) as u32..place(at.end) as u32
 }
 
 /// A line and where it stands.
@@ -425,7 +430,6 @@ impl Judge {
             sessions: Sessions::default(),
             tries: Tries::default(),
             counters: Counters::default(),
-            misses: VecDeque::new(),
             key: Vec::new(),
             foreign: foreign.map(Box::new),
         }
@@ -451,6 +455,7 @@ impl Judge {
                 let time = time();
                 // A name without an address can not be banned.
                 let Some(net) = failure.addr else { return };
+                let named = self.filter.foreign.as_ref().map_or(1, |rules| rules.attempts(&failure.groups));
                 found.push(Found {
                     filter: place.filter,
                     offset: place.start as u32,
@@ -458,11 +463,11 @@ impl Judge {
                     kind: Kind::Failure,
                     addr: net.ip(),
                     time,
-                    attempts: failure.repeated,
+                    attempts: failure.repeated.saturating_mul(named),
                     pattern: failure.pattern as u16,
                     user: failure.user.map(|user| user.into_bytes().into()),
-                    reason: None,
-                    secrets: Vec::new(),
+                    reason: failure.groups.get("reason").and_then(Value::text).map(|reason| reason.as_bytes().into()),
+                    secrets: verdict.secrets.into_iter().map(|at| in_bytes(place.line, &at)).collect(),
                 });
             }
             foreign::Outcome::Context(_) | foreign::Outcome::Pending(_) => {
@@ -470,7 +475,10 @@ impl Judge {
                 time();
             }
             foreign::Outcome::Ignored(_) => self.counters.ignored += 1,
-            foreign::Outcome::Missed => {}
+            foreign::Outcome::Missed => {
+                let rules = self.filter.foreign.as_ref();
+                self.counters.missed += u64::from(rules.is_some_and(|rules| rules.holds(&line)));
+            }
         }
     }
 
@@ -492,7 +500,7 @@ impl Judge {
         if let Some(prefregex) = &filter.prefregex {
             before = prefregex.find(text, &mut self.places[0]);
             if before.is_none() {
-                return self.miss(place, slots);
+                return self.miss(slots);
             }
         }
         let content = before.as_ref().and_then(|hit| hit.content.clone()).unwrap_or(0..text.len());
@@ -527,7 +535,7 @@ impl Judge {
                 found.push(place.found(dated, &hit, Kind::Ok, addr, time, 1, pattern as u16, user));
             }
         } else {
-            self.miss(place, slots);
+            self.miss(slots);
         }
     }
 
@@ -615,13 +623,9 @@ impl Judge {
         }
     }
 
-    fn miss(&mut self, place: &Place<'_>, slots: &Slots) {
+    fn miss(&mut self, slots: &Slots) {
         if slots.next(self.first).is_some_and(|slot| slot < self.okregex) {
             self.counters.missed += 1;
-            if self.misses.len() == MISSES {
-                self.misses.pop_front();
-            }
-            self.misses.push_back(place.line[..place.line.len().min(MISS_BYTES)].into());
         }
     }
 }
@@ -855,7 +859,6 @@ mod tests {
         assert_eq!((found[0].addr.to_string().as_str(), found[0].user.as_deref()), ("1.2.3.4", Some(&b"bob"[..])));
         let counters = scanner.counters(0);
         assert_eq!((counters.matched, counters.ignored, counters.missed), (3, 1, 1));
-        assert_eq!(scanner.near_misses(0).collect::<Vec<_>>(), [b"Jan 15 12:00:03 d: worse 1.2.3.4"]);
         assert_eq!(scanner.lines(), 5);
     }
 

@@ -4,7 +4,7 @@
 //! same connection that has it, context lines lend theirs, a login forgives. [`Tries`] makes a try that is reported on
 //! several lines count once. Both are bounded; what was silent longest goes first.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -122,9 +122,10 @@ impl Sessions {
             (nofail, gained) = (false, false);
         }
         if !nofail {
-            session.matches += std::mem::take(&mut session.context) + u32::from(!gained);
+            let gathered = std::mem::take(&mut session.context).saturating_add(u32::from(!gained));
+            session.matches = session.matches.saturating_add(gathered);
         } else if !piece.forget {
-            session.context += 1;
+            session.context = session.context.saturating_add(1);
         }
         session.nofail = nofail;
         let failure = !nofail;
@@ -159,7 +160,7 @@ pub(crate) struct Tries {
     #[serde(with = "pairs")]
     by_rest: HashMap<Name, u64>,
     next: u64,
-    /// Entries forgotten for want of room.
+    /// Entries and keys forgotten for want of room.
     pub evicted: u64,
 }
 
@@ -182,6 +183,13 @@ impl Tries {
             self.by_session.retain(|_, id| entries.contains_key(id));
             self.by_rest.retain(|_, id| entries.contains_key(id));
         }
+        if self.by_rest.len() >= 2 * MOST {
+            // One connection may name any number of accounts: of each entry's keys one stays.
+            let before = self.by_rest.len();
+            let mut entries = HashSet::new();
+            self.by_rest.retain(|_, id| entries.insert(*id));
+            self.evicted += (before - self.by_rest.len()) as u64;
+        }
         let fresh = |entry: &Entry| (entry.seen - time.0).unsigned_abs() <= within.0;
         let same_session = session.and_then(|s| self.by_session.get(s)).copied();
         let same_session = same_session.filter(|id| self.entries.get(id).is_some_and(fresh));
@@ -196,7 +204,9 @@ impl Tries {
         match session {
             Some(session) => {
                 if entry.session.as_deref() != Some(session) {
-                    if let Some(old) = entry.session.replace(session.into()) {
+                    if let Some(old) = entry.session.replace(session.into())
+                        && self.by_session.get(&old) == Some(&id)
+                    {
                         self.by_session.remove(&old);
                     }
                     self.by_session.insert(session.into(), id);
@@ -296,6 +306,19 @@ mod tests {
         }
         assert!(tries.entries.len() <= MOST && tries.by_rest.len() <= MOST && tries.by_session.len() <= MOST);
         assert!(tries.evicted > 90_000);
+    }
+
+    #[test]
+    fn the_accounts_that_one_connection_names_are_bounded() {
+        let mut tries = Tries::default();
+        let mut count = |session: &[u8], rest: u32, pattern: u16| {
+            tries.count(Some(session), &rest.to_le_bytes(), pattern, 1, Span::from_secs(60), Time(i64::from(rest)))
+        };
+        let told: u32 = (0..100_000).map(|i| count(b"s", i, 0)).sum();
+        // Every one is a try of its own, and the connection is still known.
+        assert_eq!((told, count(b"s", 100_000, 1)), (100_000, 0));
+        assert!(tries.by_rest.len() <= 2 * MOST, "{}", tries.by_rest.len());
+        assert_eq!((tries.entries.len(), tries.by_session.len()), (1, 1));
     }
 
     fn addr() -> Option<IpAddr> {

@@ -85,15 +85,46 @@ const IP6: (&str, &str) = (
 );
 /// Variables may pull in variables, this deep.
 const DEEPEST: usize = 25;
+/// A pattern may pull in this many texts, and become this long with them.
+const MOST: usize = 10_000;
+const LONGEST: usize = 256 << 10;
 
 /// Resolves the tags of `written`.
 pub(crate) fn expand(written: &str, scope: Scope<'_>) -> Result<Expanded, Vec<Wrong>> {
-    let mut walk = Walk { scope, out: Expanded::default(), wrong: Vec::new(), depth: 0 };
+    let mut walk = Walk { scope, out: Expanded::default(), wrong: Vec::new(), depth: 0, pulled: 0 };
     walk.text(written, None);
     if walk.wrong.is_empty() { Ok(walk.out) } else { Err(walk.wrong) }
 }
 
 impl Expanded {
+    /// Puts a text of ours before and behind the bytes `at` of the expression.
+    pub fn enclose(&mut self, at: Range<usize>, before: &str, behind: &str) {
+        self.insert(at.end, behind);
+        self.insert(at.start, before);
+    }
+
+    fn insert(&mut self, at: usize, text: &str) {
+        let place = self.written(at..at);
+        let next = self.origin.partition_point(|piece| piece.out < at);
+        let end = self.origin.get(next).map_or(self.text.len(), |piece| piece.out);
+        let mut pieces = vec![Piece { out: at, written: place, verbatim: false }];
+        if next > 0 && at < end {
+            // What stood in the middle of a piece goes on behind.
+            let cut = &mut self.origin[next - 1];
+            let mut rest = cut.written.clone();
+            if cut.verbatim {
+                rest.start += at - cut.out;
+                cut.written.end = rest.start;
+            }
+            pieces.push(Piece { out: at, written: rest, verbatim: cut.verbatim });
+        }
+        for piece in pieces[1..].iter_mut().chain(&mut self.origin[next..]) {
+            piece.out += text.len();
+        }
+        self.origin.splice(next..next, pieces);
+        self.text.insert_str(at, text);
+    }
+
     /// Which bytes of the written pattern the bytes `at` of the expression came from.
     pub fn written(&self, at: Range<usize>) -> Range<usize> {
         let piece = |offset: usize| {
@@ -114,6 +145,8 @@ struct Walk<'a> {
     out: Expanded,
     wrong: Vec<Wrong>,
     depth: usize,
+    /// Texts pulled in so far.
+    pulled: usize,
 }
 
 impl Walk<'_> {
@@ -125,10 +158,18 @@ impl Walk<'_> {
         let mut i = 0;
         while i < bytes.len() {
             if bytes[i] == b'\\' {
+                // The engine takes these for the edges of a word; everybody else means the characters.
+                if let Some(sign @ (b'<' | b'>')) = bytes.get(i + 1) {
+                    self.copy(&text[copied..i], within.cloned().unwrap_or(copied..i), within.is_none());
+                    self.put(if *sign == b'<' { r"\x3C" } else { r"\x3E" }, &within.cloned().unwrap_or(i..i + 2));
+                    copied = i + 2;
+                }
                 i += 2;
                 continue;
             }
-            let group_name = text[..i].ends_with("(?P") || text[..i].ends_with("(?");
+            let escaped = |before: &[u8]| before.iter().rev().take_while(|b| **b == b'\\').count() % 2 == 1;
+            let opens = |mark: &[u8]| bytes[..i].strip_suffix(mark).is_some_and(|before| !escaped(before));
+            let group_name = bytes[i] == b'<' && (opens(b"(?P") || opens(b"(?"));
             let Some(tag) = (bytes[i] == b'<' && !group_name).then(|| Tag::at(text, i)).flatten() else {
                 i += 1;
                 continue;
@@ -270,6 +311,14 @@ impl Walk<'_> {
             self.wrong(at, format!("<{name}> pulls in itself"), None);
             return;
         }
+        self.pulled += 1;
+        if self.pulled > MOST || self.out.text.len() > LONGEST {
+            // Once is enough: each of them may be one of thousands.
+            if self.wrong.is_empty() {
+                self.wrong(at, format!("<{name}> pulls in more than {MOST} texts or {} KiB", LONGEST >> 10), None);
+            }
+            return;
+        }
         self.depth += 1;
         self.text(text, Some(at));
         self.depth -= 1;
@@ -329,7 +378,9 @@ mod tests {
     #[test]
     fn tags_become_groups_and_texts() {
         let table = [
-            (r"a\<HOST>", r"a\<HOST>"),
+            (r"a\<HOST>", r"a\x3CHOST>"),
+            (r"é\<\\<any>\>", r"é\x3C\\\S*\x3E"),
+            (r"\(?<any>\)?(?<x>\(?P<any>)", r"\(?\S*\)?(?<x>\(?P\S*)"),
             (r"(?<x>a)(?P<y>b)", r"(?<x>a)(?P<y>b)"),
             (r"<head>x", r"^\S*: x"),
             (r"r=<reasons> ", r"r=(?:a\.b|c) "),
@@ -339,6 +390,19 @@ mod tests {
         ];
         for (written, text) in table {
             assert_eq!(expanded(written).unwrap().text, text, "{written}");
+        }
+    }
+
+    #[test]
+    fn what_variables_pull_in_is_bounded() {
+        let level = |i: usize| (format!("v{i}"), format!("<v{}>", i + 1).repeat(20));
+        for last in ["", "x", "<F-USER>"] {
+            let variables: BTreeMap<_, _> = (0..20).map(level).chain([("v20".to_owned(), last.to_owned())]).collect();
+            let wrong = expand("a<v0>", Scope { params: &BTreeMap::new(), variables: &variables }).unwrap_err();
+            assert!(
+                wrong.iter().any(|wrong| wrong.at == (1..5) && wrong.what.contains(" pulls in more than ")) || last == "<F-USER>"
+            );
+            assert!(wrong.len() <= MOST, "{last}: {}", wrong.len());
         }
     }
 
@@ -360,11 +424,27 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_pattern_makes_it_panic(written in r"(?s)(?:[<>/\\\\(?P:é\u{1F600} \[\]]|F-|USER|HOST|head|bad|loop|.){0,30}") {
+            // What is wrong is cited where characters begin and end.
+            for wrong in expanded(&written).err().into_iter().flatten() {
+                proptest::prop_assert!(written.get(wrong.at).is_some());
+            }
+        }
+    }
+
     #[test]
     fn bytes_of_the_expression_lead_back_to_the_written_ones() {
         let e = expanded("ab<head>c(d").unwrap();
         let paren = e.text.rfind('(').unwrap();
         assert_eq!(e.written(paren..paren + 1), 9..10);
         assert_eq!(e.written(3..4), 2..8);
+        let mut e = expanded("ab<head>c[é]d").unwrap();
+        let (open, close) = (e.text.find('[').unwrap(), e.text.find(']').unwrap());
+        e.enclose(open..close + 1, "(?u:", ")");
+        assert_eq!(e.text, r"ab^\S*: c(?u:[é])d");
+        let of = |text: &str| e.text.rfind(text).map(|at| e.written(at..at + text.len())).unwrap();
+        assert_eq!([of("ab"), of(": "), of("c"), of("[é]"), of("d")], [0..2, 2..8, 8..9, 9..13, 13..14]);
     }
 }

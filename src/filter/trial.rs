@@ -122,6 +122,8 @@ impl Trial {
                     judge::Outcome::Pending(_) => Said::Pending,
                     judge::Outcome::Failure(failure) => Said::Failure(*failure),
                 };
+                let bytes = |at: &std::ops::Range<usize>| super::scanner::in_bytes(line, at);
+                let secrets = verdict.secrets.iter().map(bytes).map(|at| at.start as usize..at.end as usize).collect();
                 let hits = if all && first.is_some() { every } else { first.into_iter().collect() };
                 let near = said == Said::Missed && self.filter.foreign.as_ref().is_some_and(|rules| rules.holds(&text));
                 Tried {
@@ -129,7 +131,7 @@ impl Trial {
                     time: verdict.time.or(verdict.assumed),
                     hits,
                     near,
-                    secrets: Vec::new(),
+                    secrets,
                     joined: std::mem::take(&mut judge.joined),
                 }
             }
@@ -249,7 +251,8 @@ impl Filter {
     /// The first ignoreregex that matches.
     fn excuse(&self, text: &[u8]) -> usize {
         let content = self.content(text).unwrap_or(text);
-        self.ignoreregex.iter().position(|p| p.regex.is_match(content) || p.regex.is_match(text)).unwrap_or(0)
+        let excuses = |p: &super::Pattern| p.regex.is_match(content) || (self.ignores_lines && p.regex.is_match(text));
+        self.ignoreregex.iter().position(excuses).unwrap_or(0)
     }
 
     /// The texts of the groups of a failregex by their names, and of prefregex.

@@ -100,6 +100,8 @@ pub struct Cover {
 struct Side {
     /// Bans by first address and prefix length: an outer one comes before those within it.
     nets: BTreeMap<(u128, u8), Stay>,
+    /// How many of them there are of each prefix length.
+    lengths: BTreeMap<u8, usize>,
     /// What stands in the set, by first address.
     pieces: BTreeMap<u128, (u128, Stay)>,
 }
@@ -115,13 +117,44 @@ impl Cover {
         self.v4.nets.len() + self.v6.nets.len()
     }
 
+    /// How many of IPv4 and of IPv6 are meant.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.v4.nets.len(), self.v6.nets.len())
+    }
+
+    /// The subnets meant that lie within `net`, itself among them.
+    pub fn within(&self, net: IpNetwork) -> impl Iterator<Item = IpNetwork> + '_ {
+        let kind = Kind::of(net.network());
+        let first = bits(net.network());
+        let last = first | !kind.mask(net.prefix()) & kind.last();
+        let within = self.side(net.network()).nets.range((first, net.prefix())..=(last, u8::MAX));
+        within
+            .filter(move |((_, prefix), _)| *prefix >= net.prefix())
+            .filter_map(move |((first, prefix), _)| network(kind.address(*first), *prefix))
+    }
+
+    /// The prefix lengths of the subnets meant, of the kind of `address`.
+    pub fn lengths(&self, address: IpAddr) -> impl Iterator<Item = u8> + '_ {
+        self.side(address).lengths.keys().copied()
+    }
+
     /// From now on `net` is meant to stay so long, or not at all.
     pub fn mean(&mut self, net: IpNetwork, stay: Option<Stay>) {
         let key = (bits(net.network()), net.prefix());
-        let nets = &mut self.side_mut(net.network()).nets;
-        match stay {
-            Some(stay) => _ = nets.insert(key, stay),
-            None => _ = nets.remove(&key),
+        let side = self.side_mut(net.network());
+        let before = match stay {
+            Some(stay) => side.nets.insert(key, stay),
+            None => side.nets.remove(&key),
+        };
+        match (before.is_some(), stay.is_some()) {
+            (false, true) => *side.lengths.entry(net.prefix()).or_default() += 1,
+            (true, false) => {
+                if let Some(count) = side.lengths.get_mut(&net.prefix()) {
+                    *count -= 1;
+                }
+                side.lengths.retain(|_, count| *count > 0);
+            }
+            _ => {}
         }
     }
 

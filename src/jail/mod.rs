@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use crate::terms::{Aggregate, Lasting, Span, Time};
+use crate::terms::{Aggregate, Lasting, Span, Time, is_host};
 pub use cover::{Cover, Difference, Piece, Stay};
 pub use growth::Growth;
 pub use ignore::Nets;
@@ -41,6 +41,11 @@ pub struct Now {
 }
 
 impl Now {
+    /// The wall clock less the monotonic one, in microseconds.
+    pub fn offset(self) -> i64 {
+        self.wall.0.saturating_sub(self.mono.0)
+    }
+
     /// The wall time of an instant on the monotonic clock.
     pub fn wall_of(self, mono: Time) -> Time {
         Time(self.wall.0.saturating_add(mono.0.saturating_sub(self.mono.0)))
@@ -123,8 +128,10 @@ pub enum Origin {
         /// What we decided ourselves and it outlasts: that goes on if the other machine takes its own back.
         own: Option<Box<Held>>,
     },
-    /// It was in the kernel's set when the daemon started.
+    /// It was in the kernel's set when the daemon started: put there by somebody, or by a run that was killed before it could say so.
     Adopted,
+    /// Another program put it into the set while the daemon ran.
+    Foreign,
     /// So many addresses of the subnet were banned at once.
     Aggregate(u32),
 }
@@ -137,7 +144,7 @@ impl Origin {
             Origin::Given { machine, reason: None, .. } => Some(format!("@{machine}")),
             Origin::Given { machine, reason: Some(reason), .. } => Some(format!("@{machine}: {reason}")),
             Origin::Aggregate(addresses) => Some(format!("{addresses} of its addresses were banned")),
-            Origin::Failures | Origin::Adopted => None,
+            Origin::Failures | Origin::Adopted | Origin::Foreign => None,
         }
     }
 }
@@ -230,6 +237,8 @@ pub struct Jail {
     policy: Policy,
     window: Window,
     held: HashMap<IpNetwork, Held>,
+    /// How many of them are of IPv4.
+    held_v4: usize,
     ends: BTreeSet<(Time, IpNetwork)>,
     /// Those of the bans held that an interval set stands for.
     cover: Cover,
@@ -254,6 +263,7 @@ impl Jail {
             policy,
             window,
             held: HashMap::new(),
+            held_v4: 0,
             ends: BTreeSet::new(),
             cover: Cover::default(),
             exact: Arc::default(),
@@ -278,9 +288,15 @@ impl Jail {
         if self.policy.counting != policy.counting || rekeyed {
             self.window = Window::new(policy.counting, TRACKED_AT_MOST);
         }
+        let crowded = self.policy.aggregate != policy.aggregate;
         self.policy = policy;
-        for (subject, held) in &self.held {
-            self.cover.mean(*subject, self.policy.is_net(*subject).then(|| held.stay()));
+        if rekeyed {
+            for (subject, held) in &self.held {
+                self.cover.mean(*subject, self.policy.is_net(*subject).then(|| held.stay()));
+            }
+        }
+        if !crowded {
+            return;
         }
         self.crowds.clear();
         let aggregate = self.policy.aggregate;
@@ -297,7 +313,8 @@ impl Jail {
     /// The address or prefix that stands for `address` here.
     pub fn subject(&self, address: IpAddr) -> IpNetwork {
         let prefixed = self.policy.prefixed(address);
-        match self.exact.overlaps(prefixed).is_some() {
+        let is_one = is_host(prefixed);
+        match !is_one && self.exact.overlaps(prefixed).is_some() {
             true => address.into(),
             false => prefixed,
         }
@@ -454,7 +471,7 @@ impl Jail {
 
     /// Lifts a ban; what was held is returned.
     pub fn lift(&mut self, subject: IpNetwork) -> Option<Held> {
-        let held = self.held.remove(&subject)?;
+        let held = self.take(subject)?;
         if let Some(until) = held.until {
             self.ends.remove(&(until, subject));
         }
@@ -486,8 +503,14 @@ impl Jail {
 
     /// The bans that lie within `net`, itself among them.
     pub fn within(&self, net: IpNetwork) -> Vec<IpNetwork> {
-        let mut within: Vec<IpNetwork> = self.held.keys().filter(|subject| cover::holds(net, **subject)).copied().collect();
+        let standing = if net.is_ipv4() { self.policy.ipv4_prefix } else { self.policy.ipv6_prefix };
+        let mut within: Vec<IpNetwork> = match net.prefix() >= standing {
+            // Only what an interval set stands for is narrower than what addresses are banned by.
+            true => self.cover.within(net).chain(self.held.contains_key(&net).then_some(net)).collect(),
+            false => self.held.keys().filter(|subject| cover::holds(net, **subject)).copied().collect(),
+        };
         within.sort();
+        within.dedup();
         within
     }
 
@@ -511,8 +534,13 @@ impl Jail {
             return None;
         }
         let new = Stay { lasting: Lasting::Permanent, until };
-        let around = self.covering(subject.network()).into_iter().filter(|(net, _)| net.prefix() < subject.prefix());
-        around.filter(|(_, held)| !new.outlasts(held.stay())).map(|(net, _)| net).next()
+        // Asked for every failure: only the lengths that there are, the longest first.
+        let address = subject.network();
+        let own = self.policy.prefixed(address).prefix();
+        let lengths = self.cover.lengths(address).chain([own]).filter(|prefix| *prefix < subject.prefix());
+        let around = lengths.filter_map(|prefix| self.held.get_key_value(&network(address, prefix)?));
+        let longer = around.filter(|(_, held)| !new.outlasts(held.stay())).map(|(net, _)| *net);
+        longer.max_by_key(|net| net.prefix())
     }
 
     /// The kernel said yes to the ban of a subject, by this generation of its ruleset.
@@ -594,6 +622,15 @@ impl Jail {
         self.held.len()
     }
 
+    /// How many bans are held that stand in the same set as that of `subject`.
+    pub fn bans_beside(&self, subject: IpNetwork) -> usize {
+        let (all, nets) = match subject.is_ipv4() {
+            true => (self.held_v4, self.cover.counts().0),
+            false => (self.held.len() - self.held_v4, self.cover.counts().1),
+        };
+        if self.is_net(subject) { nets } else { all - nets }
+    }
+
     /// Addresses with counted failures.
     pub fn failing(&self) -> usize {
         self.window.len()
@@ -622,7 +659,7 @@ impl Jail {
                 break;
             }
             self.ends.pop_first();
-            if let Some(held) = self.held.remove(&subject) {
+            if let Some(held) = self.take(subject) {
                 self.let_go(subject);
                 ended.push((subject, held));
             }
@@ -650,6 +687,7 @@ impl Jail {
             Some(Held { until: Some(old), .. }) => _ = self.ends.remove(&(old, subject)),
             Some(_) => {}
             None => {
+                self.held_v4 += usize::from(subject.is_ipv4());
                 if let Some(net) = self.policy.aggregate.and_then(|aggregate| crowd_of(aggregate, subject)) {
                     *self.crowds.entry(net).or_default() += 1;
                 }
@@ -658,6 +696,12 @@ impl Jail {
         if let Some(until) = until {
             self.ends.insert((until, subject));
         }
+    }
+
+    fn take(&mut self, subject: IpNetwork) -> Option<Held> {
+        let held = self.held.remove(&subject)?;
+        self.held_v4 -= usize::from(subject.is_ipv4());
+        Some(held)
     }
 
     /// What else knows of a ban that is held no more.
@@ -869,6 +913,58 @@ mod tests {
         let Verdict::Claimed(ban) = jail.judge(at(10), &failure(3), 0.0, 0) else { panic!("not accounted for") };
         assert_eq!((ban.places, ban.held.origin, ban.held.until), (vec![Place(1), Place(2), Place(3)], Origin::Failures, until));
         assert_eq!(jail.judge(at(10), &failure(4), 0.0, 0), Verdict::AlreadyBanned);
+    }
+
+    #[test]
+    fn what_stands_in_each_set_and_within_a_subnet_is_known_without_a_walk() {
+        let links: Nets = ["203.0.113.0/24".parse().expect("a subnet")].into_iter().collect();
+        let mut jail = Jail::new(policy());
+        jail.exactly(&Arc::new(links));
+        let check = |jail: &Jail| {
+            for (subject, _) in jail.bans() {
+                let beside =
+                    |other: &IpNetwork| other.is_ipv4() == subject.is_ipv4() && jail.is_net(*other) == jail.is_net(subject);
+                assert_eq!(jail.bans_beside(subject), jail.bans().filter(|(other, _)| beside(other)).count(), "{subject}");
+                let mut within: Vec<_> = jail.bans().map(|(net, _)| net).filter(|net| cover::holds(subject, *net)).collect();
+                within.sort();
+                assert_eq!(jail.within(subject), within, "{subject}");
+            }
+        };
+        let nets = [
+            "198.51.100.7/32",
+            "198.51.100.0/24",
+            "198.51.100.128/25",
+            "203.0.113.7/32",
+            "2001:db8::/64",
+            "2001:db8::7/128",
+            "2001:db8::/48",
+            "2001:db8:0:1::/64",
+            "2001:db8::8/125",
+        ];
+        let nets = nets.map(|net| net.parse::<IpNetwork>().expect("a subnet"));
+        let held = |until: i64| Held {
+            since: at(0).wall,
+            until: Some(at(until).mono),
+            lasting: Lasting::For(Span::from_secs(100)),
+            failures: 0,
+            origin: Origin::Adopted,
+            in_kernel: true,
+            generation: 0,
+        };
+        for (n, net) in nets.iter().enumerate() {
+            jail.hold(*net, held(100 + n as i64));
+            jail.hold(*net, held(200 + n as i64));
+            check(&jail);
+        }
+        jail.reform(Policy { ipv4_prefix: 25, ipv6_prefix: 48, ..policy() });
+        check(&jail);
+        jail.cut("198.51.100.9/32".parse().expect("an address"));
+        check(&jail);
+        jail.lift(nets[4]);
+        jail.expire(at(203));
+        check(&jail);
+        jail.expire(at(1000));
+        assert_eq!((jail.bans_held(), jail.bans_beside(nets[0]), jail.bans_beside(nets[5])), (0, 0, 0));
     }
 
     #[test]

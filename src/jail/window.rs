@@ -126,9 +126,24 @@ impl Window {
         })
         .flat_map(|index| {
             let address = address_of(self.addresses[index as usize].key);
-            self.chain(index).map(move |node| {
+            // An estimate is not the number of nodes: the last stands for what the others do not, and what is more is left out, as is
+            // what the first, which moves on, has passed.
+            let first = self.chain(index).next().map_or(0, |node| node.second);
+            let counts = move |node: &Node| node.second >= first;
+            let (estimate, nodes) = match self.counting {
+                Counting::Sliding => (None, 0),
+                Counting::Fail2ban => {
+                    (Some(self.addresses[index as usize].count as usize), self.chain(index).filter(counts).count())
+                }
+            };
+            self.chain(index).filter(counts).enumerate().filter_map(move |(at, node)| {
                 let place = Place(u64::from(node.place[0]) | u64::from(node.place[1]) << 32);
-                Failure { address, time: Time::from_secs(i64::from(node.second)), attempts: 1, place }
+                let attempts = match estimate {
+                    Some(count) if at + 1 == nodes => (count + 1).saturating_sub(nodes).max(1) as u32,
+                    Some(count) if at + 1 >= count => return None,
+                    _ => 1,
+                };
+                Some(Failure { address, time: Time::from_secs(i64::from(node.second)), attempts, place })
             })
         })
     }
@@ -446,6 +461,35 @@ mod tests {
         };
         assert!(every(150, Counting::Sliding) && !every(151, Counting::Sliding));
         assert!(every(171, Counting::Fail2ban) && !every(175, Counting::Fail2ban));
+    }
+
+    #[test]
+    fn what_is_counted_again_comes_to_the_same() {
+        let address = IpAddr::from([192, 0, 2, 7]);
+        let findtime = Span::from_secs(600);
+        let scripts: [&[(i64, u32)]; 5] = [
+            &[(0, 3), (10, 1)],
+            &[(0, 1), (500, 1), (700, 1), (1250, 2)],
+            &[(0, 7)],
+            &[(0, 1); 30],
+            &[(0, 1), (599, 1), (1198, 1)],
+        ];
+        for counting in [Counting::Sliding, Counting::Fail2ban] {
+            for script in scripts {
+                let fail =
+                    |window: &mut Window, time: Time, attempts| window.fail(address, time, attempts, Place(7), 100, findtime);
+                let (mut window, mut again) = (Window::new(counting, 10), Window::new(counting, 10));
+                for (at, attempts) in script {
+                    fail(&mut window, Time::from_secs(1_000_000 + at), *attempts);
+                }
+                for failure in window.failures().collect::<Vec<_>>() {
+                    fail(&mut again, failure.time, failure.attempts);
+                }
+                let end = Time::from_secs(1_000_000 + script[script.len() - 1].0);
+                let counts = [&window, &again].map(|window| window.count(address, end, findtime));
+                assert_eq!(counts[0], counts[1], "{counting:?} {script:?}");
+            }
+        }
     }
 
     #[test]

@@ -90,13 +90,6 @@ pub enum Touch {
     },
 }
 
-impl Foreign {
-    /// Whether it touched only elements.
-    pub fn only_elements(&self) -> bool {
-        !self.touches.iter().any(|touch| matches!(touch, Touch::Structure { .. }))
-    }
-}
-
 impl Monitor {
     /// Listens for changes of this table that do not come from the socket with address `ours` ([`super::Socket::port`]).
     pub fn open(family: Family, table: &str, ours: u32) -> Result<Monitor, CannotOpen> {

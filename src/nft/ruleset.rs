@@ -14,7 +14,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnetwork::IpNetwork;
 
 use super::element::{Counter, Interval, Key, merge};
-use crate::terms::{Blocktype, Family, Hook, Ports, Protocol, Protocols, Span};
+use crate::terms::{Blocktype, Family, Hook, Ports, Protocol, Protocols, Span, is_nft_keyword, priority_text};
 
 /// The version of the shape of our tables, kept in the table's comment as `banset 1`.
 pub const VERSION: u32 = 1;
@@ -254,7 +254,7 @@ pub enum Reject {
 impl Ruleset {
     /// The table this plan asks for.
     pub fn of(plan: &Plan) -> Result<Ruleset, Unfit> {
-        if !is_name(&plan.table) || is_keyword(&plan.table) || plan.table.len() > 200 {
+        if !is_name(&plan.table) || is_nft_keyword(&plan.table) || plan.table.len() > 200 {
             return Err(Unfit::Table(plan.table.clone()));
         }
         let mut sets = Vec::new();
@@ -638,20 +638,6 @@ fn is_name(name: &str) -> bool {
         && bytes.all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
 }
 
-/// Words of nft(8) that can not name a table: `list ruleset` would print them, nothing would load them. A test tries them all.
-fn is_keyword(word: &str) -> bool {
-    const KEYWORDS: &str = " accept add ah all arp auth bridge chain chains comment comp continue counter counters create \
-        ct dccp delete describe destroy device devices drop dst dup dynset dnat element elements esp ether exthdr fib flags flow flowtable \
-        flowtables flush frag fwd gc-interval goto handle hash hbh hook icmp icmpv6 icmpx igmp import export index inet insert ip ip6 ipsec jhash jump last \
-        limit limits list log map maps mark masquerade meta meter meters metainfo mh monitor netdev notrack numgen \
-        oif oifname iif iifname osf performance memory policy position priority queue quota quotas random redirect reject rename replace \
-        reset return rt rt0 rt2 rt4 rule rules ruleset saddr daddr sctp secmark secmarks set sets size snat socket synproxy synproxys \
-        symhash table tables tcp th timeout tproxy type typeof udp udplite vlan vmap vxlan xt year skuid skgid iiftype oiftype nftrace \
-        rtclassid pkttype cpu iifgroup oifgroup cgroup prandom secpath ibrname obrname ibridgename obridgename ibrpvid ibrvproto day hour time \
-        cgroupv2 not eq neq lt gt le ge or and xor missing exists define undefine redefine include error warn ipv4_addr in ";
-    KEYWORDS.split_ascii_whitespace().any(|keyword| keyword == word)
-}
-
 impl fmt::Display for Ruleset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.write(f, false)
@@ -882,36 +868,6 @@ impl Chain {
     }
 }
 
-/// A priority as nft lists it: by the nearest standard name within ten, else as a number (nft(8), "Standard priority names").
-pub fn priority_text(family: Family, hook: Hook, priority: i32) -> String {
-    let named: &[(&str, i32, Option<Hook>)] = match family {
-        Family::Inet => &[
-            ("raw", -300, None),
-            ("mangle", -150, None),
-            ("dstnat", -100, Some(Hook::Prerouting)),
-            ("filter", 0, None),
-            ("security", 50, None),
-            ("srcnat", 100, Some(Hook::Postrouting)),
-        ],
-        Family::Bridge => &[
-            ("dstnat", -300, Some(Hook::Prerouting)),
-            ("filter", -200, None),
-            ("out", 100, Some(Hook::Output)),
-            ("srcnat", 300, Some(Hook::Postrouting)),
-        ],
-    };
-    let near = named
-        .iter()
-        .filter(|(_, _, only)| only.is_none_or(|only| only == hook))
-        .find(|(_, value, _)| priority.abs_diff(*value) <= 10);
-    match near {
-        None => priority.to_string(),
-        Some((name, value, _)) if *value == priority => (*name).to_owned(),
-        Some((name, value, _)) if priority > *value => format!("{name} + {}", priority - value),
-        Some((name, value, _)) => format!("{name} - {}", value - priority),
-    }
-}
-
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut header = "th";
@@ -1101,27 +1057,5 @@ mod tests {
             assert_eq!(found.map(|set| set.name.as_str()), set, "{jail} {what}");
         }
         assert_eq!((jail_of("sshd-v4"), jail_of("a-b-net6"), jail_of("ignore-v4")), (Some("sshd"), Some("a-b"), None));
-    }
-
-    #[test]
-    fn priorities_read_as_nft_lists_them() {
-        let table = [
-            (Family::Inet, Hook::Input, -10, "filter - 10"),
-            (Family::Inet, Hook::Input, 0, "filter"),
-            (Family::Inet, Hook::Input, 10, "filter + 10"),
-            (Family::Inet, Hook::Input, 11, "11"),
-            (Family::Inet, Hook::Prerouting, -300, "raw"),
-            (Family::Inet, Hook::Output, -310, "raw - 10"),
-            (Family::Inet, Hook::Input, -100, "-100"),
-            (Family::Inet, Hook::Prerouting, -110, "dstnat - 10"),
-            (Family::Inet, Hook::Postrouting, 100, "srcnat"),
-            (Family::Inet, Hook::Input, 100, "100"),
-            (Family::Bridge, Hook::Forward, -200, "filter"),
-            (Family::Bridge, Hook::Forward, 0, "0"),
-            (Family::Bridge, Hook::Output, 100, "out"),
-        ];
-        for (family, hook, priority, text) in table {
-            assert_eq!(priority_text(family, hook, priority), text);
-        }
     }
 }

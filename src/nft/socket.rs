@@ -137,9 +137,6 @@ fn error_text(kind: Kind, errno: Errno) -> String {
     }
 }
 
-/// ERESTART, which never leaves the kernel otherwise and so has no name in the C library.
-const ERESTART: i32 = 85;
-
 /// An error the kernel reported for one message.
 #[derive(Debug)]
 struct Answer {
@@ -448,7 +445,7 @@ fn explain(transaction: &Transaction, batch: &Batch, index: usize, answer: Answe
         Errno::ENFILE => Kind::SetFull,
         Errno::ERANGE => Kind::OutOfRange,
         Errno::EBUSY => Kind::Busy,
-        _ if answer.error == ERESTART => Kind::Stale,
+        Errno::ERESTART => Kind::Stale,
         other => Kind::Other(other),
     };
     let text = transaction.describe(statement, element);

@@ -126,6 +126,8 @@ pub struct Row {
     pub decision: Option<Box<str>>,
     /// Where its failures were read, as long as their lines have not been read back.
     pub places: Vec<u64>,
+    /// Why lines are missing that could not be read back.
+    pub missing: Option<Box<str>>,
 }
 
 /// A line behind a ban, escaped and without secrets.
@@ -145,6 +147,17 @@ pub struct Line {
     pub text: Box<str>,
 }
 
+/// What was read back of the lines behind a ban.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lines {
+    /// The row.
+    pub seq: u64,
+    /// Its lines, as far as they were found.
+    pub lines: Vec<Line>,
+    /// Why others could not be read.
+    pub missing: Option<Box<str>>,
+}
+
 /// What the next start has to read back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unread {
@@ -158,11 +171,13 @@ pub struct Unread {
     pub places: Vec<u64>,
 }
 
-pub(super) fn write(transaction: &Transaction<'_>, rows: &[Row], lines: &[(u64, Vec<Line>)]) -> Result<(), rusqlite::Error> {
+pub(super) fn write(transaction: &Transaction<'_>, rows: &[Row], lines: &[Lines]) -> Result<(), rusqlite::Error> {
     for row in rows {
         let places: Vec<u8> = row.places.iter().flat_map(|place| place.to_le_bytes()).collect();
         transaction
-            .prepare_cached("INSERT OR REPLACE INTO event VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)")?
+            .prepare_cached(
+                "INSERT OR REPLACE INTO event VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+            )?
             .execute(params![
                 row.seq as i64,
                 row.time.0,
@@ -178,9 +193,10 @@ pub(super) fn write(transaction: &Transaction<'_>, rows: &[Row], lines: &[(u64, 
                 row.reason.as_deref(),
                 row.decision.as_deref(),
                 (!places.is_empty()).then_some(places),
+                row.missing.as_deref(),
             ])?;
     }
-    for (seq, lines) in lines {
+    for Lines { seq, lines, missing } in lines {
         for (n, line) in lines.iter().enumerate() {
             transaction.prepare_cached("INSERT OR REPLACE INTO line VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?.execute(
                 params![
@@ -195,25 +211,31 @@ pub(super) fn write(transaction: &Transaction<'_>, rows: &[Row], lines: &[(u64, 
                 ],
             )?;
         }
-        transaction.prepare_cached("UPDATE event SET places = NULL WHERE seq = ?1")?.execute([*seq as i64])?;
+        transaction
+            .prepare_cached("UPDATE event SET places = NULL, missing = ?2 WHERE seq = ?1")?
+            .execute(params![*seq as i64, missing.as_deref()])?;
     }
-    if let Some(last) = rows.last() {
-        transaction.prepare_cached("INSERT OR REPLACE INTO meta VALUES ('seq', ?1)")?.execute([last.seq.to_string()])?;
+    // A row may be told again under its number: what counts is the highest there ever was.
+    if let Some(last) = rows.iter().map(|row| row.seq).max() {
+        transaction
+            .prepare_cached(
+                "INSERT INTO meta VALUES ('seq', ?1) ON CONFLICT (name)
+                 DO UPDATE SET value = max(CAST(value AS INTEGER), CAST(excluded.value AS INTEGER))",
+            )?
+            .execute([last.to_string()])?;
     }
     Ok(())
 }
 
-/// Removes what is older than `keep` and what is beyond the ceilings.
+/// Removes what is older than `keep` and what is beyond the ceilings. Each row goes by its own age: one that a clock that was wrong for
+/// a while dated into the past takes no other with it.
 pub(super) fn purge(transaction: &Transaction<'_>, now: Time, keep: Span) -> Result<(), rusqlite::Error> {
     let newest: i64 = transaction.query_row("SELECT coalesce(max(seq), 0) FROM event", [], |row| row.get(0))?;
-    let old: Option<i64> =
-        transaction.query_row("SELECT max(seq) FROM event WHERE time < ?1", [(now - keep).0], |row| row.get(0))?;
-    // A clock that was wrong for a while may have dated rows into the past: only what is old by number, too, goes with them.
-    let old = old.unwrap_or(0);
-    let rows = old.max(newest - ROWS_AT_MOST as i64);
-    let lines = old.max(newest - LINED_AT_MOST as i64);
-    transaction.execute("DELETE FROM line WHERE seq <= ?1", [lines])?;
-    transaction.execute("DELETE FROM event WHERE seq <= ?1", [rows])?;
+    let old = (now - keep).0;
+    transaction.execute("DELETE FROM line WHERE seq IN (SELECT seq FROM event WHERE time < ?1)", [old])?;
+    transaction.execute("DELETE FROM event WHERE time < ?1", [old])?;
+    transaction.execute("DELETE FROM line WHERE seq <= ?1", [newest - LINED_AT_MOST as i64])?;
+    transaction.execute("DELETE FROM event WHERE seq <= ?1", [newest - ROWS_AT_MOST as i64])?;
     Ok(())
 }
 
@@ -235,10 +257,28 @@ pub(super) fn unread(db: &Connection) -> Result<Vec<Unread>, rusqlite::Error> {
         .collect()
 }
 
+/// The row of each ban that is held and was found in the kernel.
+pub(super) fn found(db: &Connection) -> Result<Vec<(Arc<str>, IpNetwork, u64)>, rusqlite::Error> {
+    db.prepare(
+        "SELECT event.jail, event.subject, max(event.seq) FROM event JOIN ban ON ban.jail = event.jail AND ban.subject = event.subject
+         WHERE event.what = 'ban' AND event.origin = 'kernel' AND event.time >= ban.since AND ban.uid IS NULL AND ban.reason = ?1
+         GROUP BY event.jail, event.subject",
+    )?
+    .query_map([super::ADOPTED], |row| {
+        let (jail, subject): (String, String) = (row.get(0)?, row.get(1)?);
+        Ok(subject.parse().ok().zip(Some(row.get::<_, i64>(2)? as u64)).map(|(subject, seq)| (jail.into(), subject, seq)))
+    })?
+    .filter_map(Result::transpose)
+    .collect()
+}
+
 fn places(value: rusqlite::types::ValueRef<'_>) -> Vec<u64> {
     let bytes = value.as_blob().unwrap_or_default();
     bytes.chunks_exact(8).filter_map(|chunk| Some(u64::from_le_bytes(chunk.try_into().ok()?))).collect()
 }
+
+/// Lines of one answer in bytes, whatever number of rows is asked for.
+const ANSWER_AT_MOST: usize = 64 << 20;
 
 /// Which rows are wanted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -300,17 +340,18 @@ impl Archive {
         wanted.push_str(if query.after.is_some() { " ORDER BY seq" } else { " ORDER BY seq DESC" });
         let mut statement = self.connection.prepare(&wanted)?;
         let mut rows = statement.query(rusqlite::params_from_iter(values.iter().map(|value| &**value)))?;
-        let mut told = Vec::new();
+        let (mut told, mut bytes) = (Vec::new(), 0);
         while let Some(row) = rows.next()? {
             let row = read(row)?;
             let concerns = query.net.is_none_or(|net| row.subject.is_some_and(|subject| concerns(net, subject)));
             if !concerns {
                 continue;
             }
-            if told.len() >= query.limit {
+            if told.len() >= query.limit || bytes > ANSWER_AT_MOST {
                 return Ok((told, true));
             }
             let lines = self.lines(row.seq)?;
+            bytes += lines.iter().map(|line| line.text.len() + line.source.len()).sum::<usize>();
             told.push((row, lines));
         }
         Ok((told, false))
@@ -332,6 +373,11 @@ impl Archive {
                 })
             })?
             .collect()
+    }
+
+    /// Rows whose lines were not read back yet, the newest 10 000.
+    pub fn unread(&self) -> Result<Vec<Unread>, String> {
+        unread(&self.connection).map_err(|e| format!("cannot read the history: {e}"))
     }
 
     /// Whom bans with this account among their lines were about, by jail.
@@ -377,5 +423,6 @@ fn read(row: &rusqlite::Row<'_>) -> Result<Row, rusqlite::Error> {
         reason: row.get("reason")?,
         decision: row.get("decision")?,
         places: places(row.get_ref("places")?),
+        missing: row.get("missing")?,
     })
 }

@@ -13,6 +13,7 @@
 pub mod history;
 pub mod packed;
 
+use std::net::IpAddr;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,13 +26,19 @@ use serde::{Deserialize, Serialize};
 use crate::terms::{Lasting, Span, Time};
 
 /// The version of the tables; kept in SQLite's user_version.
-const VERSION: i64 = 3;
+const VERSION: i64 = 4;
 /// The file's name in the state directory.
 const FILE: &str = "banset.sqlite3";
-/// Between two rounds of forgetting history that is too old.
-const PURGE: Duration = Duration::from_secs(3600);
+/// What stands in place of a reason where a ban was found in the kernel: it is no offence, and the log may still account for it.
+pub const ADOPTED: &str = "adopted";
+/// Between two rounds of forgetting history that is too old; and before the first: a machine may start with a clock that is years off.
+const PURGE: (Duration, Duration) = (Duration::from_secs(3600), Duration::from_secs(600));
 /// Rows written that bring the next round forward.
 const PURGE_ROWS: usize = 20_000;
+/// How long a save waits for somebody else who writes, with sqlite3(1) perhaps, and a sync for those who read.
+const BUSY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_millis(200));
+/// The write-ahead log is cut back to this when it has grown beyond.
+const LOG_AT_MOST: u64 = 16 << 20;
 
 const TABLES: &str = "
     CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -66,11 +73,18 @@ const SINCE_2: &str = "
 /// What version 3 has besides: beneath another machine's ban, our own as JSON.
 const SINCE_3: &str = "ALTER TABLE ban ADD COLUMN own TEXT;";
 
+/// What version 4 has besides: why lines are missing, and what ignored names resolved to.
+const SINCE_4: &str = "
+    ALTER TABLE event ADD COLUMN missing TEXT;
+    CREATE TABLE name (name TEXT PRIMARY KEY, addresses TEXT NOT NULL) WITHOUT ROWID;
+";
+
 /// The file, open.
 pub struct Store {
     connection: Connection,
     path: PathBuf,
-    purged: Option<Instant>,
+    boot: String,
+    purge_at: Instant,
     rows_since: usize,
 }
 
@@ -81,6 +95,10 @@ pub struct Save {
     pub failures: Vec<(Arc<str>, Vec<u8>)>,
     /// Whether `failures` are everything counted now, instead of what was added.
     pub whole: bool,
+    /// Whether `bans` and `offences` are all there are now, instead of what changed.
+    pub anew: bool,
+    /// Of these jails `whole` and `anew` say nothing: what is kept of them stays.
+    pub absent: Vec<Arc<str>>,
     /// Bans as they are now; `None`: lifted or over.
     pub bans: Vec<(Arc<str>, IpNetwork, Option<KeptBan>)>,
     /// How far logs were read; `None`: no longer followed.
@@ -92,7 +110,7 @@ pub struct Save {
     /// What happened, in order.
     pub history: Vec<history::Row>,
     /// Lines read back, by the row they belong to.
-    pub lines: Vec<(u64, Vec<history::Line>)>,
+    pub lines: Vec<history::Lines>,
     /// Offences as they are now, by jail; `None`: forgotten.
     pub offences: Vec<(Arc<str>, IpNetwork, Option<KeptOffence>)>,
     /// What is ignored by request, all of it, if that changed.
@@ -101,6 +119,10 @@ pub struct Save {
     pub paused: Option<Vec<KeptPause>>,
     /// How far other machines' events were applied, all of it, if that changed.
     pub applied: Option<Vec<(Box<str>, u64)>>,
+    /// The addresses that ignored host names have, all of them, if that changed.
+    pub names: Option<Vec<(Box<str>, Vec<IpAddr>)>>,
+    /// The wall clock less the monotonic one, in microseconds, if that moved: the clock that the times of bans are kept by.
+    pub clock: Option<i64>,
     /// Now, and how long history is kept.
     pub keep: Option<(Time, Span)>,
     /// Whether it must be on the disk, not only in the system's memory, when the save returns.
@@ -215,6 +237,8 @@ pub struct Restored {
     pub seq: u64,
     /// Bans whose lines were not read back yet.
     pub unread: Vec<history::Unread>,
+    /// Bans that were found in the kernel and have a row that says so: its number.
+    pub found: Vec<(Arc<str>, IpNetwork, u64)>,
     /// Offences by jail.
     pub offences: Vec<(Arc<str>, IpNetwork, KeptOffence)>,
     /// What is ignored by request.
@@ -223,6 +247,10 @@ pub struct Restored {
     pub paused: Vec<KeptPause>,
     /// How far other machines' events were applied.
     pub applied: Vec<(Box<str>, u64)>,
+    /// The last good addresses of ignored host names.
+    pub names: Vec<(Box<str>, Vec<IpAddr>)>,
+    /// The wall clock less the monotonic one as it was at the last save, in microseconds, if that was in this boot.
+    pub clock: Option<i64>,
     /// The key under which account names are hashed, if they are.
     pub key: [u64; 2],
 }
@@ -242,9 +270,13 @@ impl Store {
                 let stamp = jiff::Zoned::now().strftime("%Y%m%d-%H%M%S").to_string();
                 let aside = directory.join(format!("{FILE}.{stamp}"));
                 std::fs::rename(&path, &aside).map_err(|e| named(&e))?;
-                for suffix in ["-wal", "-shm"] {
-                    let _ = std::fs::remove_file(directory.join(format!("{FILE}{suffix}")));
+                // What was committed last may stand in its log alone; without it the new file would take it up.
+                let log = |of: &Path| PathBuf::from(format!("{}-wal", of.display()));
+                match std::fs::rename(log(&path), log(&aside)) {
+                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(named(&crate::terms::plain(&e))),
+                    _ => {}
                 }
+                let _ = std::fs::remove_file(directory.join(format!("{FILE}-shm")));
                 (why, aside)
             }
             Err(Failed::Io(why)) => return Err(format!("{}: {why}", path.display())),
@@ -266,30 +298,30 @@ impl Store {
         drop(file);
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags)?;
-        connection.busy_timeout(Duration::from_millis(200))?;
+        connection.busy_timeout(BUSY.0)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         // A kill loses nothing that was committed; a power loss at most what came since the last checkpoint.
         connection.pragma_update(None, "synchronous", "NORMAL")?;
         connection.pragma_update(None, "wal_autocheckpoint", 2000)?;
+        connection.pragma_update(None, "journal_size_limit", LOG_AT_MOST)?;
         connection.set_prepared_statement_cache_capacity(32);
         let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-        match version {
-            0 => {
-                let tables = [TABLES, SINCE_2, history::TABLES, SINCE_3].concat();
-                connection.execute_batch(&format!("BEGIN;{tables}PRAGMA user_version = {VERSION};COMMIT;"))?;
-            }
-            // Version 1 kept no history: what it has stays, the rest begins empty.
-            1 => {
-                let tables = [SINCE_2, history::TABLES, SINCE_3].concat();
-                connection.execute_batch(&format!("BEGIN;{tables}PRAGMA user_version = {VERSION};COMMIT;"))?;
-            }
-            2 => connection.execute_batch(&format!("BEGIN;{SINCE_3}PRAGMA user_version = {VERSION};COMMIT;"))?,
-            VERSION => {}
+        // What an older version has stays, the rest begins empty: version 1 kept no history.
+        let missing = match version {
+            0 => &[TABLES, SINCE_2, history::TABLES, SINCE_3, SINCE_4][..],
+            1 => &[SINCE_2, history::TABLES, SINCE_3, SINCE_4],
+            2 => &[SINCE_3, SINCE_4],
+            3 => &[SINCE_4],
+            VERSION => &[],
             newer => {
                 return Err(Failed::Unusable(format!("made by another version of banset ({newer}, this one knows {VERSION})")));
             }
+        };
+        if !missing.is_empty() {
+            connection.execute_batch(&format!("BEGIN;{}PRAGMA user_version = {VERSION};COMMIT;", missing.concat()))?;
         }
-        let store = Store { connection, path: path.to_owned(), purged: None, rows_since: 0 };
+        let store =
+            Store { connection, path: path.to_owned(), boot: boot_id(), purge_at: Instant::now() + PURGE.1, rows_since: 0 };
         let restored = store.restore()?;
         Ok((store, restored))
     }
@@ -316,7 +348,7 @@ impl Store {
             .prepare("SELECT jail, packed FROM failures ORDER BY seq")?
             .query_map([], |row| Ok((text(row, 0)?, row.get(1)?)))?
             .collect::<Result<_, _>>()?;
-        let bans = db
+        let bans: Vec<(Arc<str>, IpNetwork, KeptBan)> = db
             .prepare("SELECT jail, subject, since, until, lasting, failures, uid, reason, in_kernel, own FROM ban")?
             .query_map([], |row| {
                 let subject: Option<IpNetwork> = row.get_ref(1)?.as_str()?.parse().ok();
@@ -391,6 +423,17 @@ impl Store {
             .prepare("SELECT origin, seq FROM applied")?
             .query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?.max(0) as u64)))?
             .collect::<Result<_, _>>()?;
+        let names = db
+            .prepare("SELECT name, addresses FROM name")?
+            .query_map([], |row| {
+                let addresses = row.get_ref(1)?.as_str()?.split(' ').filter_map(|address| address.parse().ok());
+                Ok((row.get(0)?, addresses.collect()))
+            })?
+            .collect::<Result<_, _>>()?;
+        let clock = match (meta("clock_boot")?, meta("clock")?.and_then(|text| text.parse().ok())) {
+            (Some(boot), Some(clock)) if !boot.is_empty() && boot == boot_id() => Some(clock),
+            _ => None,
+        };
         let key = match meta("key")?.and_then(|text| u128::from_str_radix(&text, 16).ok()) {
             Some(key) => [(key >> 64) as u64, key as u64],
             None => {
@@ -400,18 +443,46 @@ impl Store {
             }
         };
         let (seq, unread) = (history::last_seq(db)?, history::unread(db)?);
-        Ok(Restored { kernel, positions, failures, bans, totals, seq, unread, offences, ignored, paused, applied, key })
+        let adopted = bans.iter().any(|(.., kept)| kept.uid.is_none() && kept.reason.as_deref() == Some(ADOPTED));
+        let found = if adopted { history::found(db)? } else { Vec::new() };
+        Ok(Restored {
+            kernel,
+            positions,
+            failures,
+            bans,
+            totals,
+            seq,
+            unread,
+            found,
+            offences,
+            ignored,
+            paused,
+            applied,
+            names,
+            clock,
+            key,
+        })
     }
 
-    /// Saves in one transaction; on an error nothing of it is saved.
+    /// Saves in one transaction; on an error nothing of it is saved, or it is not on the disk as was asked for.
     pub fn save(&mut self, save: &Save) -> Result<(), String> {
-        self.write(save).map_err(|e| format!("{}: {e}", self.path.display()))
+        self.write(save).map_err(|e| format!("{}: {e}", self.path.display()))?;
+        if save.sync { self.sync() } else { Ok(()) }
     }
 
     fn write(&mut self, save: &Save) -> Result<(), rusqlite::Error> {
         let transaction = self.connection.transaction()?;
+        let absent = serde_json::to_string(&save.absent.iter().map(|jail| &**jail).collect::<Vec<_>>()).unwrap_or_default();
+        let empty = |table: &str| {
+            let rest = "WHERE jail NOT IN (SELECT value FROM json_each(?1))";
+            transaction.execute(&format!("DELETE FROM {table} {rest}"), [&absent])
+        };
         if save.whole {
-            transaction.execute("DELETE FROM failures", [])?;
+            empty("failures")?;
+        }
+        if save.anew {
+            empty("ban")?;
+            empty("offence")?;
         }
         for (jail, packed) in &save.failures {
             transaction
@@ -505,8 +576,22 @@ impl Store {
                 .prepare_cached("INSERT OR REPLACE INTO applied VALUES (?1, ?2)")?
                 .execute(params![&**origin, *seq as i64])?;
         }
+        if let Some(names) = &save.names {
+            transaction.execute("DELETE FROM name", [])?;
+            for (name, addresses) in names {
+                let addresses = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+                transaction
+                    .prepare_cached("INSERT OR REPLACE INTO name VALUES (?1, ?2)")?
+                    .execute(params![&**name, addresses])?;
+            }
+        }
+        if let Some(clock) = save.clock {
+            let mut put = transaction.prepare_cached("INSERT OR REPLACE INTO meta VALUES (?1, ?2)")?;
+            put.execute(["clock_boot", &self.boot])?;
+            put.execute(["clock", &clock.to_string()])?;
+        }
         let rows = self.rows_since + save.history.len();
-        let purge = rows >= PURGE_ROWS || self.purged.is_none_or(|purged| purged.elapsed() >= PURGE);
+        let purge = rows >= PURGE_ROWS || Instant::now() >= self.purge_at;
         let purge = save.keep.filter(|_| purge);
         if let Some((now, keep)) = purge {
             history::purge(&transaction, now, keep)?;
@@ -514,17 +599,24 @@ impl Store {
         transaction.commit()?;
         self.rows_since = if purge.is_some() { 0 } else { rows };
         if purge.is_some() {
-            self.purged = Some(Instant::now());
-        }
-        if save.sync {
-            self.sync()?;
+            self.purge_at = Instant::now() + PURGE.0;
         }
         Ok(())
     }
 
-    /// Puts what was saved on the disk: a checkpoint syncs the log and then the file.
-    pub fn sync(&mut self) -> Result<(), rusqlite::Error> {
-        self.connection.query_row("PRAGMA wal_checkpoint(FULL)", [], |_| Ok(()))
+    /// Puts what was saved on the disk: a checkpoint syncs the log and then the file. One that somebody's reading holds up does
+    /// neither for sure: then the log alone is synced, which is as good for the next start.
+    pub fn sync(&mut self) -> Result<(), String> {
+        let named = |e: &dyn std::fmt::Display| format!("{}: {e}", self.path.display());
+        self.connection.busy_timeout(BUSY.1).map_err(|e| named(&e))?;
+        let held_up = self.connection.query_row("PRAGMA wal_checkpoint(FULL)", [], |row| row.get::<_, bool>(0));
+        self.connection.busy_timeout(BUSY.0).map_err(|e| named(&e))?;
+        if held_up.map_err(|e| named(&e))? {
+            let log = PathBuf::from(format!("{}-wal", self.path.display()));
+            // SQLite's locks are not on this file, so that closing it loses none.
+            std::fs::File::open(log).and_then(|log| log.sync_data()).map_err(|e| named(&crate::terms::plain(&e)))?;
+        }
+        Ok(())
     }
 }
 
@@ -628,13 +720,64 @@ mod tests {
     }
 
     #[test]
+    fn what_is_told_anew_takes_the_place_of_everything_but_what_absent_jails_have() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (mut store, ..) = open(dir.path());
+        let (_, subject, kept) = ban("192.0.2.7");
+        let offence = Some(KeptOffence { bans: 2, until: Time(9) });
+        let (sshd, broken): (Arc<str>, Arc<str>) = ("sshd".into(), "broken".into());
+        let save = Save {
+            failures: vec![(sshd.clone(), vec![1]), (broken.clone(), vec![2])],
+            bans: vec![ban("192.0.2.7"), ban("192.0.2.8"), (broken.clone(), subject, kept)],
+            offences: vec![(sshd.clone(), subject, offence), (broken.clone(), subject, offence)],
+            names: Some(vec![(
+                "mx.example.org".into(),
+                vec!["192.0.2.1".parse().expect("an address"), "::1".parse().expect("one")],
+            )]),
+            clock: Some(-7),
+            ..Save::default()
+        };
+        store.save(&save).expect("saved");
+        // A save in which 192.0.2.8 was lifted had failed: nothing tells that it is gone but that it is not told.
+        let absent = vec![broken.clone()];
+        let anew = Save { whole: true, anew: true, absent, bans: vec![ban("192.0.2.7")], ..Save::default() };
+        store.save(&anew).expect("saved");
+        drop(store);
+        let (_store, restored, _) = open(dir.path());
+        let mut bans: Vec<String> = restored.bans.iter().map(|(jail, subject, _)| format!("{jail} {subject}")).collect();
+        bans.sort();
+        assert_eq!(bans, ["broken 192.0.2.7/32", "sshd 192.0.2.7/32"]);
+        assert_eq!(restored.failures, [(broken.clone(), vec![2])]);
+        assert_eq!(restored.offences.iter().map(|(jail, ..)| jail.clone()).collect::<Vec<_>>(), [broken]);
+        assert_eq!((restored.names, restored.clock), (save.names.unwrap_or_default(), Some(-7)));
+    }
+
+    #[test]
+    fn a_sync_that_a_reader_holds_up_is_one_all_the_same() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (mut store, ..) = open(dir.path());
+        store.save(&Save { bans: vec![ban("192.0.2.7")], ..Save::default() }).expect("saved");
+        let reader = Connection::open(dir.path().join(FILE)).expect("there");
+        reader.execute_batch("BEGIN; SELECT count(*) FROM ban;").expect("a transaction that stays open");
+        let bans: i64 = reader.query_row("SELECT count(*) FROM ban", [], |row| row.get(0)).expect("read");
+        store.save(&Save { bans: vec![ban("192.0.2.8")], sync: true, ..Save::default() }).expect("saved, and on the disk");
+        let held_up = store.connection.query_row("PRAGMA wal_checkpoint(FULL)", [], |row| row.get::<_, bool>(0));
+        assert_eq!((bans, held_up), (1, Ok(true)), "the checkpoint waits for the reader");
+        store.sync().expect("the log alone");
+    }
+
+    #[test]
     fn a_file_of_an_older_version_keeps_what_it_has() {
-        for (version, tables) in [(1, TABLES.to_owned()), (2, [TABLES, SINCE_2, history::TABLES].concat())] {
+        for (version, tables) in [
+            (1, TABLES.to_owned()),
+            (2, [TABLES, SINCE_2, history::TABLES].concat()),
+            (3, [TABLES, SINCE_2, history::TABLES, SINCE_3].concat()),
+        ] {
             let dir = tempfile::tempdir().expect("a directory");
             let old = Connection::open(dir.path().join(FILE)).expect("a file");
             old.execute_batch(&format!(
                 "BEGIN;{tables}PRAGMA user_version = {version};
-                 INSERT INTO ban VALUES ('sshd', '192.0.2.7/32', 5, 10, 5, 3, NULL, NULL, 1);
+                 INSERT INTO ban (jail, subject, since, until, lasting, failures, in_kernel) VALUES ('sshd', '192.0.2.7/32', 5, 10, 5, 3, 1);
                  INSERT INTO position VALUES ('/var/log/auth.log', 3, '{{}}', '{{}}');COMMIT;"
             ))
             .expect("made");
@@ -646,6 +789,9 @@ mod tests {
             drop(store);
             let again = open(dir.path()).1;
             assert_eq!((again.seq, again.bans.len()), (1, 2));
+            let query = history::Query { limit: 9, ..history::Query::default() };
+            let (told, _) = history::Archive::open(dir.path()).expect("there").find(&query).expect("readable");
+            assert_eq!((told.len(), told[0].0.missing.as_deref()), (1, None));
         }
     }
 
@@ -676,7 +822,11 @@ mod tests {
             row(2, 20, "dovecot", "192.0.2.8"),
             Row { what: What::Unban, uid: Some(0), ..row(3, 30, "sshd", "192.0.2.0/24") },
         ];
-        let save = Save { history: rows.clone(), lines: vec![(1, vec![line("bob")])], ..Save::default() };
+        let save = Save {
+            history: rows.clone(),
+            lines: vec![history::Lines { seq: 1, lines: vec![line("bob")], missing: Some("the rest".into()) }],
+            ..Save::default()
+        };
         store.save(&save).expect("saved");
         let archive = Archive::open(dir.path()).expect("there");
         let seqs = |query: Query| -> Vec<u64> {
@@ -691,6 +841,8 @@ mod tests {
         assert_eq!(seqs(Query { after: Some(1), ..Query::default() }), [2, 3]);
         let (told, more) = archive.find(&Query { limit: 2, ..Query::default() }).expect("readable");
         assert_eq!((told[0].0.clone(), more), (rows[2].clone(), true));
+        let (told, _) = archive.find(&Query { accounts: vec!["bob".into()], limit: 9, ..Query::default() }).expect("readable");
+        assert_eq!((told[0].0.missing.as_deref(), told[0].0.places.len(), told[0].1.len()), (Some("the rest"), 0, 1));
         assert_eq!(archive.banned_for_account("bob").expect("readable"), [("sshd".into(), "192.0.2.7".parse().expect("a net"))]);
         drop(store);
         let (mut store, restored, _) = open(dir.path());
@@ -699,14 +851,61 @@ mod tests {
             [3, 2],
             "the lines of the first are there"
         );
-        store.save(&Save { keep: Some((Time::from_secs(45), Span::from_secs(20))), ..Save::default() }).expect("saved");
+        let purge = |store: &mut Store, secs| {
+            let keep = Some((Time::from_secs(45), Span::from_secs(secs)));
+            store.save(&Save { keep, ..Save::default() }).expect("saved");
+        };
+        purge(&mut store, 20);
+        assert_eq!(seqs(Query::default()), [3, 2, 1], "the clock may be wrong at first");
+        store.purge_at = Instant::now();
+        purge(&mut store, 20);
+        assert_eq!(seqs(Query::default()), [3]);
+        // A clock that is years off for a moment costs no more than what was written in it.
+        store.save(&Save { history: vec![row(4, -900_000, "sshd", "192.0.2.9")], ..Save::default() }).expect("saved");
+        store.purge_at = Instant::now();
+        purge(&mut store, 20);
         assert_eq!(seqs(Query::default()), [3]);
         let far = Row { seq: history::ROWS_AT_MOST + 4, ..row(0, 40, "sshd", "192.0.2.9") };
         store.save(&Save { history: vec![far], ..Save::default() }).expect("saved");
         drop(store);
         let (mut store, ..) = open(dir.path());
-        store.save(&Save { keep: Some((Time::from_secs(45), Span::from_secs(100))), ..Save::default() }).expect("saved");
+        store.purge_at = Instant::now();
+        purge(&mut store, 100);
         assert_eq!(seqs(Query::default()), [history::ROWS_AT_MOST + 4], "beyond the ceiling the oldest go");
+    }
+
+    #[test]
+    fn a_row_told_again_takes_the_place_of_the_first_and_numbers_never_fall() {
+        use history::{Archive, Query, Row};
+        let dir = tempfile::tempdir().expect("a directory");
+        let (mut store, ..) = open(dir.path());
+        let row = |seq, subject: &str, origin: &str| Row {
+            seq,
+            time: Time(7),
+            jail: Some("sshd".into()),
+            subject: subject.parse().ok(),
+            origin: origin.into(),
+            ..Row::default()
+        };
+        let found = |subject: &str| {
+            let (jail, subject, kept) = ban(subject);
+            (jail, subject, kept.map(|kept| KeptBan { reason: Some(ADOPTED.to_owned()), ..kept }))
+        };
+        let rows = vec![row(1, "192.0.2.7", "kernel"), row(2, "192.0.2.8", "kernel"), row(3, "192.0.2.9", "log")];
+        let bans = vec![found("192.0.2.7"), found("192.0.2.8"), ban("192.0.2.9")];
+        store.save(&Save { history: rows, bans, ..Save::default() }).expect("saved");
+        let again = Save { history: vec![row(1, "192.0.2.7", "log")], bans: vec![ban("192.0.2.7")], ..Save::default() };
+        store.save(&again).expect("saved");
+        drop(store);
+        let (_store, restored, _) = open(dir.path());
+        assert_eq!(restored.seq, 3);
+        assert_eq!(restored.found, [("sshd".into(), "192.0.2.8".parse().expect("an address"), 2)]);
+        let (told, _) =
+            Archive::open(dir.path()).expect("there").find(&Query { limit: 9, ..Query::default() }).expect("readable");
+        assert_eq!(
+            told.iter().map(|(row, _)| (row.seq, &*row.origin)).collect::<Vec<_>>(),
+            [(3, "log"), (2, "kernel"), (1, "log")]
+        );
     }
 
     #[test]
@@ -721,5 +920,23 @@ mod tests {
         assert!(said.is_some_and(|said| said.contains("another version")));
         let aside = std::fs::read_dir(dir.path()).expect("a directory").filter_map(Result::ok);
         assert!(aside.filter(|entry| entry.file_name().to_string_lossy().starts_with("banset.sqlite3.2")).count() >= 1);
+    }
+
+    #[test]
+    fn what_is_set_aside_keeps_what_stood_in_its_log_alone() {
+        let (one, two) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("another"));
+        let (mut store, ..) = open(one.path());
+        store.save(&Save { bans: vec![ban("192.0.2.7")], ..Save::default() }).expect("saved");
+        store.connection.pragma_update(None, "user_version", 99).expect("set");
+        // As a kill leaves it.
+        for name in [FILE.to_owned(), format!("{FILE}-wal")] {
+            std::fs::copy(one.path().join(&name), two.path().join(&name)).expect("copied");
+        }
+        let (_, restored, said) = open(two.path());
+        assert!(restored.bans.is_empty() && said.is_some_and(|said| said.contains("another version")));
+        let entries = std::fs::read_dir(two.path()).expect("a directory").filter_map(Result::ok).map(|entry| entry.path());
+        let is_aside = |path: &PathBuf| path.to_string_lossy().contains("sqlite3.2") && !path.to_string_lossy().ends_with("-wal");
+        let aside = Connection::open(entries.into_iter().find(is_aside).expect("set aside")).expect("readable");
+        assert_eq!(aside.query_row("SELECT count(*) FROM ban", [], |row| row.get::<_, i64>(0)), Ok(1));
     }
 }

@@ -18,7 +18,7 @@ const ON: (&str, &str) = ("jail.d/sshd.toml", "enabled = true");
 const HOUR: Lasting = Lasting::For(Span::from_secs(3600));
 
 fn nets(list: &IgnoreList) -> Vec<String> {
-    list.nets.iter().map(|net| show::network(*net)).chain(list.names.iter().cloned()).collect()
+    list.nets.iter().map(|net| crate::terms::shown(*net)).chain(list.names.iter().cloned()).collect()
 }
 
 #[test]
@@ -282,6 +282,23 @@ fn priorities_are_read_as_nft_writes_them() {
             "{text}"
         );
     }
+}
+
+#[test]
+fn a_name_of_a_priority_means_the_number_of_its_family() {
+    for (text, number) in
+        [("filter", -200), ("filter - 10", -210), ("dstnat", -300), ("out+5", 105), ("srcnat", 300), ("-150", -150)]
+    {
+        let of_nft = config(&[("banset.toml", &format!("[nft.priority]\nbridge = \"{text}\""))]).nft;
+        assert_eq!((of_nft.bridge_priority, of_nft.priority), (number, Priorities::default()), "{text}");
+        let of_jail = format!("[jail.sshd]\nfamily = 'bridge'\nchain_hook = 'forward'\npriority = \"{text}\"");
+        assert_eq!(jail(&[ON, ("banset.toml", &of_jail)], "sshd").priority, Some(number), "{text}");
+    }
+    // A jail with chains of both families has its own priority in inet.
+    let both = "[jail.sshd]\nfamily = ['inet', 'bridge']\nchain_hook = 'forward'\npriority = 'filter - 5'";
+    assert_eq!(jail(&[ON, ("banset.toml", both)], "sshd").priority, Some(-5));
+    let input = config(&[("environment", "BANSET_NFT__PRIORITY__INPUT=filter + 1\nBANSET_NFT__PRIORITY__BRIDGE=filter")]).nft;
+    assert_eq!((input.priority.input, input.bridge_priority), (1, -200));
 }
 
 #[test]

@@ -10,10 +10,11 @@ use crate::control::{Rank, Reply, Request};
 use crate::engine::cut::Cut;
 use crate::engine::historian::{Dig, Search};
 use crate::engine::keep::Keeping;
+use crate::engine::recall::Short;
 use crate::engine::spec::{Resolved, Specs};
 use crate::jail::Failure;
 use crate::nft::{Heard, Interval};
-use crate::state::history::Line;
+use crate::state::history::{Line, Unread};
 use crate::terms::{Lasting, Span, Time};
 
 /// A jail while the daemon runs: never given twice, so that a message about a jail that a reload removed finds nobody.
@@ -51,8 +52,10 @@ pub enum Event {
     Saved(Result<(), String>),
     /// What was saved can not be brought to the disk, because of this; `None`: it can again.
     Synced(Option<String>),
-    /// The answer to [`Action::Dig`]: the lines of what happened under this number.
-    ReadBack(u64, Vec<Line>),
+    /// The answer to [`Action::Dig`]: the lines of what happened under this number, and why some could not be looked for.
+    ReadBack(u64, Vec<Line>, Option<Short>),
+    /// Bans whose lines were not read back yet: the answer to [`Search::Unread`].
+    Unread(Vec<Unread>),
     /// The answer to [`Action::Search`].
     Answered(ClientId, Reply),
     /// Host names of ignoreip resolved to other addresses than before.

@@ -319,7 +319,7 @@ impl Core {
         if added {
             let (timeout, left) = element.timeout.map_or((None, None), |t| (Some(t.timeout), Some(t.expiration)));
             let found = super::Adopted { set: set.to_string(), what: element.interval, timeout, left, everywhere: false };
-            for net in self.adopt_net(now, at, &found) {
+            for net in self.adopt_net(now, at, &found, Origin::Foreign) {
                 self.jails[at].jail.bans_total += 1;
                 told.tell(self, format!("[{name}] Ban {}, added by {by}", shown(net)));
             }
@@ -385,7 +385,7 @@ impl Core {
         };
         let elapsed = element.timeout.map_or(Span(0), crate::nft::Timeout::age);
         let mut held =
-            Held { since: now.wall - elapsed, until, lasting, failures: 0, origin: Origin::Adopted, in_kernel: true, generation };
+            Held { since: now.wall - elapsed, until, lasting, failures: 0, origin: Origin::Foreign, in_kernel: true, generation };
         // A rule that masks never meets an element with host bits: its prefix takes its place.
         let stands_for_nothing = subject.network() != address;
         let several = self.specs.families().count() > 1;

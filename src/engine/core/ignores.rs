@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 use serde_json::{Value, json};
 
+use super::kept::left;
 use super::people::parse_subject;
 use super::{Action, ClientId, Core, Effect, Level, Row, Target, Waiting, What, covers, rfc3339, shown};
 use crate::control::{Rank, Reply};
@@ -36,22 +37,26 @@ pub(super) struct Wish {
 
 /// Whom people want ignored, on top of ignoreip.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Wishes(BTreeMap<Key, Wish>);
+pub(super) struct Wishes {
+    entries: BTreeMap<Key, Wish>,
+    /// When the next of them ends: asked at every event.
+    next_end: Option<Time>,
+}
 
 impl Wishes {
     /// What holds for a jail: what holds for all, and its own.
     pub fn of<'a>(&'a self, jail: &'a str) -> impl Iterator<Item = IpNetwork> + 'a {
-        self.0.keys().filter(move |(of, _)| of.as_deref().is_none_or(|of| of == jail)).map(|(_, subject)| *subject)
+        self.entries.keys().filter(move |(of, _)| of.as_deref().is_none_or(|of| of == jail)).map(|(_, subject)| *subject)
     }
 
     /// What holds for all jails.
     pub fn of_all(&self) -> impl Iterator<Item = IpNetwork> + '_ {
-        self.0.keys().filter(|(of, _)| of.is_none()).map(|(_, subject)| *subject)
+        self.entries.keys().filter(|(of, _)| of.is_none()).map(|(_, subject)| *subject)
     }
 
     /// What holds for one jail only.
     pub fn of_only<'a>(&'a self, jail: &'a str) -> impl Iterator<Item = IpNetwork> + 'a {
-        self.0.keys().filter(move |(of, _)| of.as_deref() == Some(jail)).map(|(_, subject)| *subject)
+        self.entries.keys().filter(move |(of, _)| of.as_deref() == Some(jail)).map(|(_, subject)| *subject)
     }
 
     /// Everything a jail ignores: by configuration, host names as they resolve now, and by request.
@@ -61,7 +66,21 @@ impl Wishes {
 
     /// When the next of them ends.
     pub fn next_end(&self) -> Option<Time> {
-        self.0.values().filter_map(|wish| wish.until).min()
+        self.next_end
+    }
+
+    fn insert(&mut self, key: Key, wish: Wish) {
+        self.entries.insert(key, wish);
+        self.look();
+    }
+
+    fn remove(&mut self, key: &Key) {
+        self.entries.remove(key);
+        self.look();
+    }
+
+    fn look(&mut self) {
+        self.next_end = self.entries.values().filter_map(|wish| wish.until).min();
     }
 
     /// As they are kept.
@@ -74,15 +93,15 @@ impl Wishes {
             uid: wish.uid,
             reason: wish.reason.clone(),
         };
-        self.0.iter().map(kept).collect()
+        self.entries.iter().map(kept).collect()
     }
 
     /// As an earlier run kept them; what is over by now is left out.
     pub fn restore(&mut self, now: Now, kept: &[KeptIgnore]) {
         for entry in kept.iter().filter(|entry| entry.until.is_none_or(|until| until > now.wall)) {
-            let until = entry.until.map(|until| now.mono + until.since(now.wall));
+            let until = entry.until.map(|until| now.mono + left(now, entry.since, until));
             let wish = Wish { since: entry.since, until, uid: entry.uid, reason: entry.reason.clone() };
-            self.0.insert((entry.jail.clone(), entry.subject), wish);
+            self.insert((entry.jail.clone(), entry.subject), wish);
         }
     }
 }
@@ -125,7 +144,7 @@ impl Core {
                 Err(why) => refused.push(why),
             }
         }
-        if self.ignores.0.len() + subjects.len() > ENTRIES_AT_MOST {
+        if self.ignores.entries.len() + subjects.len() > ENTRIES_AT_MOST {
             refused.push(format!("there would be more than {ENTRIES_AT_MOST} entries: write them into ignoreip"));
             subjects.clear();
         }
@@ -135,7 +154,7 @@ impl Core {
         let mut entries = Vec::new();
         for subject in &subjects {
             let wish = Wish { since: now.wall, until, uid, reason: reason.clone() };
-            self.ignores.0.insert((jail.clone(), *subject), wish);
+            self.ignores.insert((jail.clone(), *subject), wish);
             let row = Row {
                 what: What::Ignore,
                 jail: jail.clone(),
@@ -204,7 +223,7 @@ impl Core {
             };
             // Without a jail: wherever it stands.
             let wanted = |(of, net): &Key| *net == subject && jail.is_none_or(|jail| of.as_deref() == Some(jail));
-            let keys: Vec<Key> = self.ignores.0.keys().filter(|key| wanted(key)).cloned().collect();
+            let keys: Vec<Key> = self.ignores.entries.keys().filter(|key| wanted(key)).cloned().collect();
             if keys.is_empty() {
                 let by = self.jails.iter().filter(|running| jail.is_none_or(|jail| *running.key == *jail));
                 let by = by.filter_map(|running| covers(&running.ignored, subject)).next();
@@ -214,11 +233,11 @@ impl Core {
                 });
             }
             for key in keys {
-                if rank < Rank::Root && self.ignores.0.get(&key).is_some_and(|wish| wish.until.is_none()) {
+                if rank < Rank::Root && self.ignores.entries.get(&key).is_some_and(|wish| wish.until.is_none()) {
                     refused.push(format!("{}: ignored without an end; only root may take that back", shown(subject)));
                     continue;
                 }
-                self.ignores.0.remove(&key);
+                self.ignores.remove(&key);
                 let (jail, what) = (key.0.clone(), What::Unignore);
                 self.record(now, Row { what, jail, subject: Some(subject), origin: "manual".into(), ..Row::default() });
                 let of = key.0.as_deref().unwrap_or("all jails");
@@ -245,7 +264,7 @@ impl Core {
 
     /// `banset ignore --list`
     pub(super) fn ignored_list(&self, now: Now) -> Value {
-        let rows = self.ignores.0.iter().map(|((jail, subject), wish)| {
+        let rows = self.ignores.entries.iter().map(|((jail, subject), wish)| {
             let until = wish.until.map(|until| rfc3339(now.wall_of(until)));
             json!({
                 "addr": shown(*subject), "jail": jail.as_deref(), "since": rfc3339(wish.since), "until": until,
@@ -261,9 +280,9 @@ impl Core {
             return;
         }
         let over = |wish: &Wish| wish.until.is_some_and(|until| until <= now.mono);
-        let ended: Vec<Key> = self.ignores.0.iter().filter(|(_, wish)| over(wish)).map(|(key, _)| key.clone()).collect();
+        let ended: Vec<Key> = self.ignores.entries.iter().filter(|(_, wish)| over(wish)).map(|(key, _)| key.clone()).collect();
         for key in ended {
-            self.ignores.0.remove(&key);
+            self.ignores.remove(&key);
             let (jail, subject) = key;
             self.log(
                 Level::Warn,

@@ -1,6 +1,7 @@
 //! The core's half that faces the state: what is kept, and what an earlier run kept.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
@@ -9,6 +10,7 @@ use super::ignores::Wishes;
 use super::pause::Pauses;
 use super::{Action, Adopted, Core, Effect, Level, Row, Running, Suspects, What, shown};
 use crate::engine::keep::{self, Books};
+use crate::engine::spec::Resolved;
 use crate::jail::{Jail, Now};
 use crate::nft::Interval;
 use crate::state::packed::{self, Step};
@@ -22,6 +24,8 @@ struct Held<'a> {
     ignores: &'a Wishes,
     pauses: &'a Pauses,
     applied: &'a BTreeMap<Box<str>, u64>,
+    names: &'a Resolved,
+    broken: &'a [(String, String)],
     keep: Span,
 }
 
@@ -73,6 +77,24 @@ impl Books for Held<'_> {
     fn keep(&self) -> Span {
         self.keep
     }
+
+    fn absent(&self) -> Vec<Arc<str>> {
+        self.broken.iter().map(|(name, _)| name.as_str().into()).collect()
+    }
+
+    fn names(&self) -> Vec<(Box<str>, Vec<IpAddr>)> {
+        self.names.iter().map(|(name, addresses)| (name.as_str().into(), addresses.clone())).collect()
+    }
+}
+
+/// The wall clock jumped if it moved against the monotonic one by more than this, in microseconds.
+const JUMP: u64 = 2_000_000;
+
+/// What is left of something that was kept: a clock that was set back meanwhile makes it no longer than it was meant to be.
+pub(super) fn left(now: Now, since: Time, until: Time) -> Span {
+    let (left, given) = (until.since(now.wall), until.since(since));
+    // The clock may have been set back in between, too.
+    if given == Span(0) { left } else { left.min(given) }
 }
 
 /// Restored bans are told one by one up to this many.
@@ -80,8 +102,15 @@ const TOLD_AT_MOST: usize = 100;
 
 impl Core {
     pub(super) fn save(&mut self, now: Now) {
-        let Core { keep, jails, specs, ignores, pauses, applied, .. } = self;
-        let books = Held { now, jails, ignores, pauses, applied, keep: specs.evidence.keep };
+        if now.offset().abs_diff(self.clock) > JUMP {
+            // What was kept by another clock would mean something else by this one.
+            self.clock = now.offset();
+            self.note_everything(now);
+            self.keep.ignored(now);
+            self.keep.paused(now);
+        }
+        let Core { keep, jails, specs, ignores, pauses, applied, names, .. } = self;
+        let books = Held { now, jails, ignores, pauses, applied, names, broken: &specs.broken, keep: specs.evidence.keep };
         if let Some(keeping) = keep.next(now, &books) {
             self.actions.push(Action::Save(Box::new(keeping)));
         }
@@ -121,7 +150,12 @@ impl Core {
     }
 
     /// What an earlier run kept: counted failures, totals, bans. Called before anything is judged.
+    ///
+    /// What was kept since this boot is read by the clock that it was kept by: the monotonic one has gone on evenly since then,
+    /// whatever became of the other.
     pub fn restore(&mut self, now: Now, restored: &Restored) {
+        self.clock = now.offset();
+        let then = Now { wall: restored.clock.map_or(now.wall, |offset| Time(now.mono.0.saturating_add(offset))), ..now };
         for (jail, steps) in &restored.failures {
             let Some(running) = self.jails.iter_mut().find(|running| running.key == *jail) else { continue };
             for step in packed::steps(steps) {
@@ -133,7 +167,7 @@ impl Core {
         }
         for (jail, subject, kept) in &restored.bans {
             let Some(running) = self.jails.iter_mut().find(|running| running.key == *jail) else { continue };
-            if let Some(held) = keep::held(now, kept) {
+            if let Some(held) = keep::held(then, kept) {
                 if held.is_forced() {
                     self.forced.insert((jail.clone(), *subject));
                 }
@@ -142,12 +176,17 @@ impl Core {
         }
         for (jail, subject, offence) in &restored.offences {
             let Some(running) = self.jails.iter_mut().find(|running| running.key == *jail) else { continue };
-            let until = Time(now.mono.0.saturating_sub(now.wall.0.saturating_sub(offence.until.0)));
-            running.jail.restore_offences(*subject, offence.bans, until);
+            let until = Time(then.mono.0.saturating_sub(then.wall.0.saturating_sub(offence.until.0)));
+            // A ban that is not held has ended.
+            let latest = running.jail.held(*subject).and_then(|held| held.until).unwrap_or(now.mono);
+            running.jail.restore_offences(*subject, offence.bans, until.min(latest));
         }
-        self.ignores.restore(now, &restored.ignored);
-        self.pauses.restore(now, &restored.paused);
+        self.ignores.restore(then, &restored.ignored);
+        self.pauses.restore(then, &restored.paused);
         self.applied.extend(restored.applied.iter().cloned());
+        let wanted = self.specs.names();
+        let names = restored.names.iter().filter(|(name, _)| wanted.contains(&**name));
+        self.names.extend(names.map(|(name, addresses)| (name.to_string(), addresses.clone())));
         self.ignored_anew();
         for (jail, totals) in &restored.totals {
             let Some(running) = self.jails.iter_mut().find(|running| running.key == *jail) else { continue };
@@ -173,14 +212,13 @@ impl Core {
     pub fn keep(&mut self, now: Now, boot: String, restored: &Restored) {
         self.boot = boot;
         self.keep.start(restored.positions.iter().map(|(path, _)| path.clone()));
-        self.resume_history(restored);
-        for (jail, subject, _) in &restored.bans {
-            // What a broken jail held waits until it is mended.
-            if !self.specs.broken.iter().any(|(broken, _)| **broken == **jail) {
-                self.keep.ban(now, jail, *subject);
-            }
+        self.resume_history(now, restored);
+        // What is kept of a broken jail waits until it is mended.
+        let broken = |jail: &str| self.specs.broken.iter().any(|(broken, _)| broken == jail);
+        for (jail, subject, _) in restored.bans.iter().filter(|(jail, ..)| !broken(jail)) {
+            self.keep.ban(now, jail, *subject);
         }
-        for (jail, subject, _) in &restored.offences {
+        for (jail, subject, _) in restored.offences.iter().filter(|(jail, ..)| !broken(jail)) {
             self.keep.offence(now, jail, *subject);
         }
         self.keep.ignored(now);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::kept::left;
 use super::{Action, ClientId, Core, Level, Row, Waiting, What, rfc3339};
 use crate::control::Reply;
 use crate::jail::Now;
@@ -54,7 +55,7 @@ impl Pauses {
     /// As an earlier run, or somebody without one, kept them; what is over by now is left out.
     pub fn restore(&mut self, now: Now, kept: &[KeptPause]) {
         for entry in kept.iter().filter(|entry| entry.until.is_none_or(|until| until > now.wall)) {
-            let until = entry.until.map(|until| now.mono + until.since(now.wall));
+            let until = entry.until.map(|until| now.mono + left(now, entry.since, until));
             self.0.insert(entry.jail.clone(), Pause { since: entry.since, until, uid: entry.uid });
         }
     }

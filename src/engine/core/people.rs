@@ -1,5 +1,6 @@
 //! The core's half that faces people: requests over the control socket, and what they are shown.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
@@ -14,7 +15,18 @@ use super::{
 use crate::control::{Reply, Request};
 use crate::jail::{self, Held, NETS_AT_MOST, Now, Origin, cover, ignore::is_nobody};
 use crate::state::packed::Step;
-use crate::terms::{Family, Lasting, Span, Time, escape};
+use crate::terms::{Family, Lasting, Span, Time, escape, is_host, shown};
+
+/// What is banned within a subnet is told of so many of a request at most: finding it takes a walk over all bans.
+const NOTED_AT_MOST: usize = 100;
+
+/// The widest subnets, by prefix length, that are banned without being asked twice.
+const WIDEST: (u8, u8) = (8, 16);
+
+/// Whether a subnet is so wide that it is most likely more than was meant.
+pub(super) fn is_too_wide(net: IpNetwork) -> bool {
+    net.prefix() < if net.is_ipv4() { WIDEST.0 } else { WIDEST.1 }
+}
 
 impl Core {
     pub(super) fn asked(&mut self, now: Now, asked: Asked) {
@@ -270,6 +282,9 @@ impl Core {
         // The widest first: what is lifted whole needs no cut.
         freed.sort_by_key(|(at, hole, _)| (*at, hole.prefix(), *hole));
         let (mut lifted, mut notes, mut said) = (Vec::new(), Vec::new(), Vec::new());
+        let going: HashSet<(usize, IpNetwork)> =
+            freed.iter().flat_map(|(at, _, free)| free.lifted.iter().map(|(subject, _)| (*at, *subject))).collect();
+        let few = freed.len() <= NOTED_AT_MOST;
         let row = |jail: &str, net: IpNetwork, held: &Held| json!({ "jail": jail, "addr": shown(net), "left_s": held.left(now).map(Span::secs) });
         for (at, hole, free) in &freed {
             let name = &self.jails[*at].spec.name;
@@ -286,9 +301,11 @@ impl Core {
                 said.push((Level::Info, format!("[{name}] {} is let in: {note}", shown(*hole))));
                 notes.push(note);
             }
-            if let ([(subject, _)], within) = (free.lifted.as_slice(), self.jails[*at].jail.within(*hole).len().saturating_sub(1))
-                && subject == hole
-                && within > 0
+            if few
+                && free.named
+                && free.lifted.iter().any(|(subject, _)| subject == hole)
+                && let within = self.jails[*at].jail.within(*hole)
+                && let within @ 1.. = within.iter().filter(|net| !going.contains(&(*at, **net))).count()
             {
                 notes.push(format!("{within} bans within {} go on in {name}", shown(*hole)));
             }
@@ -360,7 +377,7 @@ impl Core {
             Some(by) if force => Ok((net, Some(by))),
             _ if force => Ok((subject, None)),
             Some(by) => Err(format!("{name}: ignored by {by}; --force bans it all the same")),
-            None if net.prefix() < if net.is_ipv4() { 8 } else { 16 } => {
+            None if is_too_wide(net) => {
                 Err(format!("{name}: that is most likely more than was meant; --force bans it all the same"))
             }
             None => Ok((subject, None)),
@@ -377,11 +394,11 @@ impl Core {
             net.is_ipv4() == subject.is_ipv4() && net.prefix() <= subject.prefix() && net.contains(subject.network())
         };
         let mut found = Vec::new();
+        let named: Option<HashSet<(&str, IpNetwork)>> =
+            chosen.named.as_ref().map(|named| named.iter().map(|(jail, subject)| (&**jail, *subject)).collect());
         for &at in places {
             let running = &self.jails[at];
-            let names = |subject: IpNetwork| {
-                chosen.named.as_ref().is_none_or(|named| named.iter().any(|(jail, of)| *jail == running.key && *of == subject))
-            };
+            let names = |subject: IpNetwork| named.as_ref().is_none_or(|named| named.contains(&(&*running.key, subject)));
             let bans = running.jail.bans().filter(|(subject, held)| {
                 chosen.since.is_none_or(|since| held.since >= since)
                     && net.is_none_or(|net| within(net, *subject))
@@ -438,7 +455,10 @@ impl Core {
         let mut jails: Vec<Value> = self.jails.iter().map(|running| self.brief(running, kernel)).collect();
         jails.extend(self.specs.broken.iter().map(|(name, why)| broken_json(name, why)));
         jails.sort_by(|a, b| a["name"].as_str().cmp(&b["name"].as_str()));
-        json!({ "jails": jails, "nft": self.nft(kernel), "degraded": self.specs.degraded, "state": self.keep.failed() })
+        json!({
+            "jails": jails, "nft": self.nft(kernel), "degraded": self.specs.degraded, "state": self.keep.failed(),
+            "history": self.lacking(),
+        })
     }
 
     pub(super) fn nft(&self, kernel: &KernelView) -> Value {
@@ -550,7 +570,7 @@ impl Core {
         let (origin, uid) = match &held.origin {
             Origin::Manual { uid, .. } | Origin::Given { uid, .. } => ("manual", Some(*uid)),
             Origin::Failures => ("log", None),
-            Origin::Adopted => ("kernel", None),
+            Origin::Adopted | Origin::Foreign => ("kernel", None),
             Origin::Aggregate(_) => ("aggregate", None),
         };
         json!({
@@ -564,7 +584,7 @@ impl Core {
 
     pub(super) fn holders(&self, now: Now, addrs: &[String]) -> Reply {
         let mut rows = Vec::new();
-        let mut free = false;
+        let (mut free, mut subnets) = (false, 0);
         let mut refused = Vec::new();
         for addr in addrs {
             let net = match parse_subject(addr) {
@@ -583,14 +603,11 @@ impl Core {
                 }
             }
             free |= jails.is_empty();
-            let within = match is_host(net) {
-                true => 0,
-                false => self
-                    .jails
-                    .iter()
-                    .map(|running| running.jail.within(net))
-                    .map(|all| all.iter().filter(|n| **n != net).count())
-                    .sum(),
+            subnets += usize::from(!is_host(net));
+            let count = |running: &Running| running.jail.within(net).iter().filter(|n| **n != net).count();
+            let within: Option<usize> = match is_host(net) {
+                true => Some(0),
+                false => (subnets <= NOTED_AT_MOST).then(|| self.jails.iter().map(count).sum()),
             };
             rows.push(json!({ "addr": shown(net), "jails": jails, "within": within }));
         }
@@ -632,21 +649,9 @@ pub(super) fn source_json(path: &str, source: &Source) -> Value {
     })
 }
 
-/// As people write it: without the prefix length of a host.
-pub fn shown(net: IpNetwork) -> String {
-    match net.prefix() == if net.is_ipv4() { 32 } else { 128 } {
-        true => net.network().to_string(),
-        false => net.to_string(),
-    }
-}
-
 /// RFC 3339 in UTC, whole seconds.
 pub fn rfc3339(time: Time) -> String {
     jiff::Timestamp::from_second(time.secs()).map_or_else(|_| "?".to_owned(), |stamp| stamp.to_string())
-}
-
-fn is_host(net: IpNetwork) -> bool {
-    net.prefix() == if net.is_ipv4() { 32 } else { 128 }
 }
 
 /// As [`parse_subject`], and whether it was written with a prefix length: `2001:db8::7/128` is meant as written, `2001:db8::7` stands

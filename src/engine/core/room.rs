@@ -12,8 +12,6 @@ use crate::terms::Lasting;
 /// What is known of the room in one set.
 #[derive(Debug, Default)]
 pub(super) struct Room {
-    /// So many more bans fit in for sure; bans that end only make it more.
-    free: usize,
     /// The oldest bans, oldest first, each with its age's measure when it was found.
     oldest: VecDeque<(i64, IpNetwork)>,
     /// Bans that had to go.
@@ -44,19 +42,15 @@ impl Core {
             return;
         }
         let set = running.spec.set(new);
-        let room = self.rooms.entry(set.clone()).or_default();
-        if room.free > 0 {
-            room.free -= 1;
-            return;
-        }
-        let count = running.jail.bans().filter(|(subject, _)| running.spec.set(*subject) == set).count();
-        if count < size {
-            room.free = size - count;
-            room.said &= room.free < size / 10;
-            return;
-        }
-        if count > size {
-            self.evict(now, at, &set, new, true);
+        match running.jail.bans_beside(new).checked_sub(size) {
+            Some(0) => {}
+            Some(_) => _ = self.evict(now, at, &set, new, true),
+            None => {
+                let free = size - running.jail.bans_beside(new);
+                if let Some(room) = self.rooms.get_mut(&set) {
+                    room.said &= free < size / 10;
+                }
+            }
         }
     }
 

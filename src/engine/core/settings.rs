@@ -118,7 +118,7 @@ impl Core {
             };
             for (subject, held) in running.jail.bans() {
                 let by = covers(&running.ignored, subject).or_else(|| covers(&own, subject));
-                if let (Some(entry), Origin::Failures | Origin::Adopted | Origin::Aggregate(_)) = (by, &held.origin) {
+                if let Some(entry) = by.filter(|_| !matches!(held.origin, Origin::Manual { .. } | Origin::Given { .. })) {
                     lifted.push((at, subject, entry));
                 }
             }

@@ -7,15 +7,15 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::people::parse_subject;
+use super::people::{is_too_wide, parse_subject};
 use super::{Action, ClientId, Core, Effect, Level, Row, Target, Waiting, What, covers, rfc3339, shown};
 use crate::config::run::MANUAL;
 use crate::control::Reply;
 use crate::control::request::{Given, GivenWhat};
 use crate::engine::historian::Search;
-use crate::jail::{Held, Now, Origin};
+use crate::jail::{Held, NETS_AT_MOST, Now, Origin, ignore::is_nobody};
 use crate::state::history::Query;
-use crate::terms::{Lasting, Span, Time, escape};
+use crate::terms::{Lasting, Span, Time, escape, is_host};
 
 /// Events of an answer.
 const EVENTS_AT_MOST: usize = 1000;
@@ -23,6 +23,9 @@ const EVENTS_AT_MOST: usize = 1000;
 const WAIT_AT_MOST: Span = Span::from_secs(50);
 /// Machines whose numbers are remembered.
 const ORIGINS_AT_MOST: usize = 1000;
+
+/// The longest ban that is taken over; the kernel has none longer than a few centuries.
+const LONGEST: Span = Span::from_secs(100 * 366 * 86_400);
 
 /// A client that waits for the next event.
 #[derive(Debug)]
@@ -97,7 +100,7 @@ impl Core {
                 let (origin, reason) = match &held.origin {
                     Origin::Manual { .. } | Origin::Given { .. } => ("manual", held.origin.reason()),
                     Origin::Failures => ("log", None),
-                    Origin::Adopted => ("kernel", None),
+                    Origin::Adopted | Origin::Foreign => ("kernel", None),
                     Origin::Aggregate(_) => ("aggregate", held.origin.reason()),
                 };
                 events.push(json!({
@@ -139,15 +142,14 @@ impl Core {
                     continue;
                 }
             };
-            let host = net.prefix() == if net.is_ipv4() { 32 } else { 128 };
-            let subject = if host { self.jails[at].jail.subject(net.network()) } else { net };
+            let subject = if is_host(net) { self.jails[at].jail.subject(net.network()) } else { net };
             if net.is_ipv6() && !self.specs.ipv6 {
                 refused.push(format!("{}: there are no sets for IPv6, see `ipv6` in [nft]", shown(net)));
                 continue;
             }
             match event.what {
                 GivenWhat::Ban => {
-                    let by = match host {
+                    let by = match is_host(net) {
                         true => self.ignored_by(at, net.network()),
                         false => covers(&self.jails[at].ignored, net).map(|entry| format!("ip {}", shown(entry))),
                     };
@@ -155,16 +157,27 @@ impl Core {
                         refused.push(format!("{}: ignored by {by}", shown(net)));
                         continue;
                     }
+                    let jail = &self.jails[at].jail;
+                    if is_too_wide(net) || !is_host(net) && is_nobody(net.network()) && is_nobody(net.broadcast()) {
+                        refused.push(format!("{}: that is most likely more than was meant", shown(net)));
+                        continue;
+                    }
+                    if jail.is_net(subject) && jail.held(subject).is_none() && jail.cover().len() >= NETS_AT_MOST {
+                        let name = &self.jails[at].spec.name;
+                        refused.push(format!("{}: {name} bans {NETS_AT_MOST} subnets already", shown(net)));
+                        continue;
+                    }
                     let until = match event.until_s.map(Time::from_secs) {
                         Some(until) if until <= now.wall => {
                             over += 1;
                             continue;
                         }
-                        Some(until) => Some(now.mono + until.since(now.wall)),
+                        Some(until) => Some(now.mono + until.since(now.wall).min(LONGEST)),
                         None => None,
                     };
                     let since = Time::from_secs(event.since_s).min(now.wall);
-                    let lasting = until.map_or(Lasting::Permanent, |until| Lasting::For(now.wall_of(until).since(since)));
+                    let lasting =
+                        until.map_or(Lasting::Permanent, |until| Lasting::For(now.wall_of(until).since(since).min(LONGEST)));
                     let reason: Option<Box<str>> = event.reason.as_ref().map(|reason| escape(reason.as_bytes(), 500).into());
                     let origin = Origin::Given { uid, machine: origin.into(), reason: reason.clone(), own: None };
                     let held = Held { since, until, lasting, failures: event.failures, origin, in_kernel: false, generation: 0 };

@@ -28,6 +28,8 @@ pub(super) struct Freed {
     pub lifted: Vec<(IpNetwork, Held)>,
     /// Wider bans that it is cut out of.
     pub cut: Vec<(IpNetwork, Held)>,
+    /// Whether it was named, not chosen with others by what they have in common.
+    pub named: bool,
 }
 
 /// Our own links.
@@ -185,11 +187,11 @@ impl Core {
         };
         let lifted = lifted.into_iter().filter_map(|net| Some((net, jail.held(net)?.clone()))).collect();
         let around = jail.covering(hole.network()).into_iter().filter(|(net, _)| net.prefix() < hole.prefix());
-        Freed { lifted, cut: around.map(|(net, held)| (net, held.clone())).collect() }
+        Freed { lifted, cut: around.map(|(net, held)| (net, held.clone())).collect(), named: true }
     }
 
     /// What a set of subnets holds that an admin put there is a ban of his, as the subnets it is made of.
-    pub(super) fn adopt_net(&mut self, now: Now, at: usize, found: &Adopted) -> Vec<IpNetwork> {
+    pub(super) fn adopt_net(&mut self, now: Now, at: usize, found: &Adopted, origin: Origin) -> Vec<IpNetwork> {
         let lasting = found.timeout.or(found.left).map_or(Lasting::Permanent, Lasting::For);
         let until = found.left.map(|left| now.mono + left);
         let elapsed = match (lasting, found.left) {
@@ -205,15 +207,7 @@ impl Core {
         if known {
             return new;
         }
-        let held = Held {
-            since: now.wall - elapsed,
-            until,
-            lasting,
-            failures: 0,
-            origin: Origin::Adopted,
-            in_kernel: true,
-            generation: 0,
-        };
+        let held = Held { since: now.wall - elapsed, until, lasting, failures: 0, origin, in_kernel: true, generation: 0 };
         for subject in cover::networks(piece.first, piece.last) {
             let running = &mut self.jails[at];
             if !running.jail.hold(subject, held.clone()) {
@@ -224,12 +218,8 @@ impl Core {
             if self.settled {
                 let (since, until) = (Some(held.since), until.map(|until| now.wall_of(until)));
                 let reason = Some("put into the set by another program".into());
-                self.record_about(
-                    now,
-                    at,
-                    subject,
-                    Row { what: What::Ban, since, until, origin: "kernel".into(), reason, ..Row::default() },
-                );
+                let row = Row { what: What::Ban, since, until, origin: "kernel".into(), reason, ..Row::default() };
+                self.record_found(now, at, subject, row);
             }
             let running = &self.jails[at];
             if !running.jail.is_net(subject) {

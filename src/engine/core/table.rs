@@ -14,7 +14,7 @@ use crate::control::Reply;
 use crate::engine::cut::Cut;
 use crate::engine::spec::{Spec, Specs, addresses};
 use crate::jail::{Held, Nets, Now, Origin, cover};
-use crate::terms::{Family, Hook, Lasting, Protocol, Protocols, Span};
+use crate::terms::{Family, Hook, Lasting, Protocol, Protocols, Span, is_host};
 
 /// Ends that differ by less, in microseconds, are the same.
 const SAME: u64 = 3_000_000;
@@ -24,7 +24,7 @@ impl Core {
     pub fn adopt(&mut self, now: Now, found: &Adopted) -> bool {
         let Some(at) = self.jails.iter().position(|running| running.spec.holds(&found.set)) else { return false };
         if self.jails[at].spec.is_net_set(&found.set) {
-            self.adopt_net(now, at, found);
+            self.adopt_net(now, at, found, Origin::Adopted);
             return true;
         }
         let running = &mut self.jails[at];
@@ -56,7 +56,7 @@ impl Core {
                 let until = until.map(|until| now.wall_of(until));
                 let reason = Some("found in the set: put there by another program, or by a run that was killed".into());
                 let row = Row { what: What::Ban, since: Some(since), until, origin: "kernel".into(), reason, ..Row::default() };
-                self.record_about(now, at, subject, row);
+                self.record_found(now, at, subject, row);
             }
         } else {
             running.jail.confirm(subject, 0);
@@ -148,7 +148,7 @@ impl Core {
             if !ours || !tcp || ignored || self.pauses.holds(&spec.name) {
                 return None;
             }
-            let spared = match subject.prefix() == if subject.is_ipv4() { 32 } else { 128 } {
+            let spared = match is_host(*subject) {
                 true => Vec::new(),
                 false => all.iter().chain(running.ignored.iter()).filter(|net| cover::holds(*subject, *net)).collect(),
             };

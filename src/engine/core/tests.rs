@@ -491,6 +491,64 @@ fn unbanning_a_subnet_leaves_bans_of_their_own_within_it_and_cuts_those_around_i
 }
 
 #[test]
+fn what_is_let_in_with_the_rest_is_not_said_to_go_on() {
+    let mut bench = Bench::new(&["sshd"]);
+    for (what, secs) in [("198.51.100.0/24", 600), ("198.51.100.7", 900), ("198.51.100.8", 900)] {
+        bench.ask(1, ban_for(what, secs));
+        bench.event(1, made());
+        bench.yes(1);
+    }
+    let all = |dry_run| Request::Unban {
+        jail: None,
+        addrs: vec![],
+        all: true,
+        since_s: None,
+        net: None,
+        user: None,
+        dry_run,
+        forget: false,
+    };
+    let said = bench.ask(2, all(true));
+    assert!(said.contains("198.51.100.7") && said.contains(r#""notes":[]"#), "{said}");
+    bench.ask(2, unban(&["198.51.100.0/24", "198.51.100.7"]));
+    let said = bench.yes(2);
+    assert!(said.contains("1 bans within 198.51.100.0/24 go on in sshd"), "{said}");
+    bench.ask(3, all(false));
+    let said = bench.yes(3);
+    assert!(said.contains("198.51.100.8") && said.contains(r#""notes":[]"#), "{said}");
+}
+
+/// Not a measurement: if each ban were looked for among all others, this would take minutes.
+#[test]
+fn many_bans_are_listed_and_lifted_in_one_go() {
+    let mut bench = Bench::new(&["sshd"]);
+    let addrs = |kind: fn(u32) -> String| (0..20_000).map(kind).collect::<Vec<String>>();
+    for addrs in [addrs(|n| std::net::Ipv4Addr::from_bits(0x0b00_0000 + n).to_string()), addrs(|n| format!("2001:db9:{n:x}::"))] {
+        bench.ask(
+            1,
+            Request::Ban { jail: Some("sshd".into()), addrs, for_s: Some(60), permanent: false, reason: None, force: false },
+        );
+        bench.yes(1);
+    }
+    assert_eq!(bench.core.bans_held(), 40_000);
+    assert_eq!(bench.ask(2, Request::Banned { addrs: vec![] }).matches("left_s").count(), 40_000);
+    let all = Request::Unban {
+        jail: None,
+        addrs: vec![],
+        all: true,
+        since_s: None,
+        net: None,
+        user: None,
+        dry_run: false,
+        forget: false,
+    };
+    bench.ask(3, all);
+    while bench.core.bans_held() > 0 {
+        bench.yes(3);
+    }
+}
+
+#[test]
 fn ipv6_is_banned_as_written_by_prefix_or_exactly_on_our_own_links() {
     let mut bench = Bench::new(&["sshd"]);
     assert!(bench.ask(1, ban_for("2001:db8:2::7", 60)).ends_with("commit +sshd-v6 2001:db8:2::"));
@@ -768,6 +826,33 @@ fn lines_that_a_kill_left_unread_are_read_back_at_the_next_start() {
     let (rows, said) = saved(&mut bench, 4);
     assert!(said.iter().any(|said| said == "dig 10 [20, 30]"), "{said:?}");
     assert_eq!(rows[0].places, [place(20).0, place(30).0]);
+    // While many are being read back the places wait in the state, and are asked for there when those are through.
+    bench.core.digging = (10_000, 0);
+    let ban = |bench: &mut Bench, secs: i64, who: &str| {
+        for _ in 0..2 {
+            let failure = Failure { address: ip(who), time: at(secs).wall, attempts: 1, place: place(40) };
+            let found = vec![Found { jail: bench.ids["sshd"], failure, ok: false }];
+            bench.core.handle(at(secs), Event::Read(Batch { path: "/log".into(), found, live: true, ..Batch::default() }));
+        }
+        saved(bench, secs + 1)
+    };
+    let (rows, said) = ban(&mut bench, 5, "198.51.100.10");
+    assert!(rows[0].places == [place(40).0] && !said.iter().any(|said| said.starts_with("dig")), "{said:?}");
+    bench.core.digging.0 = 1;
+    bench.core.handle(at(7), Event::ReadBack(10, Vec::new(), None));
+    assert!(
+        !bench.core.take_actions().iter().any(|action| matches!(action, Action::Search(_))),
+        "what was read back is kept first"
+    );
+    assert!(saved(&mut bench, 8).1.contains(&"search".to_owned()));
+    let unread = crate::state::history::Unread {
+        seq: 11,
+        jail: "sshd".into(),
+        subject: ip("198.51.100.10").into(),
+        places: vec![place(40).0],
+    };
+    bench.core.handle(at(9), Event::Unread(vec![unread]));
+    assert_eq!(saved(&mut bench, 9).1, ["dig 11 [40]"]);
 }
 
 #[test]
@@ -1020,6 +1105,239 @@ fn the_element_of_a_ban_that_is_held_is_no_news() {
 }
 
 #[test]
+fn a_ban_that_was_found_and_then_accounted_for_by_the_log_has_one_row() {
+    let element = |address: &str| Adopted {
+        set: "sshd-v4".to_owned(),
+        what: ip(address).into(),
+        timeout: Some(Span::from_secs(600)),
+        left: Some(Span::from_secs(590)),
+        everywhere: true,
+    };
+    let told = |rows: &[Row]| rows.iter().map(|row| format!("{} {} {}", row.seq, row.origin, row.failures)).collect::<Vec<_>>();
+    let mut bench = Bench::new(&["sshd"]);
+    kept(&mut bench, 0, &crate::state::Restored { seq: 4, ..Default::default() });
+    assert_eq!(bench.core.compare(at(10), &[element("198.51.100.7"), element("198.51.100.8")]), (2, 0));
+    let (rows, _) = saved(&mut bench, 11);
+    assert_eq!(told(&rows), ["5 kernel 0", "6 kernel 0"]);
+    failing(&mut bench, 12, "sshd", "198.51.100.8");
+    failing(&mut bench, 12, "sshd", "198.51.100.8");
+    let (rows, said) = saved(&mut bench, 13);
+    assert_eq!(told(&rows), ["6 log 2"], "the row it has already is told again");
+    assert!(rows[0].decision.is_some() && rows[0].reason.is_none() && !said.iter().any(|said| said.starts_with("commit")));
+    failing(&mut bench, 14, "sshd", "198.51.100.9");
+    failing(&mut bench, 14, "sshd", "198.51.100.9");
+    assert_eq!(told(&saved(&mut bench, 15).0), ["7 log 2"], "numbers go on");
+    // The next run knows it, too.
+    let ban = crate::state::KeptBan {
+        since: at(0).wall,
+        until: Some(at(600).wall),
+        lasting: crate::terms::Lasting::For(Span::from_secs(600)),
+        failures: 0,
+        uid: None,
+        reason: Some(crate::state::ADOPTED.to_owned()),
+        in_kernel: true,
+        own: None,
+    };
+    let seven = ("sshd".into(), net("198.51.100.7/32"));
+    let restored = crate::state::Restored {
+        seq: 7,
+        bans: vec![(Arc::clone(&seven.0), seven.1, ban)],
+        found: vec![(seven.0, seven.1, 5)],
+        ..Default::default()
+    };
+    let mut next = Bench::new(&["sshd"]);
+    kept(&mut next, 20, &restored);
+    saved(&mut next, 21);
+    failing(&mut next, 22, "sshd", "198.51.100.7");
+    failing(&mut next, 22, "sshd", "198.51.100.7");
+    assert_eq!(told(&saved(&mut next, 23).0), ["5 log 2"]);
+}
+
+#[test]
+fn that_lines_could_not_be_read_back_is_said_once_an_hour_and_shown() {
+    use crate::engine::recall::Short;
+    let mut bench = Bench::new(&["sshd"]);
+    kept(&mut bench, 0, &crate::state::Restored::default());
+    saved(&mut bench, 1);
+    let mut read = |secs, seq, short| {
+        bench.core.handle(at(secs), Event::ReadBack(seq, Vec::new(), short));
+        let actions = bench.core.take_actions();
+        let status = bench.core.status(&KernelView::default());
+        (actions.iter().map(tell).collect::<Vec<_>>().join("; "), status["history"].to_string())
+    };
+    let failed = || Some(Short::Failed("permission denied".to_owned()));
+    let (said, status) = read(2, 1, None);
+    assert_eq!((said.as_str(), status.as_str()), ("", r#"{"lost_rows":0,"short":0,"why":null}"#));
+    assert_eq!(read(3, 2, failed()).0, "the lines behind a ban are not all kept: journalctl failed: permission denied");
+    assert_eq!(read(4, 3, Some(Short::Failed("again".to_owned()))).0, "", "not one by one");
+    assert!(
+        read(5, 4, Some(Short::Printed)).0.ends_with("the journal holds more than 64 MiB around them"),
+        "another reason is news"
+    );
+    let (said, status) = read(3604, 5, failed());
+    assert!(said.contains("not all kept, and before it those of 1 others: journalctl failed"), "{said}");
+    assert_eq!(status, r#"{"lost_rows":0,"short":4,"why":"journalctl failed: permission denied"}"#);
+}
+
+#[test]
+fn a_clock_that_jumps_between_two_runs_neither_ends_nor_prolongs_what_was_kept() {
+    let ban = |subject: &str, from: i64, until: i64| {
+        let kept = crate::state::KeptBan {
+            since: at(from).wall,
+            until: Some(at(until).wall),
+            lasting: crate::terms::Lasting::For(Span::from_secs(until.abs_diff(from))),
+            failures: 2,
+            uid: None,
+            reason: None,
+            in_kernel: true,
+            own: None,
+        };
+        ("sshd".into(), net(subject), kept)
+    };
+    let offence = crate::state::KeptOffence { bans: 1, until: at(600).wall };
+    let restored = |clock: Option<i64>| crate::state::Restored {
+        bans: vec![ban("198.51.100.7/32", 0, 600), ban("198.51.100.8/32", -300, 300)],
+        offences: vec![("sshd".into(), net("198.51.100.7/32"), offence)],
+        ignored: vec![crate::state::KeptIgnore {
+            jail: None,
+            subject: net("192.0.2.9/32"),
+            since: at(0).wall,
+            until: Some(at(500).wall),
+            uid: 0,
+            reason: None,
+        }],
+        paused: vec![crate::state::KeptPause { jail: None, since: at(0).wall, until: Some(at(500).wall), uid: 0 }],
+        clock,
+        ..Default::default()
+    };
+    let mut growing = config(&["sshd"]);
+    growing.jails.iter_mut().for_each(|jail| jail.increment.enabled = true);
+    const YEARS: i64 = 20 * 366 * 86_400;
+    // Where the wall clock is now, whether this is the same boot: what is left of each.
+    let table = [
+        (0, true, "198.51.100.7 500; 198.51.100.8 200", 400),
+        (YEARS, true, "198.51.100.7 500; 198.51.100.8 200", 400),
+        (-YEARS, true, "198.51.100.7 500; 198.51.100.8 200", 400),
+        (0, false, "198.51.100.7 500; 198.51.100.8 200", 400),
+        (-YEARS, false, "198.51.100.7 600; 198.51.100.8 600", 500),
+    ];
+    for (jump, same_boot, left, others) in table {
+        let mut bench = Bench::new(&["sshd"]);
+        bench.core = Core::new(Specs::new(&growing), Machine::default(), at(0), 7);
+        let now = Now { wall: Time::from_secs(BOOT + 100 + jump), mono: Time::from_secs(100) };
+        bench.core.restore(now, &restored(same_boot.then_some(BOOT * 1_000_000)));
+        assert_eq!(banned(&bench, 100), left, "{jump} {same_boot}");
+        let ends = [bench.core.ignores.next_end(), bench.core.pauses.next_end()];
+        assert_eq!(ends, [Some(Time::from_secs(100 + others)); 2], "{jump} {same_boot}");
+        let (bans, until) = bench.core.jails[1].jail.offences(net("198.51.100.7/32")).expect("remembered");
+        assert!(bans == 1 && until <= Time::from_secs(700), "an offence ends with its ban: {until:?}");
+    }
+}
+
+#[test]
+fn after_a_jump_of_the_clock_every_end_is_kept_anew() {
+    let mut bench = Bench::new(&["sshd"]);
+    kept(&mut bench, 0, &crate::state::Restored::default());
+    failing(&mut bench, 1, "sshd", "198.51.100.7");
+    failing(&mut bench, 1, "sshd", "198.51.100.7");
+    saved(&mut bench, 2);
+    saved(&mut bench, 3);
+    let mut keeping = |mono: i64, wall: i64| {
+        let now = Now { wall: Time::from_secs(BOOT + wall), mono: Time::from_secs(mono) };
+        bench.core.handle(now, Event::Wake);
+        // What changed is saved a moment later.
+        bench.core.settle(now);
+        let later = Now { wall: now.wall + Span::from_secs(1), mono: now.mono + Span::from_secs(1) };
+        bench.core.settle(later);
+        let saves = bench.core.take_actions().into_iter().find_map(|action| match action {
+            Action::Save(keeping) => Some((keeping.bans[0].2.as_ref().and_then(|ban| ban.until), keeping.clock)),
+            _ => None,
+        });
+        bench.core.handle(later, Event::Saved(Ok(())));
+        saves
+    };
+    assert_eq!(keeping(4, 5), None, "a second is nothing");
+    let jumped = keeping(10, 7210);
+    assert_eq!(jumped, Some((Some(Time::from_secs(BOOT + 7200 + 601)), Some((BOOT + 7200) * 1_000_000))));
+    assert_eq!(keeping(20, 7220), None);
+}
+
+#[test]
+fn a_name_that_does_not_resolve_keeps_its_last_good_addresses_over_a_restart() {
+    let mut named = config(&["sshd"]);
+    named.ignore.names.extend(["office.example.org".to_owned(), "mx.example.org".to_owned()]);
+    let start = |restored: &crate::state::Restored| {
+        let mut bench = Bench::new(&["sshd"]);
+        bench.core = Core::new(Specs::new(&named), Machine::default(), at(0), 7);
+        bench.learn();
+        kept(&mut bench, 0, restored);
+        saved(&mut bench, 1);
+        bench
+    };
+    let mut bench = start(&crate::state::Restored::default());
+    let resolved: Resolved = [("office.example.org".to_owned(), vec![ip("198.51.100.7")])].into();
+    bench.core.handle(at(2), Event::Resolved(resolved));
+    bench.core.settle(at(3));
+    let names = bench.core.take_actions().into_iter().find_map(|action| match action {
+        Action::Save(keeping) => keeping.names,
+        _ => None,
+    });
+    let names = names.expect("kept");
+    assert_eq!(names, [("office.example.org".into(), vec![ip("198.51.100.7")])]);
+    let gone = ("gone.example.org".into(), vec![ip("198.51.100.9")]);
+    let mut next = start(&crate::state::Restored { names: names.into_iter().chain([gone]).collect(), ..Default::default() });
+    assert!(next.fail(2, "sshd", "198.51.100.7").starts_with("[sshd] Ignore"), "before anything resolves");
+    next.event(3, Event::Resolved(Resolved::new()));
+    assert!(next.fail(4, "sshd", "198.51.100.7").starts_with("[sshd] Ignore"), "nor does it now");
+    assert!(next.fail(4, "sshd", "198.51.100.9").starts_with("[sshd] Found"), "nobody asks for that name any more");
+}
+
+#[test]
+fn what_the_log_does_not_show_is_not_worded() {
+    let mut bench = Bench::new(&["sshd"]);
+    let mut quiet = config(&["sshd"]);
+    quiet.daemon.loglevel = run::Loglevel::Warning;
+    bench.event(0, Event::Reloaded(Reloaded { client: None, specs: Ok(Specs::new(&quiet)) }));
+    bench.event(0, made());
+    assert_eq!(bench.fail(1, "sshd", "10.1.2.3"), "");
+    assert_eq!(bench.fail(1, "sshd", "198.51.100.7"), "");
+    assert_eq!(bench.fail(1, "sshd", "198.51.100.7"), "commit +sshd-v4 198.51.100.7");
+    assert_eq!(bench.yes(1), "[sshd] Ban 198.51.100.7");
+}
+
+#[test]
+fn many_bans_are_lifted_at_once_by_account_or_all() {
+    let mut bench = Bench::new(&["sshd"]);
+    let count = 30_000_u32;
+    let name = |n: u32| IpNetwork::from(IpAddr::from((0x2001_0db9_u128 << 96 | u128::from(n) << 64).to_be_bytes()));
+    let subject = |n: u32| crate::jail::network(name(n).network(), 64).expect("a subnet");
+    for n in 0..count {
+        let found =
+            Adopted { set: "sshd-v6".to_owned(), what: subject(n).network().into(), timeout: None, left: None, everywhere: true };
+        bench.core.adopt(at(0), &found);
+    }
+    assert_eq!(bench.core.bans_held(), count as usize);
+    // What takes a walk over all bans for each of them takes minutes here.
+    let request = |all| Request::Unban {
+        jail: None,
+        addrs: vec![],
+        all,
+        since_s: None,
+        net: None,
+        user: (!all).then(|| "admin".to_owned()),
+        dry_run: !all,
+        forget: false,
+    };
+    for all in [false, true] {
+        let named = (!all).then(|| (0..count).map(|n| ("sshd".into(), subject(n))).collect());
+        let asked =
+            Asked { client: ClientId(1), uid: 0, rank: Rank::Root, program: None, request: request(all), kernel: None, named };
+        bench.event(1, Event::Asked(asked));
+    }
+    assert_eq!(bench.core.bans_held(), 0);
+}
+
+#[test]
 fn another_machines_events_are_applied_once_and_lift_only_their_own() {
     use crate::control::request::{Given, GivenWhat};
     let mut bench = Bench::new(&["sshd"]);
@@ -1061,6 +1379,19 @@ fn another_machines_events_are_applied_once_and_lift_only_their_own() {
     assert_eq!(rows[0].reason.as_deref(), Some("x\\x0ay"));
     let (rows, said) = asked(&mut bench, 3, 0, Rank::Root, apply("mx2", first));
     assert!(said.contains(r#""already":4,"banned":0"#) && rows.is_empty(), "applied twice is applied once: {said}");
+    // What would be asked for twice here is not taken from elsewhere, nor is what no kernel can hold.
+    let wide = vec![
+        event(1, Ban, "sshd", "0.0.0.0/1", Some(600)),
+        event(2, Ban, "sshd", "127.0.0.0/8", Some(600)),
+        event(3, Ban, "sshd", "198.51.100.99", Some(i64::MAX / 2)),
+    ];
+    let (rows, said) = asked(&mut bench, 3, 0, Rank::Root, apply("mx3", wide));
+    assert!(
+        said.contains("0.0.0.0/1: that is most likely more than was meant") && said.contains("127.0.0.0/8: that is"),
+        "{said}"
+    );
+    let until = rows[0].until.expect("it ends");
+    assert!(rows.len() == 1 && until < at(101 * 366 * 86_400).wall, "{rows:?}");
     // Another machine's unban, one with a longer name, and our own ban.
     for origin in ["mx", "mx22", "mx2.example"] {
         let (_, said) = asked(&mut bench, 4, 0, Rank::Root, apply(origin, vec![event(1, Unban, "sshd", "198.51.100.7", None)]));

@@ -182,7 +182,11 @@ impl Detector {
             self.first_unused += 1;
         }
         (self.start, self.end) = (start, end);
-        self.beside = [before(line, start), at(line, start), before(line, end), at(line, end)].map(str::to_owned);
+        for (kept, here) in self.beside.iter_mut().zip([before(line, start), at(line, start), before(line, end), at(line, end)]) {
+            if kept != here {
+                here.clone_into(kept);
+            }
+        }
         let index = if index > 0 && self.last != Some(index) { self.reorder(index) } else { index };
         self.last = Some(index);
         Some(Found { time: self.instant(&template, line, &seen, now), at: seen.cut })
@@ -280,7 +284,9 @@ impl Detector {
                     return *time;
                 }
                 let time = stamp::mean(template.fields(line, seen), &self.zone, now);
-                self.known = Some((text.to_owned(), minute, time));
+                let mut kept = self.known.take().map_or_else(String::new, |(kept, ..)| kept);
+                text.clone_into(&mut kept);
+                self.known = Some((kept, minute, time));
                 time
             }
         }

@@ -4,11 +4,13 @@
 //! compile; three things compile and mean something else: `\<` is a plain character in Python and the edge of a word
 //! here, `(?(name)a|b)` asks for a group there and looks ahead here, and `$` also stands before a last newline there.
 //!
-//! What linear time can not do (look-around, references back, conditions) is kept for a backtracking engine, and left out
-//! of a second expression that matches wherever the first does, and more: [`Translated::loose`]. That one is tried first, so
-//! that the costly one sees few lines.
+//! What a regular expression of Rust has not (look-around, references back, conditions) is left out of a second expression that matches
+//! wherever the first does, and more: [`Translated::loose`]. That one is tried first, so that the costly one sees few lines. Of
+//! that, what looks ahead or asks for a group is marked for [`super::ahead`]; the rest is for a backtracking engine.
 
 use std::fmt::Write as _;
+
+use super::ahead::{self, Asked, Marked, Sought};
 
 /// A pattern in Rust's dialect.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,14 +19,30 @@ pub struct Translated {
     pub exact: String,
     /// A pattern of linear time that matches wherever `exact` does.
     pub loose: String,
-    /// Whether `exact` needs a backtracking engine.
+    /// Whether `exact` is none of Rust's.
     pub fancy: bool,
+    /// The pattern with what it looks for ahead taken out of it, if nothing else keeps it from linear time.
+    pub marked: Option<Marked>,
+}
+
+impl Translated {
+    /// An expression that is Rust's as it stands.
+    pub fn plain(text: String) -> Translated {
+        Translated { loose: text.clone(), exact: text, fancy: false, marked: None }
+    }
+
+    /// The same between two texts of Rust's dialect.
+    pub fn between(&self, before: &str, after: &str) -> Translated {
+        let around = |text: &str| format!("{before}{text}{after}");
+        let marked = self.marked.clone().map(|marked| Marked { text: around(&marked.text), ..marked });
+        Translated { exact: around(&self.exact), loose: around(&self.loose), fancy: self.fancy, marked }
+    }
 }
 
 /// Dotted quad behind an optional prefix of IPv4-mapped addresses.
 const IP4: &str = r"(?:::f{4,6}:)?(?P<ip4>(?:\d{1,3}\.){3}\d{1,3})";
-/// One to seven groups with their colons, or `::`, then a group, or the second colon of a last `::`.
-const IP6: &str = r"(?P<ip6>(?:[0-9a-fA-F]{1,4}::?|::){1,7}(?:[0-9a-fA-F]{1,4}|:))";
+/// One to seven groups with their colons, or colons alone, then a group, or the second colon of a last `::`.
+const IP6: &str = r"(?P<ip6>(?:[0-9a-fA-F]{1,4}::?|::?){1,7}(?:[0-9a-fA-F]{1,4}|:))";
 const DNS: &str = r"(?P<dns>[\w\-.^_]*\w)";
 const CIDR: &str = r"(?P<cidr>\d+)";
 
@@ -108,14 +126,19 @@ pub fn translate(pattern: &str, lines: bool) -> Result<Translated, String> {
     let mut walk = Walk {
         text: local.chars().collect(),
         at: 0,
-        out: Translated { exact: String::new(), loose: String::new(), fancy: false },
+        out: Translated { exact: String::new(), loose: String::new(), fancy: false, marked: Some(Marked::default()) },
         open: Vec::new(),
+        flags: String::new(),
         hidden: 0,
         lines,
         verbose: false,
         names: Vec::new(),
+        few: Vec::new(),
     };
     walk.all()?;
+    if !walk.out.fancy {
+        walk.out.marked = None;
+    }
     Ok(walk.out)
 }
 
@@ -153,20 +176,25 @@ enum Open {
     Plain,
     /// Look-around: only in the exact expression.
     Look,
-    /// A condition, and whether its other branch was seen.
-    Condition(bool),
+    /// A condition, its number, and whether its other branch was seen.
+    Condition(usize, bool),
 }
 
 struct Walk {
     text: Vec<char>,
     at: usize,
     out: Translated,
-    open: Vec<Open>,
+    /// What is open, and the flags to go back to behind it.
+    open: Vec<(Open, String)>,
+    /// Flags that hold here.
+    flags: String,
     /// How many look-arounds are open.
     hidden: u32,
     lines: bool,
     verbose: bool,
     names: Vec<String>,
+    /// Groups that have one of a few texts: the name, the first one's condition, and the texts.
+    few: Vec<(String, usize, Vec<String>)>,
 }
 
 impl Walk {
@@ -184,10 +212,30 @@ impl Walk {
     }
 
     fn put_each(&mut self, exact: &str, loose: &str) {
+        self.put_three(exact, loose, exact);
+    }
+
+    fn put_three(&mut self, exact: &str, loose: &str, marked: &str) {
         self.out.exact.push_str(exact);
         if self.hidden == 0 {
             self.out.loose.push_str(loose);
         }
+        if let Some(out) = &mut self.out.marked {
+            match out.looks.last_mut() {
+                Some(look) if self.hidden > 0 => look.text.push_str(marked),
+                _ => out.text.push_str(marked),
+            }
+        }
+    }
+
+    fn open(&mut self, open: Open) {
+        self.open.push((open, self.flags.clone()));
+    }
+
+    /// What stands here takes more than looking ahead.
+    fn not_linear(&mut self) {
+        self.out.fancy = true;
+        self.out.marked = None;
     }
 
     fn literal(&mut self, c: char) {
@@ -210,10 +258,18 @@ impl Walk {
                 }
                 '|' => {
                     self.at += 1;
-                    if let Some(Open::Condition(other)) = self.open.last_mut() {
-                        *other = true;
+                    match self.open.last_mut() {
+                        Some((Open::Condition(number, other @ false), _)) => {
+                            *other = true;
+                            let mark = ahead::branch(*number, true);
+                            self.put_three("|", "|", &format!("|{mark}"));
+                        }
+                        Some((Open::Condition(..), _)) => {
+                            self.not_linear();
+                            self.put("|");
+                        }
+                        _ => self.put("|"),
                     }
-                    self.put("|");
                 }
                 '^' => {
                     self.at += 1;
@@ -249,17 +305,19 @@ impl Walk {
     }
 
     fn close(&mut self) -> Result<(), String> {
-        match self.open.pop() {
-            None => return Err("a parenthesis closes nothing".to_owned()),
-            Some(Open::Plain) => self.put(")"),
-            Some(Open::Look) => {
+        let Some((open, flags)) = self.open.pop() else { return Err("a parenthesis closes nothing".to_owned()) };
+        self.flags = flags;
+        match open {
+            Open::Plain => self.put(")"),
+            Open::Look => {
                 self.out.exact.push(')');
                 self.hidden -= 1;
                 if self.hidden == 0 {
                     self.out.loose.push_str("(?:)");
                 }
             }
-            Some(Open::Condition(other)) => self.put_each(")", if other { ")" } else { "|)" }),
+            Open::Condition(_, true) => self.put(")"),
+            Open::Condition(number, false) => self.put_three(")", "|)", &format!("|{})", ahead::branch(number, true))),
         }
         Ok(())
     }
@@ -273,7 +331,7 @@ impl Walk {
             }
             Some('+') => {
                 self.at += 1;
-                self.out.fancy = true;
+                self.not_linear();
                 self.put_each("+", "");
             }
             _ => {}
@@ -318,7 +376,8 @@ impl Walk {
     fn group(&mut self) -> Result<(), String> {
         self.at += 1;
         if self.peek(0) != Some('?') {
-            self.open.push(Open::Plain);
+            self.captures();
+            self.open(Open::Plain);
             self.put("(");
             return Ok(());
         }
@@ -327,8 +386,9 @@ impl Walk {
                 self.at += look.len();
                 self.out.exact.push_str(what);
                 self.out.fancy = true;
+                self.looks(look);
                 self.hidden += 1;
-                self.open.push(Open::Look);
+                self.open(Open::Look);
                 return Ok(());
             }
         }
@@ -343,8 +403,8 @@ impl Walk {
         }
         if self.looking_at("?>") {
             self.at += 2;
-            self.out.fancy = true;
-            self.open.push(Open::Plain);
+            self.not_linear();
+            self.open(Open::Plain);
             self.put_each("(?>", "(?:");
             return Ok(());
         }
@@ -354,8 +414,18 @@ impl Walk {
             if !self.names.contains(&name) {
                 return Err(format!("(?P={name}) refers to no group"));
             }
-            self.out.fancy = true;
-            self.put_each(&format!("(?P={name})"), "(?s:.*)");
+            match self.few.iter().find(|(known, ..)| *known == name) {
+                Some((_, first, texts)) if self.hidden == 0 => {
+                    let texts = texts.iter().enumerate().map(|(i, text)| format!("{}{text}", ahead::branch(first + i, false)));
+                    let marked = format!("(?:{})", texts.collect::<Vec<_>>().join("|"));
+                    self.out.fancy = true;
+                    self.put_three(&format!("(?P={name})"), "(?s:.*)", &marked);
+                }
+                _ => {
+                    self.not_linear();
+                    self.put_each(&format!("(?P={name})"), "(?s:.*)");
+                }
+            }
             return Ok(());
         }
         if self.looking_at("?P<") || self.looking_at("?<") {
@@ -364,8 +434,14 @@ impl Walk {
             if self.names.contains(&name) {
                 return Err(format!("the group {name} stands twice"));
             }
-            self.open.push(Open::Plain);
-            self.put(&format!("(?P<{name}>"));
+            self.captures();
+            match self.few_texts(&name) {
+                Some((texts, length)) => self.group_of(&name, texts, length),
+                None => {
+                    self.open(Open::Plain);
+                    self.put(&format!("(?P<{name}>"));
+                }
+            }
             self.names.push(name);
             return Ok(());
         }
@@ -373,20 +449,31 @@ impl Walk {
             self.at += 2;
             let start = self.at;
             let numbered = self.text[start..].iter().take_while(|c| c.is_ascii_digit()).count();
-            let condition = if numbered > 0 && self.peek(numbered) == Some(')') {
+            let (condition, asked) = if numbered > 0 && self.peek(numbered) == Some(')') {
                 let number: String = self.text[start..start + numbered].iter().collect();
                 self.at += numbered + 1;
-                number
+                let asked = number.parse().map(Asked::Numbered).map_err(|_| format!("(?({number})…) asks for no group"))?;
+                (number, asked)
             } else {
                 let name = self.name(')')?;
                 if !self.names.contains(&name) {
                     return Err(format!("(?({name})…) asks for no group"));
                 }
-                format!("<{name}>")
+                (format!("<{name}>"), Asked::Named(name))
             };
             self.out.fancy = true;
-            self.open.push(Open::Condition(false));
-            self.put_each(&format!("(?({condition})"), "(?:");
+            let number = match &mut self.out.marked {
+                Some(marked) if self.hidden == 0 => {
+                    marked.conditions.push(asked);
+                    marked.conditions.len() - 1
+                }
+                _ => {
+                    self.out.marked = None;
+                    0
+                }
+            };
+            self.open(Open::Condition(number, false));
+            self.put_three(&format!("(?({condition})"), "(?:", &format!("(?:{}", ahead::branch(number, false)));
             return Ok(());
         }
         // `(?flags)` or `(?flags:`, with `(?:` among them.
@@ -413,14 +500,84 @@ impl Walk {
         let kept = if off.is_empty() { on } else { format!("{on}-{off}") };
         match end {
             Some(')') if kept.is_empty() => {}
-            Some(')') => self.put(&format!("(?{kept})")),
+            Some(')') => {
+                self.put(&format!("(?{kept})"));
+                self.flags.push_str(&format!("(?{kept})"));
+            }
             Some(':') => {
-                self.open.push(Open::Plain);
+                self.open(Open::Plain);
                 self.put(&format!("(?{kept}:"));
+                if !kept.is_empty() {
+                    self.flags.push_str(&format!("(?{kept})"));
+                }
             }
             _ => return Err("(? begins nothing that is known".to_owned()),
         }
         Ok(())
+    }
+
+    /// The texts that the group which begins here may have, in the order in which they are tried, and its length: a sign or one of a few,
+    /// which may be missing. Only where it is referred back to; letters may stand for others.
+    fn few_texts(&self, name: &str) -> Option<(Vec<String>, usize)> {
+        let back: Vec<char> = format!("(?P={name})").chars().collect();
+        if self.hidden > 0 || !self.text[self.at..].windows(back.len()).any(|text| text == back) {
+            return None;
+        }
+        let rest = &self.text[self.at..];
+        let sign = |c: &char| c.is_ascii_punctuation();
+        let (signs, mut length) = match rest.first()? {
+            '[' => {
+                let signs = rest[1..].split(|c| *c == ']').next()?;
+                let plain = |c: &char| sign(c) && !matches!(c, '\\' | '[' | '^' | '-');
+                (1..=4).contains(&signs.len()).then_some(())?;
+                (signs.iter().all(plain).then_some(signs)?, signs.len() + 2)
+            }
+            c if sign(c) && !matches!(c, '\\' | '.' | '+' | '*' | '?' | '(' | ')' | '|' | '^' | '$' | '{' | '}' | '#') => {
+                (&rest[..1], 1)
+            }
+            _ => return None,
+        };
+        let mut texts: Vec<String> = signs.iter().map(|c| regex::escape(&c.to_string())).collect();
+        texts.sort();
+        texts.dedup();
+        if rest.get(length) == Some(&'?') {
+            texts.push(String::new());
+            length += 1;
+        }
+        (rest.get(length) == Some(&')')).then_some((texts, length + 1))
+    }
+
+    /// A group that has one of these texts.
+    fn group_of(&mut self, name: &str, texts: Vec<String>, length: usize) {
+        self.at += length;
+        let plain = format!("(?P<{name}>{})", texts.join("|"));
+        let mut marked = plain.clone();
+        if let Some(out) = &mut self.out.marked {
+            let first = out.conditions.len();
+            out.conditions.extend(texts.iter().map(|_| Asked::Text(first, texts.len())));
+            let texts_marked = texts.iter().enumerate().map(|(i, text)| format!("{}{text}", ahead::text(first + i)));
+            marked = format!("(?P<{name}>{})", texts_marked.collect::<Vec<_>>().join("|"));
+            self.few.push((name.to_owned(), first, texts));
+        }
+        self.put_three(&plain, &plain, &marked);
+    }
+
+    /// A group begins that keeps what it matches. Where something is only looked for it keeps that too, which marks can not.
+    fn captures(&mut self) {
+        if self.hidden > 0 {
+            self.out.marked = None;
+        }
+    }
+
+    /// A look ahead or behind begins.
+    fn looks(&mut self, kind: &str) {
+        match &mut self.out.marked {
+            Some(marked) if self.hidden == 0 && matches!(kind, "?=" | "?!") => {
+                marked.text.push_str(&ahead::ahead(marked.looks.len()));
+                marked.looks.push(Sought { not: kind == "?!", text: self.flags.clone() });
+            }
+            marked => *marked = None,
+        }
     }
 
     /// A backslash and what follows, outside a class.
@@ -439,7 +596,7 @@ impl Walk {
                 let digits = if self.peek(2).is_some_and(|c| c.is_ascii_digit()) { 2 } else { 1 };
                 let number: String = self.text[self.at + 1..=self.at + digits].iter().collect();
                 self.at += 1 + digits;
-                self.out.fancy = true;
+                self.not_linear();
                 // In a group of its own, so that digits that follow do not belong to it.
                 self.put_each(&format!("(?:\\{number})"), "(?s:.*)");
             }

@@ -7,6 +7,7 @@ use std::cell::Cell;
 use std::ops::Range;
 use std::sync::OnceLock;
 
+use super::ahead::Ahead;
 use super::dialect::Translated;
 
 /// A compiled expression may take this much memory.
@@ -30,6 +31,8 @@ pub(crate) struct Expression {
 #[derive(Debug)]
 enum Engine {
     Linear(regex::Regex),
+    /// It looks ahead or has conditions.
+    Ahead(Box<Ahead>),
     Stepped(Box<Stepped>),
 }
 
@@ -72,6 +75,10 @@ impl Expression {
                 Err(error) => Err(error.to_string()),
             };
         }
+        if let Some(ahead) = translated.marked.as_ref().and_then(Ahead::new) {
+            let names = ahead.names.clone();
+            return Ok(Expression { engine: Engine::Ahead(Box::new(ahead)), names });
+        }
         let exact = stepped(&translated.exact, STEPS).map_err(|error| last_line(&error.to_string()))?;
         let names = exact.capture_names().map(|name| name.map(Box::from)).collect();
         let stepped =
@@ -110,6 +117,7 @@ impl Expression {
                 regex.captures_read_at(&mut places, text, start)?;
                 Some((0..places.len()).map(|i| places.get(i).map(|(start, end)| start..end)).collect())
             }
+            Engine::Ahead(ahead) => ahead.find(text, start),
             Engine::Stepped(stepped) => stepped.find(text, start, strain),
         }
     }
@@ -123,6 +131,7 @@ impl Expression {
     pub fn is_match(&self, text: &str, strain: &Strain) -> bool {
         match &self.engine {
             Engine::Linear(regex) => regex.is_match(text),
+            Engine::Ahead(ahead) => ahead.is_match(text),
             Engine::Stepped(stepped) => stepped.find(text, 0, strain).is_some(),
         }
     }

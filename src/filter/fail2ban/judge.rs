@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::ops::Range;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
@@ -26,8 +27,12 @@ const ENDS: i64 = 300_000_000;
 const NEAR: i64 = 60_000_000;
 /// Accounts remembered of one connection.
 const ACCOUNTS: usize = 64;
-/// A group's text is remembered up to this many bytes.
+/// A group's text, and a connection's name, are remembered up to this many bytes.
 const TEXT: usize = 512;
+/// The accounts of one connection take at most this many bytes together.
+const ACCOUNTS_BYTES: usize = 4096;
+/// Earlier lines are kept for a pattern over several up to this many bytes; the last one is kept in any case.
+const LINES_BYTES: usize = 256 << 10;
 
 /// What a line comes to.
 #[derive(Clone, Debug, PartialEq)]
@@ -73,6 +78,8 @@ pub(crate) struct Verdict {
     pub time: Option<Time>,
     /// The instant to take where it bears none: a date pattern matched without a text.
     pub assumed: Option<Time>,
+    /// Which bytes of the line are a password.
+    pub secrets: Vec<Range<usize>>,
 }
 
 /// What is remembered over a restart.
@@ -127,6 +134,8 @@ pub(crate) struct Judge {
     pub evicted: u64,
     /// Earlier lines that the last match took with it, whole.
     pub joined: Vec<String>,
+    /// Which bytes of the last text that was judged are a password.
+    secrets: Vec<Range<usize>>,
 }
 
 /// A match and the lines it is about.
@@ -150,6 +159,7 @@ impl Judge {
             strain: Strain::default(),
             evicted: 0,
             joined: Vec::new(),
+            secrets: Vec::new(),
         }
     }
 
@@ -191,23 +201,19 @@ impl Judge {
             }
             None => self.dated(line, now),
         };
-        if self.rules.maxlines > 1 {
-            self.lines.push(parts);
-            let surplus = self.lines.len().saturating_sub(self.rules.maxlines);
-            self.lines.drain(..surplus);
-        } else {
-            self.lines = vec![parts];
-        }
-        let buffer = self.lines.clone();
+        let buffer = if self.rules.maxlines > 1 { self.with_earlier(parts) } else { vec![parts] };
         let mut text = std::mem::take(&mut self.text);
         join(&buffer, &mut text);
         let mut every = every;
         let mut outcome = self.judged(&buffer, &text, clock, every.as_deref_mut());
+        // Where the text goes on with another part of the line: from here on, so many bytes farther back.
+        let mut left_out = (usize::MAX, 0);
         if outcome == Outcome::Missed
             && self.rules.maxlines == 1
             && let Some(said) = repeated::unwrap(text.trim_end_matches('\n'))
         {
             let once = format!("{}\n", said.once);
+            left_out = said.left_out;
             let buffer = vec![Line(String::new(), buffer[0].1.clone(), said.once)];
             outcome = self.judged(&buffer, &once, clock, every);
             if let Outcome::Failure(failure) = &mut outcome {
@@ -221,7 +227,22 @@ impl Judge {
             let gone = buffer[..buffer.len() - 1].iter().filter(|line| !self.lines.contains(line));
             self.joined.extend(gone.map(|Line(before, date, after)| format!("{before}{date}{after}")));
         }
-        Verdict { outcome, time, assumed }
+        let secrets = self.secrets.drain(..).map(|at| shifted(at, left_out));
+        let secrets = secrets.filter_map(|at| in_last(at, &buffer, line)).collect();
+        Verdict { outcome, time, assumed, secrets }
+    }
+
+    /// The lines that a pattern may span, the new one last.
+    fn with_earlier(&mut self, line: Line) -> Vec<Line> {
+        self.lines.push(line);
+        let mut room = LINES_BYTES;
+        let fits = |line: &&Line| {
+            room = room.saturating_sub(line.0.len() + line.1.len() + line.2.len());
+            room > 0
+        };
+        let kept = self.lines.iter().rev().take(self.rules.maxlines).take_while(fits).count().max(1);
+        self.lines.drain(..self.lines.len() - kept);
+        self.lines.clone()
     }
 
     /// Finds the date and cuts it out.
@@ -240,7 +261,13 @@ impl Judge {
             Some(found) => match (found.time, recent) {
                 (Some(time), _) => {
                     let parts = cut(&found);
-                    self.last = Some((time, parts.1.clone()));
+                    match &mut self.last {
+                        Some((last, date)) => {
+                            *last = time;
+                            date.clone_from(&parts.1);
+                        }
+                        None => self.last = Some((time, parts.1.clone())),
+                    }
                     (parts, Some(time), None)
                 }
                 (None, Some((last, date))) => (whole(date), None, Some(*last)),
@@ -255,6 +282,8 @@ impl Judge {
 
     fn judged(&mut self, buffer: &[Line], whole: &str, clock: Time, every: Option<&mut Vec<usize>>) -> Outcome {
         let rules = Arc::clone(&self.rules);
+        let several = rules.maxlines > 1;
+        self.secrets.clear();
         // A short list of ignoreregex is tried on the whole line too.
         if !rules.ignoreregex.is_empty()
             && rules.ignoreregex.len() + 2 < rules.failregex.len()
@@ -263,14 +292,18 @@ impl Judge {
             return Outcome::Ignored(index);
         }
         let mut before = Groups::new();
-        let mut content = None;
+        let (mut content, mut handed_on) = (None, 0);
         if let Some(prefregex) = &rules.prefregex {
             let Some(places) = prefregex.expression.find(whole, &self.strain) else { return Outcome::Missed };
             before = prefregex.groups(whole, &places);
+            self.secrets.extend(prefregex.secret(&places));
+            handed_on = prefregex.content(&places);
             if let Some(Some(Value::Text(text))) = before.remove("content")
                 && !text.is_empty()
             {
-                self.lines = vec![Line(String::new(), String::new(), text.clone())];
+                if several {
+                    self.lines = vec![Line(String::new(), String::new(), text.clone())];
+                }
                 content = Some(text + "\n");
             }
         }
@@ -296,7 +329,7 @@ impl Judge {
         let hit = hit(rule, places, text, buffer, rules.maxlines);
         if !rules.ignoreregex.is_empty() {
             let mut joined = String::new();
-            let seen = if rules.maxlines > 1 {
+            let seen = if several {
                 join(&hit.matched, &mut joined);
                 &joined
             } else {
@@ -308,14 +341,20 @@ impl Judge {
             }
         }
         self.lines = hit.unmatched;
+        let behind = if content.is_some() { handed_on } else { 0 };
+        self.secrets.extend(rule.secret(&hit.places).map(|at| at.start + behind..at.end + behind));
         let mut groups = before;
-        groups.extend(rule.groups(text, &hit.places));
+        // A group that took no part takes nothing from what prefregex found.
+        groups.extend(rule.groups(text, &hit.places).into_iter().filter(|(_, value)| value.is_some()));
         self.failure(index, groups, hit.count, clock)
     }
 
     /// A failregex matched: what it amounts to with what is known of its connection.
     fn failure(&mut self, pattern: usize, groups: Groups, count: u32, clock: Time) -> Outcome {
-        let id = groups.get("mlfid").and_then(Option::as_ref).map(shown);
+        let mut id = groups.get("mlfid").and_then(Option::as_ref).map(shown);
+        if let Some(id) = &mut id {
+            id.truncate(crate::terms::head(id, TEXT).len());
+        }
         let mut joined;
         let mut keep = false;
         if let Some(id) = &id {
@@ -416,9 +455,10 @@ impl Judge {
             (nofail, gained) = (false, false);
         }
         if !nofail {
-            all.matches += std::mem::take(&mut all.context) + if gained { 0 } else { count };
+            let gathered = std::mem::take(&mut all.context).saturating_add(if gained { 0 } else { count });
+            all.matches = all.matches.saturating_add(gathered);
         } else if !forget {
-            all.context += count;
+            all.context = all.context.saturating_add(count);
         }
         (all, !forget)
     }
@@ -447,11 +487,29 @@ impl Judge {
     }
 }
 
+/// Bytes of a text as those of one that has `more` bytes more from `from` on.
+fn shifted(at: Range<usize>, (from, more): (usize, usize)) -> Range<usize> {
+    let place = |offset: usize| if offset >= from { offset + more } else { offset };
+    let end = if at.end > at.start { place(at.end - 1) + 1 } else { place(at.end) };
+    place(at.start)..end
+}
+
+/// Bytes of the text of these lines as those of the last line, as it was before its date was cut out; nothing for those of others.
+fn in_last(at: Range<usize>, buffer: &[Line], line: &str) -> Option<Range<usize>> {
+    let (Line(before, date, after), earlier) = buffer.split_last()?;
+    let begins: usize = earlier.iter().map(|line| line.0.len() + line.2.len() + 1).sum();
+    let at = at.start.checked_sub(begins)?..at.end - begins;
+    // A line may be lent the date of another.
+    let cut = if before.len() + date.len() + after.len() == line.len() { date.len() } else { 0 };
+    let at = shifted(at, (before.len(), cut));
+    (at.end <= line.len()).then_some(at)
+}
+
 fn add(users: &mut Vec<String>, user: Option<String>) {
-    if let Some(user) = user
-        && users.len() < ACCOUNTS
-        && !users.contains(&user)
-    {
+    let Some(mut user) = user else { return };
+    user.truncate(crate::terms::head(&user, TEXT).len());
+    let held: usize = users.iter().map(String::len).sum();
+    if users.len() < ACCOUNTS && held + user.len() <= ACCOUNTS_BYTES && !users.contains(&user) {
         users.push(user);
     }
 }
@@ -475,8 +533,10 @@ impl Kept {
         matches!(self, Kept::Text(text) if text.is_empty())
     }
     fn cut(&mut self) {
-        if let Kept::Text(text) = self {
-            text.truncate(crate::terms::head(text, TEXT).len());
+        let cut = |text: &mut String| text.truncate(crate::terms::head(text, TEXT).len());
+        match self {
+            Kept::Text(text) => cut(text),
+            Kept::Parts(parts) => parts.iter_mut().flatten().for_each(cut),
         }
     }
 }
@@ -526,7 +586,7 @@ fn join(lines: &[Line], text: &mut String) {
 /// Which lines of the buffer a match is about, and which are left.
 fn hit(rule: &Rule, places: Places, text: &str, buffer: &[Line], maxlines: usize) -> Hit {
     if buffer.len() <= 1 || maxlines <= 1 {
-        return Hit { places, matched: buffer.to_vec(), unmatched: Vec::new(), count: 1 };
+        return Hit { places, matched: if maxlines > 1 { buffer.to_vec() } else { Vec::new() }, unmatched: Vec::new(), count: 1 };
     }
     let whole = places[0].clone().unwrap_or(0..0);
     let bytes = text.as_bytes();

@@ -5,11 +5,13 @@
 //!   ini, files                  resolve    dialect,   detector,
 //!                                          template   judge
 //! ```
-//! Reading files is the caller's: [`files::read`] is handed a closure. What fail2ban refuses is a [`Cited`] mistake. A pattern
-//! that linear time can not match runs on a backtracking engine whose steps are counted ([`expression`]).
+//! Reading files is the caller's: [`files::read`] is handed a closure. What fail2ban refuses is a [`Cited`] mistake. What
+//! looks ahead is carried along in linear time ([`ahead`]); a pattern that linear time can not match runs on a backtracking engine whose
+//! steps are counted ([`expression`]).
 
 use std::collections::BTreeMap;
 
+mod ahead;
 mod detector;
 mod dialect;
 mod expression;

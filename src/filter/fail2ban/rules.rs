@@ -1,5 +1,7 @@
 //! A fail2ban filter, compiled: its expressions, what their groups mean, and what a line must hold for them to matter.
 
+use std::ops::Range;
+
 use jiff::tz::TimeZone;
 
 use super::detector::{Dates, Detector};
@@ -27,6 +29,8 @@ pub(crate) struct Rules {
     pub maxlines: usize,
     /// Its patterns name connections.
     pub sessions: bool,
+    /// It is one of ours: its tags are too.
+    own: bool,
 }
 
 /// One pattern.
@@ -43,6 +47,9 @@ pub(crate) struct Rule {
     tuples: Vec<(usize, Box<str>)>,
     /// What a line must hold for it to match.
     pub needs: Needs,
+    /// The groups of a password, and of what is handed on.
+    secret: Option<usize>,
+    content: Option<usize>,
 }
 
 /// What a group holds.
@@ -52,6 +59,16 @@ pub enum Value {
     Text(String),
     /// The parts of a name made of several groups.
     Parts(Vec<Option<String>>),
+}
+
+impl Value {
+    /// The text, where it is one.
+    pub fn text(&self) -> Option<&str> {
+        match self {
+            Value::Text(text) => Some(text),
+            Value::Parts(_) => None,
+        }
+    }
 }
 
 /// The groups of a match by name; none for one that took no part.
@@ -102,6 +119,14 @@ impl Rules {
                 mistakes.push(Mistake { help: Some(help.to_owned()), ..mistake(key, *index, what) });
             }
         }
+        for (key, own, more) in [
+            ("failregex", resolved.failregex.len(), wanted.failregex.len()),
+            ("ignoreregex", resolved.ignoreregex.len(), wanted.ignoreregex.len()),
+        ] {
+            if own + more > MOST {
+                mistakes.push(mistake(key, MOST, format!("has more than {MOST} patterns")));
+            }
+        }
         if resolved.failregex.is_empty() && wanted.failregex.is_empty() {
             mistakes.push(mistake("failregex", 0, "is empty".to_owned()));
         }
@@ -113,10 +138,24 @@ impl Rules {
         match dates {
             Ok(dates) if mistakes.is_empty() => {
                 let sessions = prefregex.iter().chain(&failregex).any(|rule| rule.expression.group("mlfid").is_some());
-                Ok(Rules { prefregex, failregex, ignoreregex, dates, maxlines: maxlines as usize, sessions })
+                Ok(Rules {
+                    prefregex,
+                    failregex,
+                    ignoreregex,
+                    dates,
+                    maxlines: maxlines as usize,
+                    sessions,
+                    own: resolved.files.is_empty(),
+                })
             }
             _ => Err(mistakes),
         }
+    }
+
+    /// How many tries a failure with these groups names.
+    pub fn attempts(&self, groups: &std::collections::BTreeMap<String, Value>) -> u32 {
+        let named = groups.get("attempts").filter(|_| self.own).and_then(Value::text);
+        named.filter(|text| text.len() <= 9).and_then(|text| text.parse().ok()).unwrap_or(1).max(1)
     }
 
     /// What a line must hold for this failregex to matter; nothing in particular if every line must be looked at.
@@ -231,7 +270,19 @@ impl Rule {
             list.into_iter().map(|(_, group, target)| (group, target)).collect::<Vec<_>>()
         };
         let (alternatives, tuples) = (sorted(alternatives), sorted(tuples));
-        Ok(Rule { written: written.into(), expression, loose: translated.loose.into(), alternatives, tuples, needs })
+        let (secret, content) = (expression.group("secret"), expression.group("content"));
+        let loose = translated.loose.into();
+        Ok(Rule { written: written.into(), expression, loose, alternatives, tuples, needs, secret, content })
+    }
+
+    /// Where the password of a match is.
+    pub fn secret(&self, places: &Places) -> Option<Range<usize>> {
+        places.get(self.secret?)?.clone()
+    }
+
+    /// Where what is handed on begins.
+    pub fn content(&self, places: &Places) -> usize {
+        self.content.and_then(|group| places.get(group)?.as_ref()).map_or(0, |at| at.start)
     }
 
     /// The named groups of a match, alternatives filled in and tuples built.

@@ -173,7 +173,7 @@ fn single(pattern: &str, decade: u8) -> Result<Template, String> {
         Some(bare) => (true, bare),
         None => (false, key.as_str()),
     };
-    let plain = |text: &str| Translated { exact: text.to_owned(), loose: text.to_owned(), fancy: false };
+    let plain = |text: &str| Translated::plain(text.to_owned());
     let headed = |name: &str| if at_head { format!("{{^LN-BEG}}{name}") } else { name.to_owned() };
     let of = |name: String, body: Translated, before, kind| Template {
         name,
@@ -192,13 +192,18 @@ fn single(pattern: &str, decade: u8) -> Result<Template, String> {
         let mut body = String::new();
         let mut rest = pattern;
         let name = if long { "{LEPOCH}" } else { "{EPOCH}" };
+        let mut group = None;
         while let Some(at) = rest.to_ascii_uppercase().find(name) {
             body.push_str(&rest[..at]);
+            group.get_or_insert(captures(&body) + 1);
             body.push_str(&epoch);
             rest = &rest[at + name.len()..];
         }
-        let mut template = bounded(&format!("({body}{rest})"), true, false, pattern)?;
-        template.kind = Kind::Epoch { long, group: 2 };
+        body.push_str(rest);
+        // A group of its own is what is cut out, as for other patterns.
+        let (body, around) = if has_group(pattern) { (body, 0) } else { (format!("({body})"), 1) };
+        let mut template = bounded(&body, true, false, pattern)?;
+        template.kind = Kind::Epoch { long, group: group.unwrap_or(1) + around };
         template.clean = false;
         return Ok(template);
     }
@@ -330,6 +335,17 @@ fn has_group(text: &str) -> bool {
         bytes[i] == b'(' && bytes.get(i + 1) != Some(&b'?') && !text[..i].ends_with('\\') && !text[..i].ends_with("(?")
     };
     (0..bytes.len()).filter(|i| text.is_char_boundary(*i)).any(plain)
+}
+
+/// How many groups open in it.
+fn captures(text: &str) -> usize {
+    let opens = |at: usize| {
+        let inner = &text[at + 1..];
+        let named =
+            inner.starts_with("?P<") || (inner.starts_with("?<") && !inner.starts_with("?<=") && !inner.starts_with("?<!"));
+        !text[..at].ends_with('\\') && (named || !inner.starts_with('?'))
+    };
+    text.match_indices('(').filter(|(at, _)| opens(*at)).count()
 }
 
 /// All of it in a group, but for the anchors.
@@ -486,7 +502,7 @@ impl Template {
 
     /// Whether it needs the backtracking engine.
     pub fn backtracks(&self) -> bool {
-        self.source.body.fancy
+        self.source.body.fancy && self.compiled().is_some_and(|compiled| compiled.expression.backtracks())
     }
 
     fn compiled(&self) -> Option<&Compiled> {
@@ -514,15 +530,8 @@ impl Template {
 
 impl Source {
     fn compile(&self) -> Result<Compiled, String> {
-        let (exact, loose) = (&self.body.exact, &self.body.loose);
-        let (before, after) = (self.before, self.after);
         // Flags at the head of the body hold for the edges too, which no case changes.
-        let body = Translated {
-            exact: format!("{before}{exact}{after}"),
-            loose: format!("{before}{loose}{after}"),
-            fancy: self.body.fancy,
-        };
-        let expression = Expression::new(&body)?;
+        let expression = Expression::new(&self.body.between(self.before, self.after))?;
         let names = expression.names();
         let bare = |name: &str| Field::of(name.split("__").next().unwrap_or_default());
         let fields: Vec<_> = names.iter().enumerate().filter_map(|(i, name)| Some((i, bare(name.as_deref()?)?))).collect();
@@ -566,6 +575,8 @@ mod tests {
             ("{^LN-BEG}TAI64N", "@4000000069680f1f2a3b4c5d x", Some("| x")),
             ("{NONE}", "x", Some("|x")),
             ("ts={EPOCH}", "a ts=1768471199 b", Some("a | b")),
+            (r"^\[({EPOCH})\]", "[1768471199.250] b", Some("[|] b")),
+            (r"^(?P<q>x) ts=(?:{EPOCH})", "x ts=1768471199 b", Some("| b")),
             ("^%m/%d %H:%M:%S$", "01/14 01:02:03", Some("|")),
         ];
         for (pattern, line, rest) in table {

@@ -76,6 +76,8 @@ fn ids_are_what_the_groups_say() {
         ("^from <HOST>$", "from ::ffff:192.0.2.7", "192.0.2.7  1"),
         ("^from <HOST>$", "from [2001:DB8::1]", "2001:db8::1  1"),
         ("^from <HOST>$", "from 010.1.1.1", "010.1.1.1  1"),
+        ("^from <ADDR>$", "from ::", "::  1"),
+        ("^from <ADDR>$", "from ::2:3:4:5:6:7:8", "0:2:3:4:5:6:7:8  1"),
         (r"^<F-TUPLE_ID>\w+</F-TUPLE_ID>/<F-TUPLE_ID_1>\w+</F-TUPLE_ID_1> <F-ID>\w+</F-ID>$", "a/b c", "c a b  1"),
         (r"^<F-USER>\S*</F-USER> or <F-ALT_USER>\w+</F-ALT_USER>: <HOST>$", " or bob: 1.2.3.4", "1.2.3.4  1"),
         ("^<IP4> and é$", "1.2.3.4 and é", "1.2.3.4  1"),
@@ -83,6 +85,14 @@ fn ids_are_what_the_groups_say() {
     for (pattern, line, expected) in table {
         assert_eq!(judged(&format!("[Definition]\nfailregex = {pattern}\n"), &[line]), [expected], "{pattern} on {line}");
     }
+}
+
+#[test]
+fn what_prefregex_names_stays_unless_named_again() {
+    let text = "[Definition]\nprefregex = ^ d\\((?:<ADDR>|-)\\): <F-CONTENT>.+</F-CONTENT>$\n\
+        failregex = ^bad(?: key of <F-USER>\\w+</F-USER> at <ADDR>)?$\n";
+    let lines = [" d(1.2.3.4): bad", " d(-): bad key of u at 1.2.3.5", " d(1.2.3.4): bad key of u at 2001:db8::1"];
+    assert_eq!(judged(text, &lines), ["1.2.3.4  1", "1.2.3.5  1", "1.2.3.4  1"]);
 }
 
 #[test]

@@ -13,6 +13,10 @@ use banset_integration::{Daemon, Lab, PATIENCE, Stamp, elements, have, in_netns,
 
 use banset::watch::{Chunk, Habits, Happening, Judge, Polled, Position, SourceEvent, SourceStatus, Start, Watch, WatchHandle};
 
+mod follow_support;
+
+use follow_support::Far;
+
 struct Recorder(Sender<Told>);
 
 enum Told {
@@ -503,6 +507,106 @@ fn polled() {
     fs::rename(&log, room.path().join("mail.log.1")).expect("a rename");
     write(3);
     all_once_after(&run, &mut seen, 3);
+}
+
+/// What another host does to a log that we reach over the network is not told to us. Here it is done to the directory behind a mount.
+#[test]
+fn on_a_file_system_that_tells_of_no_changes_a_log_is_polled_and_nothing_lost() {
+    let name = "on_a_file_system_that_tells_of_no_changes_a_log_is_polled_and_nothing_lost";
+    if !Path::new("/dev/fuse").exists() {
+        return skip(name, "there is no /dev/fuse here");
+    }
+    in_netns(name, || {
+        let lab = Lab::new();
+        let (there, here) = (lab.dir().join("there"), lab.dir().join("here"));
+        [&there, &here].into_iter().for_each(|dir| fs::create_dir_all(dir).expect("a directory"));
+        let far = match Far::mount(&there, &here) {
+            Ok(far) => far,
+            Err(refused) => return skip(name, &format!("FUSE mounts nothing here: {refused}")),
+        };
+        let log = there.join("mail.log");
+        let rotated = |number: u32| there.join(format!("mail.log.{number}"));
+        let write = |path: &Path, numbers: std::ops::RangeInclusive<u64>| {
+            let mut file = OpenOptions::new().append(true).create(true).open(path).expect("the log");
+            let lines: String =
+                numbers.map(|n| format!("mx sshd[1]: Failed password for root from 198.51.100.7 {n}\n")).collect();
+            file.write_all(lines.as_bytes()).expect("room");
+        };
+        // Nothing is there yet, and nobody tells when it comes.
+        let run = Run::following(&here.join("mail.log"), None);
+        let (mut missing, mut polled) = (false, false);
+        while !missing || !polled {
+            match run.told.recv_timeout(PATIENCE).expect("it is looked at") {
+                Told::Happened(Happening::Missing { .. }) => missing = true,
+                Told::Happened(Happening::Polled(why)) => polled = why == Polled::FileSystem,
+                Told::Happened(other) => panic!("{other:?}"),
+                Told::Lines(lines, _) => assert!(lines.is_empty()),
+            }
+        }
+        let mut seen = Vec::new();
+        write(&log, 1..=10);
+        all_once(&run, &mut seen, 10);
+        write(&log, 11..=20);
+        all_once(&run, &mut seen, 20);
+        // Renamed, its writer writing on; then twice in a row.
+        fs::rename(&log, rotated(1)).expect("a rename");
+        write(&rotated(1), 21..=25);
+        write(&log, 26..=30);
+        all_once(&run, &mut seen, 30);
+        write(&log, 31..=35);
+        fs::rename(rotated(1), rotated(3)).expect("a rename");
+        fs::rename(&log, rotated(2)).expect("a rename");
+        write(&log, 36..=40);
+        fs::rename(&log, rotated(1)).expect("a rename");
+        write(&log, 41..=45);
+        all_once(&run, &mut seen, 45);
+        // Copied and truncated, and longer than before by when we look.
+        write(&log, 46..=50);
+        fs::rename(rotated(3), rotated(4)).expect("a rename");
+        fs::rename(rotated(2), rotated(3)).expect("a rename");
+        fs::rename(rotated(1), rotated(2)).expect("a rename");
+        fs::copy(&log, rotated(1)).expect("a copy");
+        fs::write(&log, "").expect("truncated");
+        write(&log, 51..=90);
+        all_once(&run, &mut seen, 90);
+        // Truncated and written anew, without a copy.
+        fs::write(&log, "").expect("truncated");
+        write(&log, 91..=95);
+        all_once(&run, &mut seen, 95);
+        fs::remove_file(&log).expect("removed");
+        write(&log, 96..=100);
+        all_once(&run, &mut seen, 100);
+        drop(run);
+
+        // The daemon says why it polls, and bans all the same. It finds a log that comes to a glob, too.
+        fs::create_dir(there.join("hosts")).expect("a directory");
+        let jail = format!(
+            "[jail.sshd]\nenabled = true\nlogpath = [{:?}, {:?}]\nmaxretry = 3\nfindtime = \"1h\"\nbantime = \"1h\"\n",
+            here.join("auth.log"),
+            here.join("hosts/*.log")
+        );
+        let daemon = Daemon::start(&lab, &jail);
+        let fail = |path: &Path, from: &str| {
+            let mut file = OpenOptions::new().append(true).create(true).open(path).expect("the log");
+            for _ in 0..3 {
+                writeln!(file, "{} mx sshd[506]: Failed password for root from {from} port 37957 ssh2", Stamp::now().syslog())
+                    .expect("room");
+            }
+        };
+        for (path, from) in [("auth.log", "198.51.100.21"), ("hosts/mx.log", "198.51.100.22"), ("auth.log", "198.51.100.23")] {
+            fail(&there.join(path), from);
+            wait_until("the address is banned", || elements("sshd-v4").iter().any(|element| element == from));
+        }
+        let status = daemon.jail("sshd");
+        assert!(!status["sources"].to_string().contains("waiting"), "what the glob was waiting for came: {}", status["sources"]);
+        for source in status["sources"].as_array().expect("sources") {
+            let note = source["note"].as_str().unwrap_or_default();
+            assert!(note.contains("polled: its file system tells of no changes"), "{source}");
+        }
+        drop(daemon);
+        far.unmount();
+        println!("| a file system without inotify (FUSE) | 100 lines, 5 rotations, 2 truncations | lost 0 | twice 0 |");
+    });
 }
 
 fn all_once_after(run: &Run, seen: &mut Vec<u64>, last: u64) {

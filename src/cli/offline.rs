@@ -150,7 +150,7 @@ fn take_out(table: &str, jail: Option<&str>) -> Result<usize, String> {
 /// Notes other pauses in the state, and in its history; gives what the state holds then, or `None` if they are no others.
 fn note(absent: &Absent, row: Row, change: impl FnOnce(&mut Vec<KeptPause>) -> bool) -> Result<Option<Restored>, String> {
     let (mut store, mut restored, said) = Store::open(&absent.daemon.state_dir)?;
-    said.iter().for_each(|said| complain(said));
+    said.iter().for_each(complain);
     if !change(&mut restored.paused) {
         return Ok(None);
     }

@@ -236,7 +236,7 @@ fn forwarded(facts: &Facts, aims: &[Aim], findings: &mut Vec<Finding>) {
 /// Published ports: what a chain after DNAT sees is not what the client asked for.
 fn translated(facts: &Facts, aims: &[Aim], findings: &mut Vec<Finding>) {
     // A port that is published for IPv4 and IPv6, by two rules, is one port. On the node of a cluster there are tens of thousands of rules.
-    let mut published: BTreeMap<((u16, u16), Option<u16>), BTreeSet<&str>> = BTreeMap::new();
+    let mut published = BTreeMap::<_, BTreeSet<&str>>::new();
     for one in &facts.published {
         if let Some(outside) = one.outside {
             published.entry((outside, one.inside)).or_default().insert(&one.by);

@@ -151,8 +151,28 @@ impl Reading {
 pub struct Reader {
     routes: Arc<Mutex<Routes>>,
     files: HashMap<PathBuf, Watched>,
+    told: HashMap<PathBuf, Told>,
     found: Vec<filter::Found>,
     engine: Sender<Event>,
+}
+
+/// What was last told of a source.
+#[derive(Default)]
+struct Told {
+    state: SourceState,
+    note: Option<String>,
+    polled: Option<Polled>,
+}
+
+impl Told {
+    /// For people: what there is to say about its state, and that it is polled.
+    fn whole(&self) -> Option<String> {
+        let polled = self.polled.map(polled);
+        match (&self.note, polled) {
+            (Some(note), Some(polled)) => Some(format!("{note}, {polled}")),
+            (note, polled) => note.clone().or(polled),
+        }
+    }
 }
 
 /// One file and what judges it.
@@ -178,7 +198,7 @@ struct Watched {
 /// A reader and the engine's hold on it.
 pub fn new(engine: Sender<Event>, watch: WatchHandle) -> (Reader, Reading) {
     let routes = Arc::new(Mutex::new(Routes::default()));
-    let reader = Reader { routes: routes.clone(), files: HashMap::new(), found: Vec::new(), engine };
+    let reader = Reader { routes: routes.clone(), files: HashMap::new(), told: HashMap::new(), found: Vec::new(), engine };
     (reader, Reading { routes, watch })
 }
 
@@ -319,17 +339,26 @@ impl Judge for Reader {
             Happening::Unreadable(errno) | Happening::ReadFailed(errno) => {
                 (SourceState::Unreadable, Some(errno.desc().to_lowercase()))
             }
-            Happening::Polled(why) => (SourceState::Live, Some(polled(*why))),
+            Happening::Polled(why) => {
+                let told = self.told.entry(event.path.to_owned()).or_default();
+                told.polled = Some(*why);
+                (told.state, told.note.clone())
+            }
             Happening::Truncated { lost } => (SourceState::Live, Some(format!("truncated, {lost} bytes lost unread"))),
             Happening::CaughtUp => (SourceState::Live, None),
-            Happening::Forgotten => (SourceState::Gone, None),
+            Happening::Forgotten | Happening::Matched => (SourceState::Gone, None),
             Happening::LinesCut(_) | Happening::Rotated => return,
         };
+        let told = self.told.entry(event.path.to_owned()).or_default();
+        (told.state, told.note) = (state, note);
+        let note = told.whole();
         // The batch goes first: the state follows what was read.
         self.idle();
-        self.report(event.path, event.tags, state, note, false);
+        // That a glob is no longer waited for is said by what it found.
+        self.report(event.path, event.tags, state, note, event.what == Happening::Matched);
         if state == SourceState::Gone {
             self.files.remove(event.path);
+            self.told.remove(event.path);
             self.routes.lock().unwrap_or_else(PoisonError::into_inner).unread.remove(event.path);
         }
     }
@@ -344,8 +373,9 @@ impl Judge for Reader {
                 watch::SourceState::Waiting(dir) => (SourceState::Waiting, Some(waiting_at(&dir))),
                 watch::SourceState::Unreadable(errno) => (SourceState::Unreadable, Some(errno.desc().to_lowercase())),
             };
-            let note = note.or_else(|| source.polled.map(polled));
-            self.report(&source.path, &source.tags, state, note, true);
+            let told = Told { state, note, polled: source.polled };
+            self.report(&source.path, &source.tags, state, told.whole(), true);
+            self.told.insert(source.path, told);
         }
     }
 

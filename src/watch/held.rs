@@ -8,11 +8,16 @@ use std::time::Instant;
 
 use flate2::read::MultiGzDecoder;
 use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
 
 use super::lines::{Piece, cut};
 use super::notices::{Id, errno};
 use super::position::{HEAD, Mark, TAIL, extend, fingerprint, modified, read_at};
 use super::{Chunk, Judge, LONGEST_LINE, Position};
+
+/// Files that agree in so many of their first bytes are taken for copies of each other; all of them where one is shorter. Longer
+/// than what programs write at the head of each log.
+pub(super) const ALIKE: usize = 16 * 1024;
 
 /// An open file that is followed.
 pub(super) struct Held {
@@ -181,9 +186,9 @@ impl Held {
         Ok(())
     }
 
-    /// The first bytes of a regular file as they are now; none of others.
+    /// The first bytes of a regular file as they are now, at most [`ALIKE`]; none of others.
     pub(super) fn head(&self) -> Vec<u8> {
-        let mut head = vec![0; HEAD];
+        let mut head = vec![0; ALIKE];
         let n = if let Body::Regular(file) = &self.body { read_at(file, &mut head, 0).unwrap_or(0) } else { 0 };
         head.truncate(n);
         head
@@ -192,12 +197,12 @@ impl Held {
     /// Puts the offset where an earlier reader of this file left it. Its fingerprints are kept rather than taken again: if the
     /// file was truncated since it was recognised, the next read notices.
     pub(super) fn go_on(&mut self, mark: &mut Mark, left: &Mark) -> io::Result<()> {
-        let (device, inode, birth) = (mark.device, mark.inode, mark.birth);
+        let (device, inode, birth, copy) = (mark.device, mark.inode, mark.birth, mark.copy);
         self.seek(mark, left.offset, left.inside)?;
         if fingerprint(&self.tail) != left.tail {
             self.tail.iter_mut().for_each(|byte| *byte ^= 1);
         }
-        *mark = Mark { device, inode, birth, ..*left };
+        *mark = Mark { device, inode, birth, copy, ..*left };
         Ok(())
     }
 
@@ -227,9 +232,9 @@ impl Held {
 
     /// The file was cut short or rewritten: begins again.
     pub(super) fn begin_again(&mut self, mark: &mut Mark) {
-        let Mark { device, inode, birth, modified, .. } = *mark;
+        let Mark { device, inode, birth, modified, copy, .. } = *mark;
         let nothing = fingerprint(&[]);
-        *mark = Mark { device, inode, birth, modified, head: nothing, tail: nothing, ..Mark::default() };
+        *mark = Mark { device, inode, birth, modified, copy, head: nothing, tail: nothing, ..Mark::default() };
         self.tail.clear();
         self.first = true;
         self.since = mark.modified;
@@ -256,7 +261,9 @@ impl Held {
             Ok(meta) => meta,
             Err(error) => return Turn::Failed(errno(&error)),
         };
-        self.deleted = meta.nlink() == 0;
+        if !std::mem::replace(&mut self.deleted, meta.nlink() == 0) && self.deleted {
+            self.busy = Instant::now();
+        }
         loop {
             let Some(mark) = out.position.marks.get(out.index) else { return Turn::End };
             let Body::Regular(file) = &self.body else { return Turn::End };
@@ -298,10 +305,30 @@ impl Held {
             if end >= meta.len() && n < out.buffer.len() && (most == out.buffer.len() || end != self.until) {
                 return Turn::End;
             }
+            if n == out.buffer.len() && out.buffer[known..].iter().all(|byte| *byte == 0) {
+                self.pass_hole(out, meta.len());
+            }
             *out.share = out.share.saturating_sub(n - known);
             if *out.share == 0 {
                 return Turn::More;
             }
+        }
+    }
+
+    /// Only NUL comes: where that is a hole it is passed at once. Whoever may write to a log can make one of any size, and so does a
+    /// writer that does not open for appending when its log is truncated.
+    fn pass_hole(&mut self, out: &mut Outlet<'_>, size: u64) {
+        let Body::Regular(file) = &self.body else { return };
+        let Some(mark) = out.position.marks.get_mut(out.index) else { return };
+        let Some(from) = i64::try_from(mark.offset).ok().filter(|_| !mark.inside) else { return };
+        let data = match lseek(file, from, Whence::SeekData) {
+            Ok(data) => u64::try_from(data).unwrap_or(0),
+            Err(Errno::ENXIO) => size,
+            Err(_) => return,
+        };
+        if data > mark.offset {
+            // If it fails the next read shows it.
+            let _ = self.seek(mark, data, false);
         }
     }
 

@@ -1,5 +1,6 @@
 //! Looking where paths lead: what to hold for a path now, and what became of the files that it led to before.
 
+use std::collections::VecDeque;
 use std::fs::{File, Metadata};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
@@ -8,15 +9,14 @@ use std::time::SystemTime;
 
 use glob::Pattern;
 use nix::errno::Errno;
-use nix::sys::statfs::{
-    AFS_SUPER_MAGIC, CODA_SUPER_MAGIC, FUSE_SUPER_MAGIC, FsType, NCP_SUPER_MAGIC, NFS_SUPER_MAGIC, SMB_SUPER_MAGIC, fstatfs,
-};
+use nix::sys::statfs::fstatfs;
 
 use super::held::Held;
-use super::notices::{Interest, Trail, Who, errno};
+use super::notices::{Interest, Trail, Who, blind, errno};
 use super::pattern::{Step, fits};
+use super::place::Place;
 use super::position::{Identity, Mark, modified};
-use super::reader::{DONE, Reader, TICK, TURN, older, open};
+use super::reader::{Reader, TICK, TURN, older, open};
 use super::siblings::{Sibling, siblings};
 use super::{Happening, Polled, SourceEvent, SourceState, Start};
 
@@ -24,14 +24,14 @@ impl Reader<'_> {
     pub(super) fn look_at_glob(&mut self, id: u32) {
         let Some(glob) = self.globs.get(&id) else { return };
         let (tag, steps, start, path) = (glob.tag, glob.sought.steps.clone(), glob.start, glob.sought.path.clone());
-        let (mut trail, mut refused, mut found) = (Trail::new(), None, Vec::new());
-        self.expand(PathBuf::from("/"), &steps, Who::Glob(id), &mut trail, &mut refused, &mut found);
+        let (mut trail, mut polled, mut found) = (Trail::new(), None, Vec::new());
+        self.expand(PathBuf::from("/"), &steps, Who::Glob(id), &mut trail, &mut polled, &mut found);
         let Some(glob) = self.globs.get_mut(&id) else { return };
         let old = std::mem::replace(&mut glob.trail, trail.clone());
-        glob.polled = refused.is_some();
+        glob.polled = polled;
         let missing = found.is_empty();
         let turned = missing != std::mem::replace(&mut glob.missing, missing);
-        if glob.polled {
+        if glob.polled.is_some() {
             self.polled.insert(Who::Glob(id))
         } else {
             self.polled.remove(&Who::Glob(id))
@@ -41,6 +41,9 @@ impl Reader<'_> {
             let waiting_at = path.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("/")).to_owned();
             let what = Happening::Missing { waiting_at, errno: Errno::ENOENT };
             self.judge.source(SourceEvent { path: &path, tags: &[tag], what });
+        }
+        if !missing && turned {
+            self.judge.source(SourceEvent { path: &path, tags: &[tag], what: Happening::Matched });
         }
         found.sort();
         for path in found {
@@ -56,7 +59,7 @@ impl Reader<'_> {
         steps: &[Step],
         who: Who,
         trail: &mut Trail,
-        refused: &mut Option<Errno>,
+        polled: &mut Option<Polled>,
         found: &mut Vec<PathBuf>,
     ) {
         let mut left = steps;
@@ -66,18 +69,16 @@ impl Reader<'_> {
         }
         let [Step::Fits(pattern), rest @ ..] = left else {
             // Literal to the end: the place watches the way itself, but only once it is there.
-            if self.notices.walk(&at, who, trail, refused).is_ok() && !at.is_dir() {
+            if self.notices.walk(&at, who, trail, polled).is_ok() && !at.is_dir() {
                 found.push(at);
             }
             return;
         };
-        let walked = self.notices.walk(&at, who, trail, refused);
+        let walked = self.notices.walk(&at, who, trail, polled);
         if walked.is_err() {
             return;
         }
-        if let Err(errno) = self.notices.want(&at, Interest::Fits(Pattern::clone(pattern)), who, trail) {
-            refused.get_or_insert(errno);
-        }
+        self.notices.want(&at, Interest::Fits(Pattern::clone(pattern)), who, trail, polled);
         for entry in at.read_dir().into_iter().flatten().flatten() {
             if !fits(pattern, &entry.file_name()) {
                 continue;
@@ -88,7 +89,7 @@ impl Reader<'_> {
                     found.push(path);
                 }
             } else if path.is_dir() {
-                self.expand(path, rest, who, trail, refused, found);
+                self.expand(path, rest, who, trail, polled, found);
             }
         }
     }
@@ -98,17 +99,19 @@ impl Reader<'_> {
         let path = place.path.clone();
         let leads = path.metadata().ok().map(|meta| (meta.dev(), meta.ino()));
         if place.current && leads != place.current().map(Mark::identity) {
-            // What is held is read first: the better we know what it was, the surer we are what its siblings are.
+            // What is held is read first: the better we know what it was, the surer we are what its siblings are. Whether there is
+            // something to read may not have been told yet, where it is polled.
+            self.stir(id);
             self.turn(id, TURN);
         }
         let Some(place) = self.places.get_mut(&id) else { return };
-        let (mut trail, mut refused) = (Trail::new(), None);
-        let walked = self.notices.walk(&path, Who::Place(id), &mut trail, &mut refused);
+        let (mut trail, mut why) = (Trail::new(), None);
+        let walked = self.notices.walk(&path, Who::Place(id), &mut trail, &mut why);
         let old = std::mem::replace(&mut place.trail, trail.clone());
         self.notices.release(&old, &trail, Who::Place(id));
         let fresh = std::mem::replace(&mut place.fresh, false);
         let before = place.polled;
-        place.polled = refused.map(Polled::Refused);
+        place.polled = why;
         match walked {
             Ok(()) => match path.metadata() {
                 Ok(meta) if place.current().is_some_and(|mark| mark.identity() == (meta.dev(), meta.ino())) => {
@@ -174,6 +177,12 @@ impl Reader<'_> {
         let path = place.path.clone();
         if let Some(saved) = self.saved.remove(&path) {
             self.trace(id, &saved.marks, None);
+            // If nothing of it is here, it may be about to come with the path: a file system that is mounted late.
+            if self.places.get(&id).is_some_and(|place| place.held.is_empty()) {
+                self.saved.insert(path, saved);
+            } else {
+                self.know(id, saved.done);
+            }
         }
         let Some(place) = self.places.get_mut(&id) else { return };
         place.held.iter_mut().for_each(|held| held.ready = true);
@@ -220,10 +229,12 @@ impl Reader<'_> {
             let saved = self.saved.remove(&path);
             let born = meta.created().ok();
             let Some(place) = self.places.get_mut(&id) else { return };
-            let before: Vec<Mark> = match saved {
-                Some(position) => position.marks,
-                None => place.position.marks.last().copied().into_iter().collect(),
+            let (before, done): (Vec<Mark>, _) = match saved {
+                Some(position) => (position.marks, position.done),
+                None => (place.position.last().into_iter().collect(), VecDeque::new()),
             };
+            self.know(id, done);
+            let Some(place) = self.places.get_mut(&id) else { return };
             let new = before.is_empty() || !place.held.is_empty();
             // Lines in a file that was born while we watched are new; in one that was moved here they may be of any age.
             let since = place.since;
@@ -250,6 +261,12 @@ impl Reader<'_> {
             if before.is_empty() && alive {
                 self.hold_passed(id, &path, identity, since);
             }
+            if before.is_empty() && fresh && meta.len() == 0 {
+                // What was rotated away before we came is not ours, though its times may be those of the file we follow.
+                let stamped = |sibling: &Sibling| modified(&sibling.meta) >= mark.modified;
+                let done = siblings(&path).iter().filter(|s| stamped(s)).filter_map(Sibling::whole).collect();
+                self.know(id, done);
+            }
             held.first = mark.offset == 0;
             // A copy is younger than what it was made of; and what was copied away before we came is not ours.
             held.copies_from = if fresh && before.is_empty() { held.since } else { mark.birth };
@@ -264,14 +281,23 @@ impl Reader<'_> {
         self.tell(id, if was.0 { Happening::Rotated } else { Happening::Appeared });
     }
 
+    /// These texts are done with.
+    fn know(&mut self, id: u32, done: VecDeque<Mark>) {
+        if let Some(place) = self.places.get_mut(&id) {
+            done.into_iter().for_each(|mark| place.position.finish(mark));
+        }
+    }
+
     /// Nothing was at the path, and something is now: a fast writer may have made, filled and rotated away others before we
     /// looked. What was born beside the path while we waited is read first.
     fn hold_passed(&mut self, id: u32, path: &Path, leads: Identity, since: SystemTime) {
         let since = since.checked_sub(TICK).and_then(|since| since.duration_since(SystemTime::UNIX_EPOCH).ok());
         let since = since.map_or(i64::MAX, |since| i64::try_from(since.as_nanos()).unwrap_or(i64::MAX));
+        let Some(known) = self.places.get(&id).map(Place::known) else { return };
         for sibling in siblings(path) {
-            let born = sibling.beginning().birth;
-            if born >= since && sibling.identity() != leads && !self.is_place(&sibling.path, id) {
+            // An older one that was compressed meanwhile was born meanwhile, too, but bears the time of its text.
+            let came = sibling.beginning().birth >= since && modified(&sibling.meta) >= since;
+            if came && sibling.identity() != leads && !self.is_place(&sibling.path, id) && !known.has(&sibling) {
                 self.hold_sibling(id, &sibling, None, None);
             }
         }
@@ -327,13 +353,14 @@ impl Reader<'_> {
     /// Finds what became of the files that `before` marks, holds what is to be read of them and of files that came and went
     /// after them, oldest first. Returns where we were in what the path leads to now, if it is one of them.
     pub(super) fn trace(&mut self, id: u32, before: &[Mark], now: Option<(&Mark, &Held)>) -> Option<Mark> {
-        let place = self.places.get(&id)?;
-        let path = place.path.clone();
+        let place = self.places.get_mut(&id)?;
+        let (path, later) = (place.path.clone(), place.later.take());
         // Of a file of which nothing was read and whose birth is unknown there is the inode number alone, and that may be
         // another file's by now. Nothing is lost without it: such a file is newer than those of which something was read.
         // Whatever was rotated away after the youngest of them was written to after it was last read.
         let read = before.iter().rfind(|old| old.offset > 0).map(|old| old.modified);
         let seen = read.or_else(|| before.iter().map(|old| old.modified).min()).unwrap_or(i64::MAX);
+        let seen = later.map_or(seen, |later| seen.min(later));
         let telling = |old: &&Mark| old.offset > 0 || old.birth != 0 || self.holds(id, old);
         let before: Vec<Mark> = before.iter().filter(telling).copied().collect();
         let before = &before[..];
@@ -389,13 +416,27 @@ impl Reader<'_> {
         {
             fate[same] = Some(last);
         }
+        // Truncated, written anew and rotated away: nothing was read of what it holds now. But a copy is overwritten by the next.
+        let mut anew = vec![false; last];
+        for index in 0..before.len() {
+            let old = &before[index];
+            if fate[index].is_none() && old.offset > 0 && !old.copy && !self.holds(id, old) {
+                let free = |at: &usize| !fate.contains(&Some(*at));
+                let is = |at: &usize| free(at) && beside[*at].beginning().born_as(old) && !texts.has(&beside[*at]);
+                if let Some(at) = (0..last).find(is) {
+                    (fate[index], anew[at]) = (Some(at), true);
+                }
+            }
+        }
         // Of the files of which nothing was read, one may be compressed or copied by now; then what is beside it may be it, and
         // only what was read tells what is older.
         let blank = |old: &Mark| old.offset == 0 && !self.holds(id, old);
         let from = before.iter().rposition(|old| !blank(old)).map_or(0, |at| at + 1);
         let all = fate[from..].iter().all(Option::is_some);
         let found = fate.iter().zip(before).filter(|(_, old)| all || !blank(old));
-        let newest = found.filter_map(|(fate, old)| fate.map(|at| (at, old))).max_by_key(|(at, _)| *at);
+        // Before what was written anew, copies of texts in between may have been made that nobody read.
+        let stands = |at: &usize| *at == last || !anew[*at];
+        let newest = found.filter_map(|(fate, old)| fate.filter(stands).map(|at| (at, old))).max_by_key(|(at, _)| *at);
         // What was written to it since may have been copied away and truncated, and nothing was read of it by which a copy
         // could be known: but a copy is younger than it, and what is older was read before it.
         let unread = newest.map(|(_, old)| old).filter(|old| blank(old));
@@ -403,7 +444,7 @@ impl Reader<'_> {
             unread.is_some_and(|old| modified(&sibling.meta) >= old.modified && sibling.beginning().birth >= old.birth)
         };
         for (at, sibling) in beside.iter().enumerate() {
-            let known = fate.iter().position(|fate| *fate == Some(at)).map(|index| before[index]);
+            let known = fate.iter().position(|fate| *fate == Some(at) && !anew[at]).map(|index| before[index]);
             let unseen = match newest {
                 Some((newest, _)) if newest == last => copied(sibling),
                 Some((newest, old)) => {
@@ -412,7 +453,7 @@ impl Reader<'_> {
                 }
                 None => modified(&sibling.meta) >= seen,
             };
-            if known.is_some() || (unseen && !self.holders.contains_key(&sibling.identity()) && !texts.has(sibling)) {
+            if known.is_some() || anew[at] || (unseen && !self.holders.contains_key(&sibling.identity()) && !texts.has(sibling)) {
                 self.hold_sibling(id, sibling, known, None);
             }
         }
@@ -445,7 +486,8 @@ impl Reader<'_> {
         }
         let new = if sibling.gz { Ok(Held::gz(file, &meta)) } else { Held::new(file, &meta) };
         let Ok((mut held, mut mark)) = new else { return 0 };
-        held.sibling = true;
+        held.sibling = known.is_none_or(|known| known.copy || known.identity() != mark.identity());
+        mark.copy = held.sibling;
         if !sibling.gz {
             held.until = meta.len();
         }
@@ -494,22 +536,11 @@ impl Reader<'_> {
         if let Some(watch) = held.watch {
             self.notices.release_data(watch, id);
         }
-        place.done.push_back(mark);
-        if place.done.len() > DONE {
-            place.done.pop_front();
-        }
+        place.position.finish(mark);
         if self.holders.get(&mark.identity()) == Some(&id) {
             self.holders.remove(&mark.identity());
             let waiting = self.places.iter().filter(|(_, place)| matches!(place.state, SourceState::SameAs(_)));
             self.look.extend(waiting.map(|(id, _)| Who::Place(*id)));
         }
     }
-}
-
-/// File systems that others change without inotify knowing.
-fn blind(kind: FsType) -> bool {
-    // CIFS, SMB2, 9P and Ceph have no name in libc; linux/magic.h and fs/smb have them.
-    let unnamed = [0xff53_4d42_u32, 0xfe53_4d42, 0x0102_1997, 0x00c3_6400].map(|magic| FsType(magic as _));
-    let named = [NFS_SUPER_MAGIC, SMB_SUPER_MAGIC, FUSE_SUPER_MAGIC, AFS_SUPER_MAGIC, CODA_SUPER_MAGIC, NCP_SUPER_MAGIC];
-    named.contains(&kind) || unnamed.contains(&kind)
 }

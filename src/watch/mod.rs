@@ -13,7 +13,8 @@
 //!
 //! Invariants: an offset always stands at the start of a line (or inside one whose rest is skipped), so there is no half line
 //! to lose; every read also rereads the few bytes before the offset, so a file that was rewritten under us is noticed even if it
-//! is longer than before; an inode is read to its end before the one that replaced it.
+//! is longer than before; an inode is read to its end before the one that replaced it. What is rotated is told from what was read
+//! by its bytes: times only say where to look, for they tie within a tick of the kernel's clock.
 //!
 //! A carriage return before the newline is left in the chunk: a judge that looks at a line trims it there, the others do
 //! not pay for it.
@@ -88,6 +89,8 @@ pub enum Happening {
         /// Why the path leads nowhere, usually `ENOENT`.
         errno: Errno,
     },
+    /// The glob matches something again; from now on its files are told of, not the glob.
+    Matched,
     /// Something is there that cannot be read.
     Unreadable(Errno),
     /// The path leads to another file than before; the old one is read to its end first.
@@ -196,5 +199,7 @@ impl Default for Habits {
 
 #[cfg(test)]
 mod model;
+#[cfg(test)]
+mod races;
 #[cfg(test)]
 mod tests;

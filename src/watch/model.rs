@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::tests::{Run, Told, append, habits};
+use super::tests::{PATIENCE, Run, Told, append, habits};
 use super::{Position, SourceState, Start};
 
 struct Dice(u64);
@@ -208,6 +208,17 @@ impl World {
         self.write(&log, 20);
     }
 
+    /// What stands in the directory, for whoever reads the story of a failure.
+    fn listing(&self) -> Vec<String> {
+        let entry = |name: &String, lines: &Vec<u64>| {
+            let meta = self.path(name).metadata().unwrap();
+            let mark = super::position::Mark::beginning(&meta);
+            let lines = (lines.first(), lines.last());
+            format!("{name}: inode {} born {} modified {} size {} {lines:?}", mark.inode, mark.birth, mark.modified, meta.len())
+        };
+        self.files.iter().map(|(name, lines)| entry(name, lines)).collect()
+    }
+
     fn existing(&self) -> HashSet<u64> {
         self.files.values().flatten().copied().collect()
     }
@@ -244,7 +255,7 @@ fn sync(seed: u64, world: &World, run: &mut Run, kept: &Kept, chunks: &mut Vec<(
         chunks.iter().flat_map(|(lines, _)| lines).for_each(|line| _ = missing.remove(line));
     };
     seen(chunks, &mut missing);
-    let limit = Instant::now() + Duration::from_secs(10);
+    let limit = Instant::now() + PATIENCE;
     while !missing.is_empty() {
         match run.told.recv_timeout(limit.saturating_duration_since(Instant::now())) {
             Ok(told) => {
@@ -254,7 +265,7 @@ fn sync(seed: u64, world: &World, run: &mut Run, kept: &Kept, chunks: &mut Vec<(
             Err(_) => {
                 let mut missing: Vec<_> = missing.into_iter().collect();
                 missing.sort_unstable();
-                panic!("seed {seed}: lost {missing:?}\n{:#?}", world.story);
+                panic!("seed {seed}: lost {missing:?}\n{:#?}\n{:#?}", world.story, told(chunks));
             }
         }
     }
@@ -275,12 +286,23 @@ fn collect(run: &Run, chunks: &mut Vec<(Vec<u64>, Position)>) {
     }
 }
 
+/// The chunks in a few words each.
+fn told(chunks: &[(Vec<u64>, Position)]) -> Vec<String> {
+    let mark =
+        |mark: &super::position::Mark| format!("{}+{} born {} modified {}", mark.inode, mark.offset, mark.birth, mark.modified);
+    let chunk = |(lines, position): &(Vec<u64>, Position)| {
+        let marks: Vec<_> = position.marks.iter().map(mark).collect();
+        format!("  told {:?} {marks:?}", (lines.first(), lines.last()))
+    };
+    chunks.iter().map(chunk).collect()
+}
+
 fn once(seed: u64, world: &World, kept: &Kept, chunks: &[(Vec<u64>, Position)]) {
     let mut count = kept.lines.clone();
     chunks.iter().flat_map(|(lines, _)| lines).for_each(|line| *count.entry(*line).or_default() += 1);
     let mut twice: Vec<_> = count.into_iter().filter(|(_, count)| *count > 1).collect();
     twice.sort_unstable();
-    assert!(twice.is_empty(), "seed {seed}: handed out more than once: {twice:?}\n{:#?}", world.story);
+    assert!(twice.is_empty(), "seed {seed}: handed out more than once: {twice:?}\n{:#?}\n{:#?}", world.story, told(chunks));
 }
 
 fn start(world: &World, kept: &Kept) -> Run {
@@ -306,7 +328,7 @@ fn play(seed: u64, totals: &mut [u64; 3]) {
     // A first start that saved nothing owes nothing of what is rotated away before the second: but the first position is told
     // before the first line, and may be all that a kill leaves.
     while chunks.is_empty() {
-        take(run.told.recv_timeout(Duration::from_secs(10)).expect("a position"), &mut chunks);
+        take(run.told.recv_timeout(PATIENCE).expect("a position"), &mut chunks);
     }
     kept.keep(&chunks.drain(..1).collect::<Vec<_>>());
     assert!(kept.lines.is_empty(), "told before the first line");
@@ -324,15 +346,14 @@ fn play(seed: u64, totals: &mut [u64; 3]) {
                 collect(&stopped, &mut chunks);
                 let saved = world.dice.roll(chunks.len() as u64 + 1) as usize;
                 kept.keep(&chunks[..saved]);
+                world.story.extend(told(&chunks[..saved]));
+                world.story.push("killed".into());
                 chunks.clear();
-                let marks = kept.position.iter().flat_map(|position| &position.marks);
-                let marks: Vec<_> = marks.map(|mark| (mark.inode, mark.offset)).collect();
-                world.story.push(format!("killed; saved {marks:?}"));
                 totals[1] += 1;
                 for _ in 0..world.dice.roll(4) {
                     world.act();
                 }
-                world.story.push("started".into());
+                world.story.push(format!("started with {:#?}", world.listing()));
                 run = start(&world, &kept);
             }
             1 => {}
@@ -344,7 +365,7 @@ fn play(seed: u64, totals: &mut [u64; 3]) {
         once(seed, &world, &kept, &chunks);
     }
     sync(seed, &world, &mut run, &kept, &mut chunks);
-    let limit = Instant::now() + Duration::from_secs(10);
+    let limit = Instant::now() + PATIENCE;
     loop {
         let status = run.status_raw(|told| take(told, &mut chunks));
         if status.iter().all(|status| status.state == SourceState::Following && status.lag_bytes == 0) {

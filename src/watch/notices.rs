@@ -16,7 +16,11 @@ use std::path::{Component, Path, PathBuf};
 use glob::Pattern;
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};
 use nix::errno::Errno;
+use nix::sys::statfs::{
+    AFS_SUPER_MAGIC, CODA_SUPER_MAGIC, FUSE_SUPER_MAGIC, FsType, NCP_SUPER_MAGIC, NFS_SUPER_MAGIC, SMB_SUPER_MAGIC, statfs,
+};
 
+use super::Polled;
 use super::pattern::fits;
 
 /// Somebody with an interest in a directory.
@@ -103,8 +107,17 @@ impl Notices {
         }))
     }
 
-    /// Wants to be told about `dir`.
-    pub(super) fn want(&mut self, dir: &Path, interest: Interest, who: Who, trail: &mut Trail) -> Result<(), Errno> {
+    /// Wants to be told about `dir`. If the kernel can not tell, `polled` says why.
+    pub(super) fn want(&mut self, dir: &Path, interest: Interest, who: Who, trail: &mut Trail, polled: &mut Option<Polled>) {
+        if let Err(errno) = self.try_want(dir, interest, who, trail) {
+            polled.get_or_insert(Polled::Refused(errno));
+        }
+        if statfs(dir).is_ok_and(|fs| blind(fs.filesystem_type())) {
+            *polled = Some(Polled::FileSystem);
+        }
+    }
+
+    fn try_want(&mut self, dir: &Path, interest: Interest, who: Who, trail: &mut Trail) -> Result<(), Errno> {
         let itself = WatchMask::MOVE_SELF | WatchMask::DELETE_SELF | WatchMask::ATTRIB | WatchMask::ONLYDIR;
         let names = WatchMask::CREATE | WatchMask::DELETE | WatchMask::MOVED_FROM | WatchMask::MOVED_TO;
         let mask = if interest == Interest::Itself { itself } else { itself | names };
@@ -201,13 +214,13 @@ impl Notices {
     }
 
     /// Follows `path` from the root and watches all that decides where it leads. Says where the way ends and why if it leads
-    /// nowhere. What inotify refuses is put into `refused`; the look itself goes on.
+    /// nowhere. What the kernel will not tell about is put into `polled`; the look itself goes on.
     pub(super) fn walk(
         &mut self,
         path: &Path,
         who: Who,
         trail: &mut Trail,
-        refused: &mut Option<Errno>,
+        polled: &mut Option<Polled>,
     ) -> Result<(), (PathBuf, Errno)> {
         let mut ahead = names(path);
         let mut at = PathBuf::from("/");
@@ -221,16 +234,12 @@ impl Notices {
             // First what is there tells how much there is to watch, then the watch, then what is there counts.
             let plain = !ahead.is_empty() && step.symlink_metadata().is_ok_and(|meta| meta.is_dir());
             let interest = if plain { Interest::Itself } else { Interest::Name(name) };
-            if let Err(errno) = self.want(&at, interest, who, trail) {
-                refused.get_or_insert(errno);
-            }
+            self.want(&at, interest, who, trail, polled);
             let mut found = step.symlink_metadata();
             if plain && !found.as_ref().is_ok_and(std::fs::Metadata::is_dir) {
                 // Replaced between the two looks.
-                if let Some(name) = step.file_name()
-                    && let Err(errno) = self.want(&at, Interest::Name(name.to_owned()), who, trail)
-                {
-                    refused.get_or_insert(errno);
+                if let Some(name) = step.file_name() {
+                    self.want(&at, Interest::Name(name.to_owned()), who, trail, polled);
                 }
                 found = step.symlink_metadata();
             }
@@ -278,6 +287,16 @@ fn tell(node: &Node, id: Id, mask: EventMask, name: Option<&OsStr>, told: &mut V
             told.extend(all.iter().map(|who| Notice::Look(*who)));
         }
     }
+}
+
+/// File systems that others change without inotify knowing.
+pub(super) fn blind(kind: FsType) -> bool {
+    // CIFS, SMB2, 9P, Ceph, OCFS2, GFS2, Lustre, and the folders that VirtualBox and VMware share have no name in libc; linux/magic.h,
+    // and their own sources, have them.
+    let unnamed =
+        [0xff53_4d42_u32, 0xfe53_4d42, 0x0102_1997, 0x00c3_6400, 0x7461_636f, 0x0116_1970, 0x0bd0_0bd0, 0x786f_4256, 0xbacb_acbc];
+    let named = [NFS_SUPER_MAGIC, SMB_SUPER_MAGIC, FUSE_SUPER_MAGIC, AFS_SUPER_MAGIC, CODA_SUPER_MAGIC, NCP_SUPER_MAGIC];
+    named.contains(&kind) || unnamed.map(|magic| FsType(magic as _)).contains(&kind)
 }
 
 fn names(path: &Path) -> VecDeque<OsString> {

@@ -1,6 +1,5 @@
 //! One concrete path and the files held for it: what it leads to now, and before that what was rotated away.
 
-use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
@@ -25,8 +24,8 @@ pub(super) struct Place {
     pub position: Position,
     /// A file was taken up since the position was last told or handed out with a chunk.
     pub untold: bool,
-    /// Marks of the files last let go, so that a compressed copy of one is not taken for something new.
-    pub done: VecDeque<Mark>,
+    /// Modification time of the oldest sibling left for the next look, nanoseconds since the Unix epoch.
+    pub later: Option<i64>,
     /// The last of `held` is what the path leads to.
     pub current: bool,
     pub state: SourceState,
@@ -57,7 +56,7 @@ impl Place {
             held: Vec::new(),
             position: Position::default(),
             untold: false,
-            done: VecDeque::new(),
+            later: None,
             current: false,
             polled: None,
             fresh: true,
@@ -112,17 +111,21 @@ impl Place {
 
     /// What tells whether a sibling is something new.
     pub(super) fn known(&self) -> Known {
-        let marks = self.position.marks.iter().chain(&self.done).copied().collect();
+        let (marks, done) = (self.position.marks.clone(), self.position.done.iter().copied().collect());
         let heads = self.held.iter().map(Held::head).filter(|head| !head.is_empty()).collect();
-        Known { marks, heads }
+        Known { marks, done, heads }
     }
 
     /// Whether what is held at `index` holds another held file's text by now.
     pub(super) fn copied_over(&self, index: usize) -> bool {
         let Some(held) = self.held.get(index) else { return false };
         let (Some(file), head) = (held.file(), held.head()) else { return false };
+        let alike = |other: &[u8]| {
+            let both = head.len().min(other.len());
+            both > 0 && head[..both] == other[..both]
+        };
         self.held.iter().zip(&self.position.marks).enumerate().any(|(at, (other, mark))| {
-            at != index && ((!head.is_empty() && other.head() == head) || (mark.offset > 0 && mark.is_of(file).unwrap_or(false)))
+            at != index && (alike(&other.head()) || (mark.offset > 0 && mark.is_of(file).unwrap_or(false)))
         })
     }
 
@@ -149,6 +152,7 @@ impl Place {
 /// The texts that were handed out, or are held and will be.
 pub(super) struct Known {
     marks: Vec<Mark>,
+    done: Vec<Mark>,
     heads: Vec<Vec<u8>>,
 }
 
@@ -160,6 +164,8 @@ impl Known {
 
     /// Whether the sibling is a copy of one of them, compressed or not.
     pub(super) fn has(&self, sibling: &Sibling) -> bool {
-        self.marks.iter().any(|mark| sibling.continues(mark)) || self.heads.iter().any(|head| sibling.begins_with(head))
+        self.marks.iter().any(|mark| sibling.continues(mark))
+            || self.done.iter().any(|mark| sibling.is_done(mark))
+            || self.heads.iter().any(|head| sibling.begins_with(head))
     }
 }

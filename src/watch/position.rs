@@ -5,6 +5,7 @@
 //! apart of which nothing was read yet, and fingerprints of its first bytes and of the last bytes before the offset, which tell
 //! what was done to it since.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -14,6 +15,8 @@ use serde::{Deserialize, Serialize};
 
 /// How many of a file's first bytes are fingerprinted.
 pub(super) const HEAD: usize = 256;
+/// So many texts that are done with are remembered.
+const DONE: usize = 8;
 /// How many of the bytes before the offset are fingerprinted.
 pub(super) const TAIL: usize = 128;
 
@@ -22,6 +25,27 @@ pub(super) const TAIL: usize = 128;
 pub struct Position {
     /// One mark per file, oldest first.
     pub marks: Vec<Mark>,
+    /// Marks of texts that are done with and may still stand beside the path, the last one let go last: what bears them is not
+    /// taken for something new. At most eight.
+    #[serde(default, skip_serializing_if = "VecDeque::is_empty")]
+    pub done: VecDeque<Mark>,
+}
+
+impl Position {
+    /// The newest file of which anything is known: if nothing is held, the one of those let go that was last written to.
+    pub(super) fn last(&self) -> Option<Mark> {
+        self.marks.last().or_else(|| self.done.iter().max_by_key(|mark| mark.modified)).copied()
+    }
+
+    /// A text is done with: it is not read again, wherever it turns up.
+    pub(super) fn finish(&mut self, mark: Mark) {
+        if mark.offset > 0 {
+            self.done.push_back(mark);
+        }
+        while self.done.len() > DONE {
+            self.done.pop_front();
+        }
+    }
 }
 
 /// Where we are in one file.
@@ -48,6 +72,9 @@ pub struct Mark {
     pub tail_len: u16,
     /// Fingerprint of the `tail_len` bytes before the offset.
     pub tail: u64,
+    /// It was found beside the path and may be a copy, which the next rotation overwrites.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub copy: bool,
 }
 
 /// Device and inode number.
@@ -153,8 +180,10 @@ mod tests {
 
     #[test]
     fn a_position_survives_json() {
-        let position =
-            Position { marks: vec![Mark { inode: u64::MAX, birth: -1, offset: 7, head: u64::MAX, ..Mark::default() }] };
+        let position = Position {
+            marks: vec![Mark { inode: u64::MAX, birth: -1, offset: 7, head: u64::MAX, ..Mark::default() }],
+            ..Position::default()
+        };
         let text = serde_json::to_string(&position).unwrap();
         assert_eq!(serde_json::from_str::<Position>(&text).unwrap(), position);
         let before_births = text.replace(r#""birth":-1,"#, "");

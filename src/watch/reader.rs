@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -19,13 +19,13 @@ use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::held::{Held, Outlet, Turn};
+use super::held::{ALIKE, Held, Outlet, Turn};
 use super::notices::{Notice, Notices, Trail, Who};
 use super::pattern::Sought;
 use super::place::Place;
-use super::position::{HEAD, Identity, Mark, modified};
+use super::position::{Identity, Mark, modified};
 use super::siblings::{Sibling, siblings};
-use super::{Habits, Happening, Judge, Position, SourceEvent, SourceState, SourceStatus, Start};
+use super::{Habits, Happening, Judge, Polled, Position, SourceEvent, SourceState, SourceStatus, Start};
 
 /// The buffer that everything is read into: a chunk and the bytes before it that are compared.
 const BUFFER: usize = 256 * 1024;
@@ -37,8 +37,6 @@ const CATCH_UP_TURN: usize = 256 * 1024;
 const GATHERED: usize = 1024 * 1024;
 /// By how much the times of files may lag behind the clock: the kernel stamps them with the last timer tick.
 pub(super) const TICK: Duration = Duration::from_millis(20);
-/// So many files that were let go are remembered.
-pub(super) const DONE: usize = 8;
 /// Between two full looks at a polled path or glob there are this many glances.
 const GLANCES: u32 = 8;
 
@@ -173,7 +171,7 @@ pub(super) struct Glob {
     pub(super) trail: Trail,
     /// Told that it matches nothing.
     pub(super) missing: bool,
-    pub(super) polled: bool,
+    pub(super) polled: Option<Polled>,
 }
 
 pub(super) struct Reader<'a> {
@@ -213,7 +211,7 @@ impl Reader<'_> {
                 until = Some(self.last_poll + self.habits.poll);
             }
             for place in self.leaving.iter().filter_map(|id| self.places.get(id)) {
-                for held in place.held.iter().filter(|held| held.deleted) {
+                for held in place.held[..place.rotated()].iter().filter(|held| held.deleted) {
                     let quiet = held.busy + self.habits.quiet;
                     until = Some(until.map_or(quiet, |until| until.min(quiet)));
                 }
@@ -328,7 +326,7 @@ impl Reader<'_> {
             self.want(id, tag, None);
         } else if !self.globs.values().any(|glob| glob.tag == tag && glob.sought.path == sought.path) {
             let id = self.number();
-            self.globs.insert(id, Glob { tag, sought, start, trail: Trail::new(), missing: false, polled: false });
+            self.globs.insert(id, Glob { tag, sought, start, trail: Trail::new(), missing: false, polled: None });
             self.look_at_glob(id);
             if let Some(glob) = self.globs.get_mut(&id) {
                 // What a glob finds later is new.
@@ -369,7 +367,7 @@ impl Reader<'_> {
             path: glob.sought.path.clone(),
             tags: vec![glob.tag],
             state: SourceState::Waiting(glob.sought.path.clone()),
-            polled: None,
+            polled: glob.polled,
             lag_bytes: 0,
             rotated: 0,
             lines_cut: 0,
@@ -455,7 +453,9 @@ impl Reader<'_> {
             self.live.retain(|queued| *queued != id);
             self.behind.retain(|queued| *queued != id);
         }
-        let (mut index, mut failed) = (0, false);
+        // So often a turn goes back to an older file: one that is written to all the time would not let the younger one begin.
+        let (mut index, mut back) = (0, 2);
+        let mut failed = false;
         while let Some(held) = self.places.get(&id).and_then(|place| place.held.get(index)) {
             if !held.ready {
                 index += 1;
@@ -469,6 +469,12 @@ impl Reader<'_> {
                 }
                 Turn::Rewritten => {
                     index = self.rewritten(id, index);
+                    // Somebody may rewrite it whenever we look: then it is the others' turn.
+                    share = share.saturating_sub(TURN / 16);
+                    if share == 0 {
+                        self.queue(id);
+                        return;
+                    }
                 }
                 Turn::First(_)
                     if self.places.get(&id).is_some_and(|place| index < place.rotated() && place.copied_over(index)) =>
@@ -476,7 +482,7 @@ impl Reader<'_> {
                     self.detach(id, index);
                 }
                 // Written to what was rotated away before the first line of this one: it comes first.
-                Turn::First(_) if !failed && self.older_grew(id, index) => index = 0,
+                Turn::First(_) if !failed && back > 0 && self.older_grew(id, index) => (index, back) = (0, back - 1),
                 Turn::First(bytes) => {
                     if !self.came_before(id, index, bytes) {
                         self.hand_out_first(id, index, bytes);
@@ -540,10 +546,13 @@ impl Reader<'_> {
             self.detach(id, index);
             return index;
         }
+        let path = place.path.clone();
         let (Some(held), Some(mark)) = (place.held.get_mut(index), place.position.marks.get_mut(index)) else { return index };
         let old = *mark;
         let lost = held.size.saturating_sub(old.offset);
-        if old.head_len > 0 && held.file().is_some_and(|file| old.head_is_of(file).unwrap_or(false)) {
+        // What was copied away first was truncated on purpose, though each of its texts may have the same heading.
+        let copied = || older(&path, old.identity(), &[]).iter().any(|sibling| sibling.continues(&old));
+        if old.head_len > 0 && !copied() && held.file().is_some_and(|file| old.head_is_of(file).unwrap_or(false)) {
             // Its beginning is still there: shortened at the end or edited, not written anew.
             if held.seek_line(mark, old.offset).is_err() {
                 held.begin_again(mark);
@@ -554,13 +563,13 @@ impl Reader<'_> {
         }
         held.begin_again(mark);
         let head = held.head();
-        let path = place.path.clone();
         let index = index - self.let_go_overwritten(id, index);
         // copytruncate: the copy holds what was not read yet, and a second one may have been made since.
-        let beside: Vec<Sibling> = older(&path, old.identity(), &head)
+        let mut beside: Vec<Sibling> = older(&path, old.identity(), &head)
             .into_iter()
             .filter(|sibling| !self.holders.contains_key(&sibling.identity()) && !self.is_place(&sibling.path, id))
             .collect();
+        self.without_later(id, index, &mut beside);
         let copy = beside
             .iter()
             .position(|sibling| !sibling.gz && sibling.continues(&old))
@@ -580,9 +589,28 @@ impl Reader<'_> {
         let lost = if copy.is_some() { 0 } else { lost };
         if let Some(place) = self.places.get_mut(&id) {
             place.lost += lost;
+            if copy.is_none() {
+                place.position.finish(old);
+            }
         }
         self.tell(id, Happening::Truncated { lost });
         index
+    }
+
+    /// If the path leads to another file by now, what is beside it may be copies of that one: they come after what is at `index`, and
+    /// are found when the path is looked at.
+    fn without_later(&mut self, id: u32, index: usize, beside: &mut Vec<Sibling>) {
+        let Some(place) = self.places.get_mut(&id) else { return };
+        let Some(meta) = place.held.get(index).and_then(|held| held.file()?.metadata().ok()) else { return };
+        if place.path.metadata().is_ok_and(|leads| (leads.dev(), leads.ino()) != (meta.dev(), meta.ino())) {
+            beside.retain(|sibling| {
+                let (time, later) = (modified(&sibling.meta), modified(&sibling.meta) > modified(&meta));
+                if later {
+                    place.later = Some(place.later.map_or(time, |before| before.min(time)));
+                }
+                !later
+            });
+        }
     }
 
     /// Lets go of copies that we still hold and that were overwritten by a younger one (`cp log log.1`, again) after they were last
@@ -612,16 +640,18 @@ impl Reader<'_> {
         let Some(place) = self.places.get(&id) else { return false };
         let Some(held) = place.held.get(index) else { return false };
         let (path, since, copies_from) = (place.path.clone(), held.since, held.copies_from);
-        let head = &self.buffer[..bytes.min(HEAD)];
-        let beside = older(&path, place.position.marks[index].identity(), head);
+        let head = &self.buffer[..bytes.min(ALIKE)];
+        let mut beside = older(&path, place.position.marks[index].identity(), head);
         let known = place.known();
+        let head = head.to_vec();
+        self.without_later(id, index, &mut beside);
         let mut at = index;
         for sibling in beside {
             let fresh = modified(&sibling.meta) >= since && sibling.beginning().birth >= copies_from;
             if fresh
                 && !self.holders.contains_key(&sibling.identity())
                 && !self.is_place(&sibling.path, id)
-                && !sibling.begins_with(&self.buffer[..bytes.min(HEAD)])
+                && !sibling.begins_with(&head)
                 && !known.has(&sibling)
             {
                 at += self.hold_sibling(id, &sibling, None, Some(at));
@@ -726,8 +756,31 @@ pub(super) fn older(path: &Path, than: Identity, head: &[u8]) -> Vec<Sibling> {
     beside
 }
 
-/// Opens for reading without waiting for a FIFO's writer and without making a terminal ours.
+/// Opens for reading without waiting for a FIFO's writer and without making a terminal ours. What is neither a file nor a FIFO is
+/// refused unopened: of a device that alone may do something (a watchdog begins to bite), and who may write to a log's directory may
+/// put a link to one there.
 pub(super) fn open(path: &Path) -> io::Result<File> {
-    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)
+    opened(path, OFlag::empty())
+}
+
+/// The same for what stands beside a log: a symbolic link there is nothing that was rotated.
+pub(super) fn open_beside(path: &Path) -> io::Result<File> {
+    opened(path, OFlag::O_NOFOLLOW)
+}
+
+fn opened(path: &Path, flags: OFlag) -> io::Result<File> {
+    let open =
+        |path: &Path, flags: OFlag| OpenOptions::new().read(true).custom_flags((flags | OFlag::O_CLOEXEC).bits()).open(path);
+    let found = open(path, flags | OFlag::O_PATH)?;
+    let kind = found.metadata()?.file_type();
+    if !kind.is_file() && !kind.is_fifo() {
+        let errno = if kind.is_dir() { Errno::EISDIR } else { Errno::EINVAL };
+        return Err(errno.into());
+    }
+    let plainly = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    match open(Path::new(&format!("/proc/self/fd/{}", found.as_raw_fd())), plainly) {
+        // No /proc here.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => open(path, flags | plainly),
+        other => other,
+    }
 }

@@ -15,7 +15,8 @@ use tempfile::TempDir;
 
 use super::*;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Reached by a failure only, however slow the machine.
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(super) enum Told {
@@ -26,7 +27,7 @@ pub(super) enum Told {
     Idle,
 }
 
-struct Recorder(Sender<Told>);
+pub(super) struct Recorder(pub Sender<Told>);
 
 impl Judge for Recorder {
     fn chunk(&mut self, chunk: Chunk<'_>) {
@@ -72,9 +73,14 @@ pub(super) fn habits() -> Habits {
 
 impl Run {
     pub(super) fn new(habits: Habits) -> Run {
+        Run::judged(habits, Recorder)
+    }
+
+    /// A watch with a judge of its own, made of where what is told is sent.
+    pub(super) fn judged<J: Judge>(habits: Habits, judge: impl FnOnce(Sender<Told>) -> J + Send + 'static) -> Run {
         let (watch, handle) = Watch::new(habits).unwrap();
         let (sender, told) = channel();
-        let thread = std::thread::spawn(move || watch.run(&mut Recorder(sender)));
+        let thread = std::thread::spawn(move || watch.run(&mut judge(sender)));
         Run {
             handle,
             told,
@@ -86,7 +92,7 @@ impl Run {
         }
     }
 
-    fn following(path: impl AsRef<Path>, start: Start) -> Run {
+    pub(super) fn following(path: impl AsRef<Path>, start: Start) -> Run {
         let run = Run::new(habits());
         run.handle.watch(1, path.as_ref().to_str().unwrap(), start);
         run
@@ -127,7 +133,7 @@ impl Run {
     }
 
     #[track_caller]
-    fn happens(&mut self, what: &str, fits: impl Fn(&Happening) -> bool) {
+    pub(super) fn happens(&mut self, what: &str, fits: impl Fn(&Happening) -> bool) {
         let mut seen = 0;
         self.until(what, |run| {
             let found = run.happened[seen..].iter().any(|(_, what)| fits(what));
@@ -138,13 +144,13 @@ impl Run {
     }
 
     #[track_caller]
-    fn caught_up(&mut self) {
+    pub(super) fn caught_up(&mut self) {
         self.happens("catching up", |what| *what == Happening::CaughtUp);
     }
 
     /// Waits for these lines, then makes sure that nothing else came, and forgets them.
     #[track_caller]
-    fn reads(&mut self, lines: &[&str]) {
+    pub(super) fn reads(&mut self, lines: &[&str]) {
         self.until(&format!("{lines:?}"), |run| run.lines.len() >= lines.len());
         self.status();
         assert_eq!(self.lines.iter().map(|(line, _)| line.as_str()).collect::<Vec<_>>(), lines);
@@ -213,13 +219,13 @@ pub(super) fn append(path: impl AsRef<Path>, text: impl AsRef<[u8]>) {
     file.write_all(text.as_ref()).unwrap();
 }
 
-fn room() -> (TempDir, PathBuf) {
+pub(super) fn room() -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("mail.log");
     (dir, log)
 }
 
-fn beside(log: &Path, suffix: &str) -> PathBuf {
+pub(super) fn beside(log: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(format!("{}{suffix}", log.display()))
 }
 
@@ -383,13 +389,32 @@ fn delete_and_create_again() {
 #[test]
 fn a_deleted_file_is_let_go_when_quiet_and_its_last_line_handed_out() {
     let (_dir, log) = room();
-    let mut writer = File::create(&log).unwrap();
+    append(&log, "a line\nno newline");
     let mut run = Run::following(&log, Start::FromBeginning);
     run.caught_up();
     fs::remove_file(&log).unwrap();
-    writer.write_all(b"written after\nno newline").unwrap();
-    run.reads_eventually(&["written after", "no newline"]);
+    run.reads_eventually(&["a line", "no newline"]);
     run.until_status("let go", |status| status[0].rotated == 0);
+}
+
+#[test]
+fn a_deleted_file_is_held_a_while_however_long_nothing_was_written_to_it_before() {
+    let (_dir, log) = room();
+    append(&log, "1\n");
+    let quiet = Duration::from_secs(1);
+    let mut run = Run::new(Habits { quiet, ..habits() });
+    run.handle.watch(1, log.to_str().unwrap(), Start::FromBeginning);
+    run.reads(&["1"]);
+    // It was quiet for long.
+    let begin = Instant::now();
+    while let Some(left) = (2 * quiet).checked_sub(begin.elapsed()) {
+        let _ = run.told.recv_timeout(left);
+    }
+    let removed = Instant::now();
+    fs::remove_file(&log).unwrap();
+    run.happens("missing", |what| matches!(what, Happening::Missing { .. }));
+    run.until_status("let go", |status| status[0].rotated == 0);
+    assert!(removed.elapsed() >= quiet, "its writer may still hold it: let go {:?} after its name", removed.elapsed());
 }
 
 impl Run {
@@ -401,7 +426,7 @@ impl Run {
     }
 
     #[track_caller]
-    fn until_status(&mut self, what: &str, enough: impl Fn(&[SourceStatus]) -> bool) {
+    pub(super) fn until_status(&mut self, what: &str, enough: impl Fn(&[SourceStatus]) -> bool) {
         let limit = Instant::now() + PATIENCE;
         while !enough(&self.status()) {
             assert!(Instant::now() < limit, "waited for {what}");
@@ -518,6 +543,7 @@ fn globs_are_live() {
     append(&a, "a\n");
     append(dir.path().join("x/no.txt"), "no\n");
     run.reads(&["a"]);
+    run.happens("matched", |what| *what == Happening::Matched);
     fs::create_dir(dir.path().join("y")).unwrap();
     append(&b, "b\n");
     run.reads(&["b"]);
@@ -597,7 +623,35 @@ fn nul_invalid_utf8_and_crlf_pass() {
 }
 
 #[test]
+fn a_hole_of_any_size_is_passed_at_once() {
+    let (_dir, log) = room();
+    append(&log, "1\n");
+    let mut run = Run::following(&log, Start::FromBeginning);
+    run.reads(&["1"]);
+    // To read so much NUL would take hours.
+    OpenOptions::new().write(true).open(&log).unwrap().set_len(1 << 43).unwrap();
+    append(&log, "2\n");
+    run.reads(&["2"]);
+    append(&log, "3\n");
+    run.reads(&["3"]);
+    let positions = run.stop().positions.clone();
+    append(&log, "4\n");
+    let mut run = Run::new(habits());
+    run.handle.resume(&log, positions[&log].clone());
+    run.handle.watch(1, log.to_str().unwrap(), Start::FromBeginning);
+    run.reads(&["4"]);
+}
+
+#[test]
 fn a_thousand_files_at_once() {
+    // Each file takes a descriptor.
+    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let most =
+        limits.lines().find_map(|line| line.strip_prefix("Max open files")?.split_whitespace().next()?.parse::<u64>().ok());
+    if most.is_some_and(|most| most < 2000) {
+        eprintln!("SKIPPED: a thousand files need more descriptors than ulimit -n allows here ({most:?})");
+        return;
+    }
     let (dir, _) = room();
     let path = |number: usize| dir.path().join(format!("{number:04}.log"));
     (0..1000).for_each(|number| append(path(number), "old\n"));
@@ -609,24 +663,6 @@ fn a_thousand_files_at_once() {
     let mut numbers: Vec<usize> = run.lines.iter().map(|(line, _)| line.parse().unwrap()).collect();
     numbers.sort_unstable();
     assert_eq!(numbers, (0..1000).collect::<Vec<_>>());
-}
-
-#[test]
-fn one_huge_file_does_not_starve_a_live_one() {
-    let (dir, log) = room();
-    let huge = dir.path().join("huge.log");
-    let line = format!("{}\n", "h".repeat(1023));
-    append(&huge, line.repeat(64 * 1024));
-    append(&log, "");
-    let mut run = Run::following(&log, Start::FromBeginning);
-    run.caught_up();
-    run.handle.watch(2, huge.to_str().unwrap(), Start::FromBeginning);
-    run.until("the huge file begun", |run| !run.lines.is_empty());
-    append(&log, "live\n");
-    run.until("the live line", |run| run.lines.iter().any(|(line, _)| line == "live"));
-    run.until("the rest", |run| run.lines.len() > 64 * 1024);
-    let at = run.lines.iter().position(|(line, _)| line == "live").unwrap();
-    assert!(at < 64 * 1024, "the live line came after the huge file");
 }
 
 #[test]
@@ -690,7 +726,7 @@ fn down(before: &str, first: &[&str], meanwhile: impl Fn(&Path), after: &[&str])
     run.until("the next line", |run| run.lines.iter().any(|(line, _)| line == "next"));
 }
 
-fn gzip(path: &Path) {
+pub(super) fn gzip(path: &Path) {
     let mut to = flate2::write::GzEncoder::new(File::create(beside(path, ".gz")).unwrap(), flate2::Compression::fast());
     let meta = path.metadata().unwrap();
     to.write_all(&fs::read(path).unwrap()).unwrap();
@@ -920,7 +956,7 @@ fn an_inode_number_given_to_another_file_proves_nothing() {
     append(&log, "2\n");
     let reads = |mark: position::Mark, lines: &[&str]| {
         let mut run = Run::new(habits());
-        run.handle.resume(&log, Position { marks: vec![mark] });
+        run.handle.resume(&log, Position { marks: vec![mark], ..Position::default() });
         run.handle.watch(1, log.to_str().unwrap(), Start::FromBeginning);
         run.reads(lines);
     };
@@ -942,7 +978,7 @@ fn a_mark_of_nonsense_harms_nothing() {
     let run = Run::new(habits());
     let wild = position::Mark { offset: u64::MAX, head_len: u16::MAX, tail_len: u16::MAX, ..Default::default() };
     let wilder = position::Mark { offset: 1, head_len: 9, tail_len: 100, ..wild };
-    run.handle.resume(&log, Position { marks: vec![wild, wilder, wild] });
+    run.handle.resume(&log, Position { marks: vec![wild, wilder, wild], ..Position::default() });
     run.handle.watch(1, log.to_str().unwrap(), Start::FromBeginning);
     let mut run = run;
     run.reads(&["1"]);
@@ -957,6 +993,8 @@ fn wakeups() -> u64 {
 
 struct Sink {
     bytes: u64,
+    /// How often the thread had slept when all was read: on the way there it may wait for a disk.
+    asleep: u64,
     seen: Sender<u64>,
 }
 
@@ -970,6 +1008,7 @@ impl Judge for Sink {
     fn taken_up(&mut self, _: &Path, _: &[u32], _: &Position) {}
     fn source(&mut self, event: SourceEvent<'_>) {
         if event.what == Happening::CaughtUp {
+            self.asleep = wakeups();
             let _ = self.seen.send(self.bytes);
         }
     }
@@ -984,10 +1023,10 @@ fn watched_by_sink(patterns: &[String]) -> (WatchHandle, Receiver<u64>, JoinHand
     }
     let (seen, sees) = channel();
     let thread = std::thread::spawn(move || {
-        let mut sink = Sink { bytes: 0, seen };
+        let mut sink = Sink { bytes: 0, asleep: 0, seen };
         watch.run(&mut sink);
         let used = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap();
-        (Duration::from(used), wakeups())
+        (Duration::from(used), wakeups() - sink.asleep)
     });
     (handle, sees, thread)
 }

@@ -290,18 +290,23 @@ fn bounded(expression: &str, bound: bool, head: bool, name: &str) -> Result<Temp
     Ok(template)
 }
 
-/// Takes the first `(?flags)` out of an expression.
+/// Takes every `(?flags)` out of an expression; the first is handed back.
 fn without_flags(text: &str) -> (String, String) {
-    let mut from = 0;
+    let (mut flags, mut text, mut from) = (String::new(), text.to_owned(), 0);
     while let Some(at) = text[from..].find("(?").map(|at| at + from) {
         let letters = text[at + 2..].bytes().take_while(u8::is_ascii_lowercase).count();
-        if letters > 0 && text[at + 2 + letters..].starts_with(')') {
-            let end = at + 3 + letters;
-            return (text[at..end].to_owned(), format!("{}{}", &text[..at], &text[end..]));
+        let end = at + 2 + letters;
+        if letters > 0 && text[end..].starts_with(')') && !text[..at].ends_with('\\') {
+            if flags.is_empty() {
+                flags = text[at..=end].to_owned();
+            }
+            text.replace_range(at..=end, "");
+            from = at;
+        } else {
+            from = at + 2;
         }
-        from = at + 2;
     }
-    (String::new(), text.to_owned())
+    (flags, text)
 }
 
 /// `^`, `**`, also behind parentheses.
@@ -486,7 +491,7 @@ fn field(key: &str, decade: u8) -> Option<(String, &'static str)> {
             (format!(r"{}\s+{clock}\s+{}", parts.join(r"\s+"), text("Y", r"\d{4}")), "%c")
         }
         "x" => {
-            let parts = [text("m", "1[0-2]|0[1-9]|[1-9]"), text("d", r"3[0-1]|[1-2]\d|0[1-9]|[1-9]"), text("y", r"\d\d")];
+            let parts = [text("m", "1[0-2]|0[1-9]|[1-9]"), text("d", r"3[0-1]|[1-2]\d|0[1-9]|[1-9]| [1-9]"), text("y", r"\d\d")];
             (parts.join("/"), "%x")
         }
         "X" => ([text("H", r"2[0-3]|[0-1]\d|\d"), text("M", r"[0-5]\d|\d"), text("S", r"6[0-1]|[0-5]\d|\d")].join(":"), "%X"),
@@ -577,6 +582,8 @@ mod tests {
             ("ts={EPOCH}", "a ts=1768471199 b", Some("a | b")),
             (r"^\[({EPOCH})\]", "[1768471199.250] b", Some("[|] b")),
             (r"^(?P<q>x) ts=(?:{EPOCH})", "x ts=1768471199 b", Some("| b")),
+            ("(?i)^%b %d %H:%M:%S", "JAN 14 01:02:03 b", Some("| b")),
+            ("^%x %X", "01/ 4/26 01:02:03 b", Some("| b")),
             ("^%m/%d %H:%M:%S$", "01/14 01:02:03", Some("|")),
         ];
         for (pattern, line, rest) in table {

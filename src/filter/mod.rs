@@ -52,7 +52,7 @@ mod walk;
 
 pub use dates::{DatePattern, Template};
 pub use definition::{Definition, Mistake};
-pub use scanner::{Counters, Found, Kind, Scanner, State, Times, When};
+pub use scanner::{Counters, Found, Kind, NearMisses, Scanner, State, Times, When};
 pub use shipped::shipped;
 
 use definition::{Once, Param, Patterns};

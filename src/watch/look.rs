@@ -5,7 +5,7 @@ use std::fs::{File, Metadata};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use glob::Pattern;
 use nix::errno::Errno;
@@ -261,7 +261,8 @@ impl Reader<'_> {
             if before.is_empty() && alive {
                 self.hold_passed(id, &path, identity, since);
             }
-            if before.is_empty() && fresh && meta.len() == 0 {
+            let just_now = meta.modified().is_ok_and(|at| at.elapsed().unwrap_or_default() < Duration::from_secs(1));
+            if before.is_empty() && fresh && (meta.len() == 0 || just_now) {
                 // What was rotated away before we came is not ours, though its times may be those of the file we follow.
                 let stamped = |sibling: &Sibling| modified(&sibling.meta) >= mark.modified;
                 let done = siblings(&path).iter().filter(|s| stamped(s)).filter_map(Sibling::whole).collect();

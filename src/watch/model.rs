@@ -47,6 +47,8 @@ struct World {
     files: BTreeMap<String, Vec<u64>>,
     /// Names of rotated files, newest first.
     rotated: Vec<String>,
+    /// The newest of them is a copy.
+    copied: bool,
     number: u64,
     story: Vec<String>,
 }
@@ -65,7 +67,7 @@ impl World {
         let keep = 1 + dice.roll(4) as usize;
         let story = vec![format!("{scheme:?} keep {keep}")];
         let (files, rotated) = (BTreeMap::from([(log.clone(), Vec::new())]), Vec::new());
-        let world = World { dice, dir: dir.to_owned(), log, scheme, keep, files, rotated, number: 0, story };
+        let world = World { dice, dir: dir.to_owned(), log, scheme, keep, files, rotated, copied: false, number: 0, story };
         append(world.path(&world.log), "");
         world
     }
@@ -123,6 +125,7 @@ impl World {
     fn rotate(&mut self, how: &str) {
         let (log, to) = (self.log.clone(), self.shift());
         self.story.push(format!("{how} to {to}"));
+        self.copied = how == "copytruncate";
         let lines = self.files.remove(&log).unwrap();
         self.rotated.insert(0, to.clone());
         self.files.insert(to.clone(), lines.clone());
@@ -190,6 +193,15 @@ impl World {
                 self.rotate("copytruncate");
                 self.write(&log, 5);
                 self.rotate("copytruncate");
+            }
+            8 if self.copied && self.rotated.first().is_some_and(|name| !name.ends_with(".gz")) => {
+                // The last copy is overwritten.
+                let to = self.rotated[0].clone();
+                self.story.push(format!("copy over {to} and truncate"));
+                fs::copy(self.path(&log), self.path(&to)).unwrap();
+                File::create(self.path(&log)).unwrap();
+                let lines = std::mem::take(self.files.get_mut(&log).unwrap());
+                self.files.insert(to, lines);
             }
             6 => {
                 self.story.push("truncate and grow".into());

@@ -126,7 +126,7 @@ impl Place {
         };
         self.held.iter().zip(&self.position.marks).enumerate().any(|(at, (other, mark))| {
             at != index && (alike(&other.head()) || (mark.offset > 0 && mark.is_of(file).unwrap_or(false)))
-        })
+        }) || self.position.done.iter().any(|mark| mark.is_all_of(file).unwrap_or(false))
     }
 
     pub(super) fn status(&self) -> SourceStatus {

@@ -295,6 +295,131 @@ fn a_capability_that_is_dropped() {
     });
 }
 
+/// The same while the daemon runs: its writer has no CAP_NET_ADMIN for a while.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn a_daemon_whose_capability_is_dropped() {
+    in_netns("a_daemon_whose_capability_is_dropped", || {
+        let mut site = Site::new("");
+        let writer: i32 = thread(site.daemon.pid(), "writer").parse().expect("a number");
+        site.fault("EPERM: CAP_NET_ADMIN is dropped by the daemon's writer, and raised again", |site| {
+            borrowed::effective(writer, |caps| caps & !(1 << 12));
+            site.attack(10);
+            wait_until("status says so", || site.daemon.status()["nft"][0]["degraded"].to_string().contains("EPERM"));
+            let held = site.daemon.jail("sshd")["bans"]["current"].as_u64();
+            assert_eq!(held, Some(site.guilty.len() as u64), "bans are decided all the same");
+            assert_eq!(site.lost(), 10, "not half a change");
+            borrowed::effective(writer, |caps| caps | 1 << 12);
+        });
+        let said = site.daemon.log();
+        assert!(said.matches("EPERM").count() <= 3, "it is said, not repeated");
+        for who in &site.guilty {
+            assert_eq!(said.matches(&format!("[sshd] Ban {who}\n")).count(), 1, "{who} is told once");
+        }
+    });
+}
+
+/// A thread of somebody else, made to change its own capabilities: nobody can do that for it.
+#[cfg(target_arch = "x86_64")]
+mod borrowed {
+    use std::ptr::null_mut;
+
+    /// Changes a thread's effective capabilities, within what it may have.
+    pub fn effective(thread: i32, change: impl Fn(u64) -> u64) {
+        let status = std::fs::read_to_string(format!("/proc/{thread}/status")).expect("it runs");
+        let caps = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("every thread has some");
+            u64::from_str_radix(line.trim(), 16).expect("a mask")
+        };
+        let permitted = caps("CapPrm:");
+        let wanted = change(caps("CapEff:")) & permitted;
+        let low = |mask: u64| mask & 0xffff_ffff;
+        // struct __user_cap_header_struct, then twice struct __user_cap_data_struct, of version 3: effective, permitted, inheritable.
+        let words = [0x2008_0522, low(wanted) | low(permitted) << 32, (wanted >> 32) << 32, permitted >> 32];
+        assert_eq!(call(thread, libc::SYS_capset, words), 0, "capset");
+    }
+
+    /// Has a thread that waits in a system call make this one: its first argument points at the first of `words`, the second at the next.
+    fn call(thread: i32, number: i64, words: [u64; 4]) -> i64 {
+        // SAFETY: all arguments are numbers or outlive the call; what ptrace(2) writes to it writes to `regs`, which has the type it wants.
+        let ask = |request, address: u64, data: *mut libc::c_void| unsafe {
+            libc::ptrace(request, thread, address as *mut libc::c_void, data)
+        };
+        let stopped = || {
+            let mut status = 0;
+            // SAFETY: the status outlives the call.
+            assert_eq!(unsafe { libc::waitpid(thread, &raw mut status, libc::__WALL) }, thread);
+        };
+        let data = |word: u64| word as *mut libc::c_void;
+        assert_eq!(ask(libc::PTRACE_SEIZE, 0, null_mut()), 0, "ptrace: {}", std::io::Error::last_os_error());
+        let (before, mut regs) = loop {
+            assert_eq!(ask(libc::PTRACE_INTERRUPT, 0, null_mut()), 0);
+            stopped();
+            // SAFETY: a struct of numbers.
+            let mut regs: libc::user_regs_struct = unsafe { std::mem::zeroed() };
+            assert_eq!(ask(libc::PTRACE_GETREGS, 0, (&raw mut regs).cast()), 0);
+            // It stands behind the instruction that made the call.
+            if ask(libc::PTRACE_PEEKTEXT, regs.rip - 2, null_mut()) & 0xffff == 0x050f {
+                break (regs, regs);
+            }
+            assert_eq!(ask(libc::PTRACE_CONT, 0, null_mut()), 0);
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        };
+        // Well below what it may use of its stack.
+        let free = (regs.rsp - 4096) & !15;
+        for (n, word) in words.into_iter().enumerate() {
+            assert_eq!(ask(libc::PTRACE_POKEDATA, free + 8 * n as u64, data(word)), 0);
+        }
+        (regs.rax, regs.orig_rax, regs.rip) = (number as u64, u64::MAX, regs.rip - 2);
+        (regs.rdi, regs.rsi) = (free, free + 8);
+        assert_eq!(ask(libc::PTRACE_SETREGS, 0, (&raw mut regs).cast()), 0);
+        assert_eq!(ask(libc::PTRACE_SINGLESTEP, 0, null_mut()), 0);
+        stopped();
+        assert_eq!(ask(libc::PTRACE_GETREGS, 0, (&raw mut regs).cast()), 0);
+        let answer = regs.rax.cast_signed();
+        let mut before = before;
+        assert_eq!(ask(libc::PTRACE_SETREGS, 0, (&raw mut before).cast()), 0);
+        assert_eq!(ask(libc::PTRACE_DETACH, 0, null_mut()), 0);
+        answer
+    }
+}
+
+/// The kernel refuses a transaction because of one element in it; the rest of it is carried out, and that one, too, in the end.
+#[test]
+fn a_transaction_that_is_refused_because_of_one_element() {
+    let name = "a_transaction_that_is_refused_because_of_one_element";
+    if !have(name, "strace") {
+        return;
+    }
+    in_netns(name, || {
+        let mut site = Site::new("");
+        site.daemon.cli(&["ban", "sshd", "198.19.0.0/24"]).ok();
+        let listener = thread(site.daemon.pid(), "listener");
+        site.fault("EEXIST: a subnet that overlaps one of somebody's, banned together with others", |site| {
+            // As on a machine that is slow to tell us: he comes first, and we have not heard of it.
+            let _injection = Injection::start(&site.lab, &listener, "recvfrom:delay_enter=20000000");
+            nft(&["add", "element", "inet", "banset", "sshd-net4", "{ 198.18.0.0/16 timeout 1h }"]);
+            site.daemon.signal(Signal::SIGSTOP);
+            site.attack(10);
+            let daemon = &site.daemon;
+            std::thread::scope(|scope| {
+                let client = scope.spawn(|| daemon.cli(&["ban", "sshd", "198.18.5.0/24"]));
+                std::thread::sleep(Duration::from_millis(100));
+                daemon.signal(Signal::SIGCONT);
+                client.join().expect("it ends").ok();
+            });
+            daemon.wait_log("EEXIST");
+            site.wait_whole();
+        });
+        let said = site.daemon.log();
+        assert_eq!(site.daemon.cli(&["banned", "198.18.5.1"]).code, 0);
+        assert!(elements("sshd-net4").iter().any(|element| element.starts_with("198.18.")), "{:?}", elements("sshd-net4"));
+        for who in &site.guilty {
+            assert_eq!(said.matches(&format!("[sshd] Ban {who}\n")).count(), 1, "{who} is told once");
+        }
+    });
+}
+
 /// Changes the calling thread's effective capabilities, within what it may have.
 fn effective(change: impl Fn(u64) -> u64) {
     let (mut header, mut data) = ([0x2008_0522u32, 0], [0u32; 6]);

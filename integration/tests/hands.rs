@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use banset::nft::{Heard, Kernel, Monitor};
-use banset::terms::Family;
+use banset::nft::{Element, Heard, Interval, Kernel, Monitor, Socket, Touch, Transaction};
+use banset::terms::{Family, Span};
 use banset_integration::{
     Daemon, Lab, Log, PATIENCE, Probe, assert_same_text, elements, expires, in_netns, nft, nft_try, shape, wait_for, wait_until,
 };
@@ -27,7 +27,7 @@ fn nth(n: u32) -> Ipv4Addr {
 
 /// Has an admin ban so many addresses with nft, and waits until the daemon knows.
 fn hold(lab: &Lab, daemon: &Daemon, from: u32, count: u32) {
-    // More at once than the daemon can hear would be compared as a whole, and thrown out.
+    // More at once than the daemon can hear would be compared as a whole, which takes its time.
     for first in (from..count).step_by(25_000) {
         load(lab, "sshd-v4", first..count.min(first + 25_000));
         wait_for(Duration::from_secs(120), "the daemon knows the bans", || held(daemon) >= u64::from(count.min(first + 25_000)));
@@ -509,5 +509,179 @@ fn bans_in_flight_while_the_table_vanishes_are_not_lost() {
                 assert_eq!(text.matches(&format!("[sshd] Ban 203.0.{round}.{n}\n")).count(), 1, "told once: 203.0.{round}.{n}");
             }
         }
+    });
+}
+
+/// Whoever waits for the kernel's lock while we fill the table commits right after us, while our own ears are still stopped. That moment
+/// is looked into.
+#[test]
+fn what_others_do_while_the_bans_are_put_back_is_not_missed() {
+    in_netns("what_others_do_while_the_bans_are_put_back_is_not_missed", || {
+        let lab = Lab::new();
+        let log = Log::create(lab.dir().join("auth.log"));
+        let daemon = Daemon::start(&lab, &sshd(&log, ""));
+        daemon.wait_running();
+        hold(&lab, &daemon, 0, 20_000);
+        let mut kernel = Kernel::open().expect("nf_tables can be read");
+        let table = kernel.table(Family::Inet, "banset").expect("readable").expect("our table");
+        let set = table.set("sshd-v4").expect("our set").clone();
+        let mut stranger = Socket::open().expect("nf_tables");
+        let mut added = Vec::<IpAddr>::new();
+        for n in 0..12 {
+            let mut flush = Transaction::new(Family::Inet, "banset");
+            flush.delete_table();
+            stranger.commit(&flush).expect("it is there");
+            let who = Ipv4Addr::new(203, 0, 113, n).into();
+            let mut add = Transaction::new(Family::Inet, "banset");
+            add.add(&set, [Element::timed(who, Span::from_secs(7200))]);
+            // Without a table there is nothing to add to: again, until there is.
+            let start = Instant::now();
+            while let Err(refused) = stranger.commit(&add) {
+                assert!(start.elapsed() < Duration::from_secs(60), "there is no table again: {refused}");
+            }
+            added.push(who);
+            wait_for(Duration::from_secs(60), "theirs is a ban", || {
+                held(&daemon) == 20_000 + added.len() as u64 && daemon.status()["nft"][0]["degraded"].is_null()
+            });
+        }
+        wait_for(Duration::from_secs(60), "every ban is in the kernel, theirs too", || {
+            held(&daemon) == 20_000 + added.len() as u64
+                && in_kernel(&mut kernel, 20_000) == 20_000
+                && kernel.find(Family::Inet, "banset", &set, &added).is_ok_and(|found| found.len() == added.len())
+        });
+        let looks = daemon.log().matches("while its bans were put in").count();
+        println!(
+            "| 12 times the table deleted with 20 000 bans, an element added the moment it is back | {} added, none missed | looked into {looks} times | lost 0 |",
+            added.len()
+        );
+        assert!(daemon.status()["nft"][0]["degraded"].is_null());
+    });
+}
+
+#[test]
+fn what_is_too_much_to_be_heard_is_an_admins_will_all_the_same() {
+    in_netns("what_is_too_much_to_be_heard_is_an_admins_will_all_the_same", || {
+        let lab = Lab::new();
+        let mut log = Log::create(lab.dir().join("auth.log"));
+        let daemon = Daemon::start(&lab, &sshd(&log, ""));
+        daemon.wait_running();
+        for n in 1..=4 {
+            log.fail(&format!("203.0.113.{n}"), 3);
+        }
+        wait_until("four bans", || held(&daemon) == 4 && elements("sshd-v4").len() == 4);
+        // It hears nothing for a while, and meanwhile more happens than the kernel keeps for it.
+        daemon.signal(Signal::SIGSTOP);
+        drown(&lab);
+        load(&lab, "sshd-v4", 0..20_000);
+        nft(&["delete", "element", "inet", "banset", "sshd-v4", "{ 203.0.113.4 }"]);
+        daemon.signal(Signal::SIGCONT);
+        wait_for(Duration::from_secs(120), "they are bans, and one is lifted", || held(&daemon) == 20_003);
+        let mut kernel = Kernel::open().expect("nf_tables can be read");
+        assert_eq!(in_kernel(&mut kernel, 20_000), 20_000, "nothing was thrown out");
+        assert_eq!(daemon.cli(&["banned", "203.0.113.4"]).code, 1);
+        assert!(daemon.log().contains("others changed more than could be heard"));
+        println!("| 20 000 elements added and one deleted while the listener is drowned | not heard: read instead | lost 0 |");
+        // Damage on top of what can not be heard is damage: it goes.
+        let stale = lab.dir().join("stale.nft");
+        std::fs::write(&stale, "flush chain inet banset input\nadd element inet banset sshd-v4 { 203.0.113.4 }\n")
+            .expect("a file");
+        nft(&["-f", stale.to_str().expect("a path of our own")]);
+        wait_for(Duration::from_secs(120), "what came with damage is gone", || {
+            shape().contains("@sshd-v4") && in_kernel(&mut kernel, 20_000) == 20_000 && {
+                let gone: IpAddr = Ipv4Addr::new(203, 0, 113, 4).into();
+                let set = kernel.table(Family::Inet, "banset").ok().flatten().and_then(|table| table.set("sshd-v4").cloned());
+                set.is_some_and(|set| kernel.find(Family::Inet, "banset", &set, &[gone]).is_ok_and(|found| found.is_empty()))
+            }
+        });
+    });
+}
+
+/// Has so much happen in somebody's table that no listener's buffer holds it.
+fn drown(lab: &Lab) {
+    let mut text = String::from("table inet theirs {\nset s { type ipv4_addr; elements = {\n");
+    (0..400_000).for_each(|n| writeln!(text, "{},", nth(n)).expect("a string takes any text"));
+    text.push_str("}; };\n}\n");
+    let file = lab.dir().join("drown.nft");
+    std::fs::write(&file, text).expect("a file");
+    nft(&["-f", file.to_str().expect("a path of our own")]);
+}
+
+/// What was queued when notices were dropped may end in the middle of a transaction, and what comes after it begin in one.
+#[test]
+fn half_a_transaction_is_never_taken_for_a_whole_one() {
+    in_netns("half_a_transaction_is_never_taken_for_a_whole_one", || {
+        let lab = Lab::new();
+        nft(&["add", "table", "inet", "banset"]);
+        nft(&["add", "set", "inet", "banset", "sshd-v4", "{ type ipv4_addr; flags timeout; }"]);
+        let mut monitor = Monitor::open(Family::Inet, "banset", u32::MAX).expect("a monitor");
+        load(&lab, "sshd-v4", 0..300_000);
+        nft(&["delete", "element", "inet", "banset", "sshd-v4", &format!("{{ {} }}", nth(7))]);
+        drown(&lab);
+        let hear = |monitor: &mut Monitor| {
+            let mut all = Vec::new();
+            while let Some(heard) = monitor.hear().expect("it hears") {
+                all.push(heard);
+            }
+            all
+        };
+        let heard = hear(&mut monitor);
+        assert!(!heard.is_empty() && heard.iter().all(|heard| *heard == Heard::Lost), "{} heard", heard.len());
+        let add = |n| nft(&["add", "element", "inet", "banset", "sshd-v4", &format!("{{ {} }}", nth(n))]);
+        // For all that is known this could be the end of a larger one.
+        add(1_000_001);
+        assert_eq!(hear(&mut monitor), [Heard::Lost]);
+        add(1_000_002);
+        let heard = hear(&mut monitor);
+        let [Heard::Foreign(foreign)] = heard.as_slice() else { panic!("{heard:?}") };
+        let added = Touch::Added {
+            set: "sshd-v4".to_owned(),
+            elements: vec![Element::permanent(Interval::from(IpAddr::from(nth(1_000_002))))],
+        };
+        assert_eq!(foreign.touches, [added]);
+    });
+}
+
+#[test]
+fn a_set_made_for_very_many_bans_counts_them_only_if_asked() {
+    in_netns("a_set_made_for_very_many_bans_counts_them_only_if_asked", || {
+        let lab = Lab::new();
+        let log = Log::create(lab.dir().join("auth.log"));
+        let mut daemon = Daemon::start(&lab, &sshd(&log, ""));
+        daemon.wait_running();
+        let counts = || {
+            let text = nft_try(&["-t", "list", "set", "inet", "banset", "sshd-v4"]).unwrap_or_default();
+            text.lines().any(|line| line.trim() == "counter")
+        };
+        if !counts() {
+            return banset_integration::skip(
+                "a_set_made_for_very_many_bans_counts_them_only_if_asked",
+                "more than 8 possible CPUs: nothing counts per element",
+            );
+        }
+        let flush = |daemon: &Daemon, count: u32| {
+            let before = restored(daemon);
+            nft(&["flush", "ruleset"]);
+            let mut kernel = Kernel::open().expect("nf_tables can be read");
+            wait_for(Duration::from_secs(60), "whole again", || {
+                restored(daemon) > before && in_kernel(&mut kernel, count) == count as usize
+            });
+        };
+        hold(&lab, &daemon, 0, 9_000);
+        flush(&daemon, 9_000);
+        assert!(counts(), "not that many");
+        hold(&lab, &daemon, 9_000, 11_000);
+        assert!(counts(), "one that counts goes on");
+        flush(&daemon, 11_000);
+        assert!(!counts());
+        // As it is it stays, over what is neither damage nor asked for.
+        daemon.restart();
+        daemon.wait_running();
+        daemon.cli(&["reload"]).ok();
+        assert!(!counts() && daemon.log().contains("is as it was left: 11000 bans go on"));
+        daemon.configure(&sshd(&log, "element_counters = \"yes\""));
+        daemon.cli(&["reload"]).ok();
+        assert!(counts());
+        flush(&daemon, 11_000);
+        assert!(counts());
     });
 }

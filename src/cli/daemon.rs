@@ -63,6 +63,7 @@ fn start(global: &Global) -> Result<Ready, String> {
     let mut writer = Writer::open()?;
     // Before anything is read: what others do from here on is heard.
     let monitor = listening(&specs, &writer);
+    writer.stops(monitor.as_ref().and_then(Monitor::ears));
     let socket = global.socket.clone().unwrap_or_else(|| specs.daemon.socket.clone());
     let listener = server::listen(&socket)?;
 

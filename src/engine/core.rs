@@ -150,6 +150,8 @@ pub struct Core {
     rebuilt: u64,
     hands: foreign::Hands,
     rooms: HashMap<Arc<str>, room::Room>,
+    /// Bans of a set at most where nothing else is configured.
+    ceiling: usize,
     pace: Pace,
     keep: Keep,
     boot: String,
@@ -220,6 +222,7 @@ impl Core {
             rebuilt: 0,
             hands: foreign::Hands::default(),
             rooms: HashMap::new(),
+            ceiling: room::CEILING,
             pace: Pace::default(),
             keep: Keep::default(),
             boot: String::new(),
@@ -343,8 +346,9 @@ impl Core {
             // What waits for the table waits on: it is part of what the rebuild puts in, and is committed after it.
             if not_before <= now.mono {
                 self.ask_for_nets();
+                let look = self.take_look();
                 let suspects = self.take_suspects();
-                let establish = self.establish_for(&self.specs, suspects);
+                let establish = Establish { look, ..self.establish_for(&self.specs, suspects) };
                 self.restated();
                 self.rebuild = Rebuild::Running { failed };
                 self.actions.push(Action::Establish(establish));

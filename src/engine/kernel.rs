@@ -5,9 +5,10 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
+use std::time::Duration;
 
 use tokio::sync::mpsc::Sender;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::clock;
 use super::core::{Adopted, Change, Committed, Done, Establish, Event, Refusal, Suspects, Target};
@@ -18,7 +19,7 @@ use crate::nft::element::{Element, Key, Timeout};
 use crate::nft::ruleset::{Content, JailPlan, Plan, Ruleset, Set, ban_set_name};
 use crate::nft::socket::{Kind, Refused, Socket};
 use crate::nft::transaction::{self, Establishment, Fill, Transaction};
-use crate::nft::{self, Interval, KernelTable};
+use crate::nft::{self, Ears, Interval, KernelTable};
 use crate::terms::{Blocktype, Family, Hook, Lasting, Span};
 
 /// Changes that go in one transaction at most: more cost the kernel more than they save (see `nft::socket::BATCH`).
@@ -27,17 +28,31 @@ const AT_ONCE: usize = 4000;
 /// Above this many possible CPUs a counter per element is no longer cheap: the kernel keeps one per CPU.
 const CPUS_FOR_COUNTERS: usize = 8;
 
+/// A set that is made for more bans than this at once counts per element only if that was asked for: a counter takes the kernel longer
+/// than all the rest of an element, 1.7 us of about 3.3.
+const COUNTED: usize = 10_000;
+
 /// Sets of several tables are compared with each other up to this size.
 const LEVELLED: usize = 100_000;
 
 /// A larger set is not listed at the start, but asked for what it shall hold: a dump is quadratic, a million elements take 30 s.
 const LISTED_AT_MOST: u32 = 200_000;
 
+/// Nor is a larger one read after notices were lost: at this size it takes some three seconds, in which no ban is sent.
+const LOOKED_AT: u32 = 400_000;
+
+/// So long it may take to read a set before it is looked for something else: no ban is sent meanwhile, and protection may lack.
+const LOOK: Duration = Duration::from_secs(3);
+const REPAIR: Duration = Duration::from_millis(300);
+
 /// Elements end alike if they do within this span: the kernel's clock and ours are read at different moments.
 const ALIKE: Span = Span::from_secs(2);
 
 /// How often others may commit while the tables are read and written, before they are written without looking.
 const STALE_AT_MOST: usize = 5;
+
+/// Of more elements than this in one establishment the kernel is not asked to tell us each: 1.3 us, as long as it takes to add one.
+const UNHEARD: usize = 5_000;
 
 /// How often the kernel frees expired elements: a second, its default, costs 5 % of a core at a million elements.
 const GC_INTERVAL: Span = Span::from_secs(10);
@@ -55,12 +70,34 @@ pub enum Work {
 pub struct Writer {
     socket: Socket,
     reader: nft::Kernel,
+    /// Those of the monitor that hears others.
+    ears: Option<Ears>,
+    /// While they were stopped others may have committed, and the core was not told yet.
+    unheard: bool,
     /// One for each family that has a table.
     rulesets: Vec<Ruleset>,
     /// What the kernel can do at each hook in use: hang chains there, reject there.
     allowed: HashMap<(Family, Hook), (bool, bool)>,
     /// Transactions carried out.
     transactions: u32,
+}
+
+/// One number for our tables: the handle of the `inet` table, and that of a `bridge` table 32 bits above.
+fn number(specs: &Specs, tables: &[KernelTable]) -> u64 {
+    let ours = tables.iter().filter(|table| specs.families().any(|family| family == table.family));
+    ours.map(|table| place(table.family, table.handle)).fold(0, |all, one| all | one)
+}
+
+const fn place(family: Family, handle: u64) -> u64 {
+    match family {
+        Family::Inet => handle,
+        Family::Bridge => handle << 32,
+    }
+}
+
+/// The generation after this one: the kernel's count leaves 0 out.
+fn next(generation: u32) -> u32 {
+    generation.checked_add(1).unwrap_or(1)
 }
 
 /// The plan of a family's table, from specs and what the ignore sets hold.
@@ -115,6 +152,23 @@ pub fn has_ipv6(setting: Tristate) -> bool {
     }
 }
 
+/// Where counting was not asked for, only found cheap: a ban set that is there counts as it does, and is not made anew for that.
+fn count_as_found(wanted: &Establish, ruleset: &mut Ruleset, found: Option<&KernelTable>) {
+    let auto = wanted.specs.nft.element_counters == Tristate::Auto;
+    for set in ruleset.sets.iter_mut().filter(|set| auto && set.counter) {
+        set.counter = found.and_then(|found| found.set(&set.name)).is_none_or(|is| is.counter);
+    }
+}
+
+/// And one that is not, or that is made anew because of what it holds, counts if it is made for few bans.
+fn count_where_cheap(wanted: &Establish, ruleset: &mut Ruleset, found: Option<&KernelTable>) {
+    let auto = wanted.specs.nft.element_counters == Tristate::Auto;
+    let many = |set: &Set| wanted.held.get(set.name.as_str()).is_some_and(|held| held.len() > COUNTED);
+    for set in ruleset.sets.iter_mut().filter(|set| auto && set.counter) {
+        set.counter = found.and_then(|found| found.set(&set.name)).is_some() || !many(set);
+    }
+}
+
 fn possible_cpus() -> usize {
     let text = std::fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
     let last = text.trim().rsplit([',', '-']).next().and_then(|n| n.parse::<usize>().ok());
@@ -127,12 +181,17 @@ impl Writer {
         let socket = Socket::open().map_err(|e| e.to_string())?;
         let reader = nft::Kernel::open().map_err(|e| e.to_string())?;
         debug!("nf_tables: {}", socket.features());
-        Ok(Writer { socket, reader, rulesets: Vec::new(), allowed: HashMap::new(), transactions: 0 })
+        Ok(Writer { socket, reader, ears: None, unheard: false, rulesets: Vec::new(), allowed: HashMap::new(), transactions: 0 })
     }
 
     /// The address of its socket, by which the kernel says that a change was ours.
     pub fn port(&self) -> u32 {
         self.socket.port()
+    }
+
+    /// Stops these ears while it loads what would take long to be told.
+    pub fn stops(&mut self, ears: Option<Ears>) {
+        self.ears = ears;
     }
 
     /// Writes as if the kernel could do just this much.
@@ -150,6 +209,30 @@ impl Writer {
         self.reader.generation().unwrap_or(0)
     }
 
+    /// What the tables hold, if they are those with this handle and are as wanted, bans aside; `None`: they have to be made so.
+    fn look(&mut self, wanted: &Establish, handle: u64) -> Result<Option<Done>, String> {
+        let specs = &wanted.specs;
+        let generation = self.generation();
+        let tables = self.tables(specs)?;
+        if number(specs, &tables) != handle || tables.len() != specs.families().count() {
+            return Ok(None);
+        }
+        for table in &tables {
+            let mut ruleset = Ruleset::of(&self.plan(wanted, table.family)?).map_err(|e| e.to_string())?;
+            ruleset.owner = specs.nft.owner && self.socket.features().owner;
+            count_as_found(wanted, &mut ruleset, Some(table));
+            if !table.equals(&ruleset) || table.sets.iter().any(|set| set.count.is_some_and(|count| count > LOOKED_AT)) {
+                return Ok(None);
+            }
+        }
+        let Some(adopted) = self.holds(specs, None)? else { return Ok(None) };
+        if self.handle(specs)? != handle {
+            return Ok(None);
+        }
+        let owned = specs.nft.owner && self.socket.features().owner;
+        Ok(Some(Done { adopted, looked: true, table: handle, generation, owned, ..Done::default() }))
+    }
+
     /// The tables as they are now, of every family that can have one.
     fn tables(&mut self, specs: &Specs) -> Result<Vec<KernelTable>, String> {
         let mut tables = Vec::new();
@@ -159,20 +242,19 @@ impl Writer {
         Ok(tables)
     }
 
-    /// One number for our tables: the handle of the first, and that of a `bridge` table 32 bits above; 0 if there is none. A table that was
-    /// made anew has another.
+    /// One number for our tables; 0 if there is none. A table that was made anew has another.
     pub fn handle(&mut self, specs: &Specs) -> Result<u64, String> {
-        let ours = |table: &KernelTable| specs.families().any(|family| family == table.family);
-        let place = |table: &KernelTable| match table.family {
-            Family::Inet => table.handle,
-            Family::Bridge => table.handle << 32,
-        };
-        Ok(self.tables(specs)?.iter().filter(|table| ours(table)).map(place).fold(0, |all, one| all | one))
+        Ok(number(specs, &self.tables(specs)?))
     }
 
     /// What the ban sets of our tables hold now: what any of them holds, for the longest it has there; of a set that is too large to be
     /// listed only what is among `held`.
     pub fn adoptable(&mut self, specs: &Specs, held: &HashMap<Arc<str>, Vec<Change>>) -> Result<Vec<Adopted>, String> {
+        Ok(self.holds(specs, Some(held))?.unwrap_or_default())
+    }
+
+    /// The same; without `held` all that they hold, or `None` if that can not be had soon.
+    fn holds(&mut self, specs: &Specs, held: Option<&HashMap<Arc<str>, Vec<Change>>>) -> Result<Option<Vec<Adopted>>, String> {
         let mut found: Vec<Adopted> = Vec::new();
         // Where each is among those found, and in how many tables; how many tables have each set.
         let mut known: HashMap<(String, Interval), (usize, usize)> = HashMap::new();
@@ -181,8 +263,12 @@ impl Writer {
             for kernel_set in &table.sets {
                 let Some(set) = kernel_set.set.as_ref().filter(|set| set.content == Content::Bans) else { continue };
                 *having.entry(set.name.clone()).or_default() += 1;
-                let asked = held.get(set.name.as_str()).filter(|_| !set.interval);
+                let asked = held.and_then(|held| held.get(set.name.as_str())).filter(|_| !set.interval);
                 let elements = match (kernel_set.count, asked) {
+                    _ if held.is_none() => match self.reader.elements_within(LOOK, table.family, &table.name, set) {
+                        Ok(None) => return Ok(None),
+                        other => other.map(Option::unwrap_or_default),
+                    },
                     (Some(count), Some(held)) if count > LISTED_AT_MOST => {
                         let keys: Vec<IpAddr> = held.iter().map(|change| change.what.first()).collect();
                         info!("set {} holds {count} elements: asked for {} by key instead of listing it", set.name, keys.len());
@@ -208,26 +294,29 @@ impl Writer {
         for ((set, _), (at, tables)) in known {
             found[at].everywhere = having.get(&set).is_none_or(|having| *having == tables);
         }
-        Ok(found)
+        Ok(Some(found))
     }
 
     /// Makes the tables so. What others commit while they are read and written makes it look again.
     pub fn establish(&mut self, wanted: &Establish) -> Result<Done, String> {
-        for _ in 0..STALE_AT_MOST {
-            if let Some(done) = self.establish_at_once(wanted, true)? {
-                return Ok(done);
+        for alone in (0..STALE_AT_MOST).map(|_| true).chain([false]) {
+            if let Some(done) = self.establish_at_once(wanted, alone)? {
+                return Ok(Done { missed: std::mem::take(&mut self.unheard), ..done });
             }
         }
-        self.establish_at_once(wanted, false)?.ok_or_else(|| "the ruleset changes faster than it can be read".to_owned())
+        Err("the ruleset changes faster than it can be read".to_owned())
     }
 
     /// Makes the tables so: those of all families change in one transaction; one that is ours and that no jail asks for any more is
     /// deleted in it. With `alone`, only if nobody commits meanwhile: else nothing is done, and `None` returned.
+    ///
+    /// If it is much our own ears are stopped for as long as it takes. Whether others committed meanwhile the generation says; what was
+    /// missed once is not risked again until that was looked into.
     fn establish_at_once(&mut self, wanted: &Establish, alone: bool) -> Result<Option<Done>, String> {
         let specs = &wanted.specs;
         let mut generation = self.generation();
         let mut first = Transaction::new(specs.family, &specs.table);
-        let (mut rest, mut rulesets) = (Vec::new(), Vec::new());
+        let (mut rest, mut rulesets, mut tables) = (Vec::new(), Vec::new(), Vec::new());
         let several = specs.families().count() > 1;
         let owned = specs.nft.owner && self.socket.features().owner;
         for family in Family::ALL {
@@ -242,29 +331,71 @@ impl Writer {
             }
             let mut ruleset = Ruleset::of(&self.plan(wanted, family)?).map_err(|e| e.to_string())?;
             ruleset.owner = owned;
-            let (part, later) = self.part(wanted, &ruleset, found, several)?;
+            tables.push((family, found.as_ref().map(|table| table.handle)));
+            let (part, later) = self.part(wanted, &mut ruleset, found, several)?;
             first.append(part);
             rest.extend(later.into_iter().map(|(set, elements)| (family, set, elements)));
             rulesets.push(ruleset);
         }
-        if alone && generation != 0 && !first.is_empty() {
+        let alone = alone && generation != 0 && !first.is_empty();
+        let mut stopped = false;
+        if alone {
             first.only_at(generation);
-            // The kernel's count leaves 0 out.
-            generation = generation.checked_add(1).unwrap_or(1);
+            if !self.unheard && first.added() > UNHEARD {
+                // What others did up to here is told before the ears are stopped.
+                if !self.socket.is_still_at(generation).map_err(|e| e.to_string())? {
+                    return Ok(None);
+                }
+                stopped = self.ears.as_ref().is_some_and(|ears| ears.stop().is_ok());
+            }
+            generation = next(generation);
         }
-        match self.socket.commit(&first) {
+        let result = self.commit_all(&first, &rest);
+        if stopped {
+            if let Some(Err(e)) = self.ears.as_ref().map(Ears::open) {
+                error!("{e}\n  help: what others change in the table is found out only when the next ban is sent");
+            }
+            // Whoever commits from here on is heard.
+            let last = result.as_ref().ok().map(|(_, more)| (0..*more).fold(generation, |at, _| next(at)));
+            self.unheard = last != Some(self.generation());
+        }
+        let new = match result {
             Err(refused) if refused.kind == Kind::Stale => return Ok(None),
-            other => other.map_err(|refused| refused.to_string())?,
-        }
-        for (family, set, elements) in &rest {
-            let loaded = self.socket.load(*family, &specs.table, set, elements.iter().copied());
-            loaded.map_err(|(_, refused)| refused.to_string())?;
-        }
+            other => other.map_err(|refused| refused.to_string())?.0,
+        };
         self.rulesets = rulesets;
         let made = |statement: &&transaction::Change| matches!(statement, transaction::Change::AddTable { comment: Some(_), .. });
         let fresh = first.statements().iter().filter(made).count() == self.rulesets.len();
-        let table = self.handle(specs)?;
-        Ok(Some(Done { adopted: Vec::new(), table, generation, fresh, changed: !first.is_empty(), owned }))
+        // Asked for now it could be somebody else's by now.
+        let handles = tables.iter().map(|(family, found)| {
+            let made = new.iter().find(|(of, _)| of == family).map(|(_, handle)| *handle);
+            made.or(*found).map(|handle| place(*family, handle))
+        });
+        let table = match handles.collect::<Option<Vec<u64>>>().filter(|_| alone || first.is_empty()) {
+            Some(handles) => handles.into_iter().fold(0, |all, one| all | one),
+            None => self.handle(specs)?,
+        };
+        let changed = !first.is_empty();
+        Ok(Some(Done { table, generation, fresh, changed, owned, ..Done::default() }))
+    }
+
+    /// Commits what has to go first, and then the bans that may follow; gives the tables that were made, and how many more transactions
+    /// the bans took.
+    fn commit_all(
+        &mut self,
+        first: &Transaction,
+        rest: &[(Family, Set, Vec<Element>)],
+    ) -> Result<(Vec<(Family, u64)>, usize), Refused> {
+        self.socket.commit(first)?;
+        let made: Vec<(Family, u64)> =
+            Family::ALL.into_iter().filter_map(|family| Some((family, self.socket.made(family)?))).collect();
+        let mut batches = 0;
+        for (family, set, elements) in rest {
+            let loaded = self.socket.load(*family, first.table(), set, elements.iter().copied());
+            loaded.map_err(|(_, refused)| refused)?;
+            batches += elements.len().div_ceil(nft::socket::BATCH);
+        }
+        Ok((made, batches))
     }
 
     /// The plan of a family's table as far as this kernel can carry it out. What it can not is said once.
@@ -310,11 +441,12 @@ impl Writer {
     fn part(
         &mut self,
         wanted: &Establish,
-        ruleset: &Ruleset,
+        ruleset: &mut Ruleset,
         mut found: Option<KernelTable>,
         several: bool,
     ) -> Result<(Transaction, Fill), String> {
-        let (family, table) = (ruleset.family, ruleset.table.as_str());
+        count_as_found(wanted, ruleset, found.as_ref());
+        let (family, table) = (ruleset.family, ruleset.table.clone());
         let mut suspects = Vec::new();
         if let Some(kept) = &mut found {
             let renewed: HashSet<&str> =
@@ -326,16 +458,20 @@ impl Writer {
                 }
                 let meant = wanted.held.get(set.name.as_str()).map_or(0, Vec::len);
                 // A dump is quadratic in the size: a large set is made anew sooner than it is read. So is one of intervals, which may be
-                // cut otherwise than is meant.
-                match !set.interval
-                    && found.count.is_none_or(|n| n as usize <= transaction::AT_ONCE)
-                    && meant <= transaction::AT_ONCE
-                {
-                    true => suspects.push(set),
-                    false => found.set = None,
+                // cut otherwise than is meant, and one that others change so often that no dump ends.
+                let small = found.count.is_none_or(|n| n as usize <= transaction::AT_ONCE) && meant <= transaction::AT_ONCE;
+                let read = match !set.interval && small {
+                    true => self.reader.elements_within(REPAIR, family, &table, set).map_err(|e| e.to_string())?,
+                    false => None,
+                };
+                match read {
+                    Some(elements) => suspects.push((set.name.clone(), elements)),
+                    None => found.set = None,
                 }
             }
         }
+        count_where_cheap(wanted, ruleset, found.as_ref());
+        let (ruleset, table) = (&*ruleset, table.as_str());
         let mut counters = HashMap::new();
         let mut present: HashMap<String, HashSet<Interval>> = HashMap::new();
         if let (Some(kept), Suspects::None) = (&found, &wanted.exact) {
@@ -378,9 +514,9 @@ impl Writer {
             let Some(set) = ruleset.set(set) else { continue };
             first.add(set, held(set).into_iter().filter(|element| !is.contains(&element.interval)).collect::<Vec<_>>());
         }
-        for set in suspects {
-            let present = self.reader.elements(family, table, set).map_err(|e| e.to_string())?;
-            first.settle(set, &present, &held(set), ALIKE);
+        for (name, present) in &suspects {
+            let Some(set) = ruleset.set(name) else { continue };
+            first.settle(set, present, &held(set), ALIKE);
         }
         Ok((first, rest))
     }
@@ -468,6 +604,16 @@ impl Writer {
         Ok(())
     }
 
+    fn look_or_establish(&mut self, wanted: &Establish) -> Result<Done, String> {
+        if let Some(handle) = wanted.look
+            && let Some(done) = self.look(wanted, handle)?
+        {
+            return Ok(done);
+        }
+        let adopted = if wanted.adopt { self.adoptable(&wanted.specs, &wanted.held)? } else { Vec::new() };
+        Ok(Done { adopted, ..self.establish(wanted)? })
+    }
+
     /// Works until the core goes away.
     pub fn run(mut self, work: &Receiver<Work>, done: &Sender<Event>) {
         while let Ok(work) = work.recv() {
@@ -476,10 +622,7 @@ impl Writer {
                     Ok(committed) => Event::Committed(committed),
                     Err(why) => Event::Damaged(why),
                 },
-                Work::Establish(wanted) => {
-                    let adopted = if wanted.adopt { self.adoptable(&wanted.specs, &wanted.held) } else { Ok(Vec::new()) };
-                    Event::Established(adopted.and_then(|adopted| Ok(Done { adopted, ..self.establish(&wanted)? })))
-                }
+                Work::Establish(wanted) => Event::Established(self.look_or_establish(&wanted)),
             };
             if done.blocking_send(event).is_err() {
                 return;

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
@@ -175,22 +176,48 @@ impl Kernel {
 
     /// Every element of a set, in ascending order.
     pub fn elements(&mut self, family: Family, table: &str, set: &Set) -> Result<Vec<Element>, Unreadable> {
-        let what = || format!("list set {family} {table} {}", set.name);
-        for _ in 0..ATTEMPTS {
+        let mut attempts = 0..ATTEMPTS;
+        let read = self.whole(family, table, set, || attempts.next().is_some());
+        read.and_then(|elements| elements.ok_or(Errno::EINTR))
+            .map_err(unreadable(|| format!("list set {family} {table} {}", set.name)))
+    }
+
+    /// The same where something else would do: `None` if others commit so often that no dump comes to its end within this time.
+    pub fn elements_within(
+        &mut self,
+        patience: Duration,
+        family: Family,
+        table: &str,
+        set: &Set,
+    ) -> Result<Option<Vec<Element>>, Unreadable> {
+        let start = Instant::now();
+        self.whole(family, table, set, || start.elapsed() < patience)
+            .map_err(unreadable(|| format!("list set {family} {table} {}", set.name)))
+    }
+
+    /// A dump that nobody broke into, as long as another may be tried.
+    fn whole(
+        &mut self,
+        family: Family,
+        table: &str,
+        set: &Set,
+        mut again: impl FnMut() -> bool,
+    ) -> Result<Option<Vec<Element>>, Errno> {
+        while again() {
             match self.read_elements(family, table, set) {
-                Err(Errno::EINTR) => continue,
-                Err(errno) => return Err(unreadable(what)(errno)),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno),
                 Ok(mut elements) => {
                     elements.sort_unstable_by_key(|element| element.interval);
                     // A hash set that was just filled is still being spread over more buckets, and a dump goes on by counting: it then
                     // shows some elements twice, and as many not at all, without any sign of it.
                     if elements.windows(2).all(|pair| pair[0].interval.first() != pair[1].interval.first()) {
-                        return Ok(elements);
+                        return Ok(Some(elements));
                     }
                 }
             }
         }
-        Err(unreadable(what)(Errno::EINTR))
+        Ok(None)
     }
 
     /// Those of `keys` that are elements of a set without intervals, found by key: no matter how large the set is, about 3 microseconds

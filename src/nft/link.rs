@@ -39,9 +39,14 @@ impl Link {
         Ok(Link { fd, port })
     }
 
-    /// Hears these groups too, a mask: binding a bound netlink socket again only changes its groups.
+    /// Hears these groups and no others, a mask: binding a bound netlink socket again only changes its groups.
     pub(crate) fn join(&self, groups: u32) -> Result<(), Errno> {
         bind(self.fd.as_raw_fd(), &NetlinkAddr::new(self.port, groups))
+    }
+
+    /// The same socket once more, for another thread.
+    pub(crate) fn again(&self) -> std::io::Result<Link> {
+        Ok(Link { fd: self.fd.try_clone()?, port: self.port })
     }
 
     /// Our address among netlink sockets, by which notifications name who caused them.

@@ -186,6 +186,8 @@ pub(crate) mod number {
     pub const NLMSG_DONE: u16 = 3;
     pub const F_REQUEST: u16 = 0x1;
     pub const F_ACK: u16 = 0x4;
+    /// What became of it is told to whoever asked, too.
+    pub const F_ECHO: u16 = 0x8;
     pub const F_DUMP_INTR: u16 = 0x10;
     pub const F_DUMP: u16 = 0x300;
     pub const F_CREATE: u16 = 0x400;

@@ -34,7 +34,7 @@ pub mod transaction;
 pub use element::{Counter, Element, Interval, Key, Timeout, merge};
 pub use features::Features;
 pub use kernel::{Kernel, KernelTable};
-pub use monitor::{Foreign, Heard, Monitor, Touch};
+pub use monitor::{Ears, Foreign, Heard, Monitor, Touch};
 pub use others::dump_runs;
 pub use ruleset::{JailPlan, Map, Plan, PortSet, Reject, Ruleset, Set};
 pub use socket::{Kind, Refused, Socket};

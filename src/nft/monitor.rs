@@ -38,6 +38,39 @@ pub struct Monitor {
     points: Vec<(Element, bool)>,
     /// Elements of the transaction that is being heard.
     heard: usize,
+    torn: Torn,
+}
+
+/// Whether what is read may be part of a transaction that was not heard whole.
+///
+/// ENOBUFS comes before what was queued up to then, the end of which may lack its rest; and once the queue is empty the kernel goes on with
+/// whatever it is at, the beginning of which may be missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Torn {
+    No,
+    /// Notices were dropped; what is queued is from before.
+    Ending,
+    /// The next transaction is the first after the gap.
+    Beginning,
+}
+
+/// The ears of a [`Monitor`], to be stopped while we load so much that telling it would take the kernel as long as the load itself:
+/// it writes a notice for each element as soon as anybody listens, and the filter that keeps ours off looks at it only then.
+///
+/// What happens while they are stopped is not heard: whoever stops them has to find out that nothing did.
+#[derive(Debug)]
+pub struct Ears(Link);
+
+impl Ears {
+    /// Nothing is heard from here on. What was heard before waits to be read.
+    pub fn stop(&self) -> Result<(), CannotOpen> {
+        self.0.join(0).map_err(CannotOpen)
+    }
+
+    /// What happens from here on is heard.
+    pub fn open(&self) -> Result<(), CannotOpen> {
+        self.0.join(GROUP).map_err(CannotOpen)
+    }
 }
 
 /// What there was to hear.
@@ -113,12 +146,18 @@ impl Monitor {
             touches: Vec::new(),
             points: Vec::new(),
             heard: 0,
+            torn: Torn::No,
         })
     }
 
     /// Listens for changes of the table of the same name in another family, too.
     pub fn also(&mut self, family: Family) {
         self.families.push(family_number(family));
+    }
+
+    /// Its ears, for whoever writes.
+    pub fn ears(&self) -> Option<Ears> {
+        self.link.again().ok().map(Ears)
     }
 
     /// Waits until there is something to hear.
@@ -141,16 +180,20 @@ impl Monitor {
             let mut answer = std::mem::take(&mut self.answer);
             let datagram = self.link.receive(&mut answer);
             let done = match datagram {
-                Ok(None) => Some(Ok(None)),
+                Ok(None) => {
+                    if self.torn == Torn::Ending {
+                        self.forget();
+                        self.torn = Torn::Beginning;
+                    }
+                    Some(Ok(None))
+                }
                 Ok(Some(datagram)) => {
                     Messages(datagram).for_each(|message| self.take(&message));
                     None
                 }
                 // ENOBUFS: datagrams were dropped. What we have of a transaction may lack its middle.
                 Err(Errno::ENOBUFS | Errno::EMSGSIZE) => {
-                    self.touches.clear();
-                    self.points.clear();
-                    self.heard = 0;
+                    self.torn = Torn::Ending;
                     Some(Ok(Some(Heard::Lost)))
                 }
                 Err(errno) => Some(Err(errno)),
@@ -162,14 +205,27 @@ impl Monitor {
         }
     }
 
+    /// Forgets what was heard of a transaction so far.
+    fn forget(&mut self) {
+        self.touches.clear();
+        self.points.clear();
+        self.heard = 0;
+    }
+
     fn take(&mut self, message: &Message<'_>) {
         let Some(message_kind) = message.nftables() else { return };
         let attributes = message.attributes();
         if message_kind == kind::NEWGEN {
             self.finish_elements();
             let touches = std::mem::take(&mut self.touches);
-            if std::mem::take(&mut self.heard) > ELEMENTS {
-                self.waiting.push_back(Heard::Lost);
+            let whole = self.torn == Torn::No;
+            if self.torn == Torn::Beginning {
+                self.torn = Torn::No;
+            }
+            if std::mem::take(&mut self.heard) > ELEMENTS || !whole && !touches.is_empty() {
+                if self.waiting.back() != Some(&Heard::Lost) {
+                    self.waiting.push_back(Heard::Lost);
+                }
             } else if !touches.is_empty() {
                 self.waiting.push_back(Heard::Foreign(Foreign {
                     generation: attributes.u32(attr::GEN_ID).unwrap_or(0),

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use super::element::Element;
 use super::features::{self, Features};
 use super::link::Link;
-use super::message::{Batch, HEADER, Message, Messages, attr, attribute_at, element_at, kind, number};
+use super::message::{Batch, HEADER, Message, Messages, attr, attribute_at, element_at, family_number, kind, number};
 use super::ruleset::{Reject, Rule, Set, Statement};
 use super::transaction::{Change, Transaction};
 use crate::terms::{Family, Hook, Protocol};
@@ -33,6 +33,8 @@ pub struct Socket {
     answer: Vec<u8>,
     sequence: u32,
     features: Features,
+    /// Family and handle of each table that the last transaction made.
+    made: Vec<(u8, u64)>,
 }
 
 /// What kind of refusal it was, where that makes a difference to the caller.
@@ -167,7 +169,8 @@ impl Socket {
     /// Opens nf_tables and finds out what it can do. Changes nothing.
     pub fn open() -> Result<Socket, CannotOpen> {
         let link = Link::open(SEND_BUFFER, RECEIVE_BUFFER).map_err(CannotOpen)?;
-        let mut socket = Socket { link, batch: Batch::default(), answer: Vec::new(), sequence: 1, features: Features::NONE };
+        let mut socket =
+            Socket { link, batch: Batch::default(), answer: Vec::new(), sequence: 1, features: Features::NONE, made: Vec::new() };
         socket.features = socket.probe().map_err(CannotOpen)?;
         Ok(socket)
     }
@@ -244,6 +247,21 @@ impl Socket {
         result
     }
 
+    /// Whether nobody committed since this generation. Once it answers yes, whoever listens was told of everything up to it: the kernel
+    /// holds the same lock until a transaction's last notice is out.
+    pub fn is_still_at(&mut self, generation: u32) -> Result<bool, CannotOpen> {
+        self.batch.restart(Family::Inet, self.sequence);
+        self.batch.begin(Some(generation));
+        self.batch.end(false);
+        Ok(self.ask().map_err(CannotOpen)?.iter().all(|(_, error)| *error == 0))
+    }
+
+    /// The handle of the table of this family that the last transaction made, if it did.
+    pub fn made(&self, family: Family) -> Option<u64> {
+        let family = family_number(family);
+        self.made.iter().find(|(of, _)| *of == family).map(|(_, handle)| *handle)
+    }
+
     /// Fills `set` with any number of elements, in batches of [`BATCH`], while other writers get their turn in between. Stops at the first
     /// refusal; says how many elements are in by then.
     pub fn load(
@@ -293,6 +311,7 @@ impl Socket {
             Errno::EPERM => whole(Kind::NotPermitted, errno, beyond),
             other => whole(Kind::Other(other), other, beyond),
         })?;
+        self.made.clear();
         let mut refused: Option<Refused> = None;
         let mut confirmed = false;
         let mut lost = None;
@@ -306,8 +325,12 @@ impl Socket {
                 }
                 Err(_) => break,
             };
-            for message in Messages(datagram).filter(|message| message.kind == number::NLMSG_ERROR) {
-                let Some(answer) = read_answer(&message) else { continue };
+            for message in Messages(datagram) {
+                if message.nftables() == Some(kind::NEWTABLE) {
+                    self.made.extend(message.attributes().u64(attr::TABLE_HANDLE).map(|handle| (message.family(), handle)));
+                }
+                let error = (message.kind == number::NLMSG_ERROR).then(|| read_answer(&message)).flatten();
+                let Some(answer) = error else { continue };
                 let index = answer.sequence.wrapping_sub(first) as usize;
                 if answer.error == 0 {
                     confirmed |= answer.sequence == last;

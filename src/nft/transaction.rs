@@ -188,6 +188,12 @@ impl Transaction {
         &self.statements
     }
 
+    /// How many elements it adds.
+    pub fn added(&self) -> usize {
+        let added = |change: &Change| if let Change::AddElements(elements) = change { elements.list.len() } else { 0 };
+        self.statements.iter().map(added).sum()
+    }
+
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
         self.statements.is_empty()
@@ -566,7 +572,8 @@ pub fn split_newest(mut fill: Fill, limit: usize) -> (Fill, Fill) {
 impl Change {
     fn write(&self, batch: &mut Batch, family: Family, table: &str, features: &Features) {
         match self {
-            Change::AddTable { comment, owner } => batch.message(kind::NEWTABLE, number::F_CREATE, |b| {
+            // Its echo tells the handle, by which this very table is known ever after.
+            Change::AddTable { comment, owner } => batch.message(kind::NEWTABLE, number::F_CREATE | number::F_ECHO, |b| {
                 b.text(attr::TABLE_NAME, table);
                 b.u32(attr::TABLE_FLAGS, table_flags(*owner));
                 if let Some(comment) = comment {

@@ -80,8 +80,10 @@ pub struct Machine {
 /// A table that is as it was wanted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Done {
-    /// What its sets held before, if that was asked for.
+    /// What its sets held before, if that was asked for; or hold, if it was only looked at.
     pub adopted: Vec<Adopted>,
+    /// Whether it was as wanted, bans aside, and is the table that [`Establish::look`] asked about: nothing was sent.
+    pub looked: bool,
     /// The table's handle.
     pub table: u64,
     /// A generation of the ruleset at which it was as wanted.
@@ -92,6 +94,8 @@ pub struct Done {
     pub changed: bool,
     /// Whether the kernel refuses every change of it by others.
     pub owned: bool,
+    /// Whether others may have changed it unheard meanwhile.
+    pub missed: bool,
 }
 
 /// An element found in one of our sets.
@@ -394,6 +398,8 @@ pub struct Establish {
     pub exact: Suspects,
     /// Whether the answer shall tell what the sets held: nothing was adopted yet.
     pub adopt: bool,
+    /// If our table still has this handle and is as wanted, bans aside, nothing is sent: the answer tells what its sets hold.
+    pub look: Option<u64>,
 }
 
 /// The levels of the daemon's log.

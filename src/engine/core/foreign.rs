@@ -2,19 +2,20 @@
 //!
 //! A foreign transaction is one of three things. One that touches only elements of ban sets is an admin's will: what it adds is a
 //! ban, what it removes an unban. One that removes every element of a set that held two or more is a flush, which nobody means as so
-//! many unbans: it is put back. Whatever touches the table itself, a chain, a set, a rule or an ignore set (those follow `ignoreip`),
-//! and whatever we could not hear, is damage: the kernel is made equal to what the core holds, and elements nobody knows go.
+//! many unbans: it is put back. Whatever touches the table itself, a chain, a set, a rule or an ignore set (those follow `ignoreip`) is
+//! damage: the kernel is made equal to what the core holds, and elements nobody knows go. What we could not hear is looked at
+//! ([`Core::looked`]), and is damage unless the table stands as it was left.
 //!
 //! They are heeded in the order in which they happened, between our own commits. Which of two came last, theirs or ours, the
 //! ruleset's generation says; where even that leaves doubt, ours is said again.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::{Committed, Core, Done, Effect, Level, Rebuild, Row, Suspects, Target, What, shown};
+use super::{Adopted, Committed, Core, Done, Effect, Level, Rebuild, Row, Suspects, Target, What, shown, subnets};
 use crate::engine::spec::Spec;
 use crate::jail::{Held, Now, Origin};
 use crate::nft::{Element, Foreign, Heard, Interval, Touch};
@@ -52,6 +53,12 @@ pub(super) struct Hands {
     blurred: VecDeque<(u32, u32)>,
     /// Elements we took out lately: when, by which generation, from which set.
     taken_out: VecDeque<(Time, u32, Arc<str>, IpAddr)>,
+    /// Something was not heard, and nothing is known that would call for more than looking what it was.
+    unheard: bool,
+    /// It was missed while we filled the table ourselves.
+    missed: bool,
+    /// The handle of our table, as far as it is known.
+    table: u64,
     /// Elements said again while heeding.
     again: HashSet<Key>,
     /// Whether the kernel refuses every change of the table by others.
@@ -97,7 +104,11 @@ impl Core {
         if done.fresh || looked_into == Suspects::All {
             self.hands.whole = done.generation;
         }
-        self.hands.owned = done.owned;
+        (self.hands.owned, self.hands.table) = (done.owned, done.table);
+        if done.missed {
+            self.hands.missed = true;
+            self.hands.queue.push_back(Heard::Lost);
+        }
     }
 
     /// Every ban held is in the kernel, by this generation.
@@ -114,8 +125,15 @@ impl Core {
 
     /// The table has to be made whole, and these sets compared.
     pub(super) fn make_whole(&mut self, now: Now, why: String, suspects: Suspects) {
+        self.hands.unheard = false;
         self.hands.suspects.add(suspects);
         self.rebuild = Rebuild::Wanted { why, not_before: now.mono, failed: 0 };
+    }
+
+    /// The handle of the table that shall only be looked at, if that may do.
+    pub(super) fn take_look(&mut self) -> Option<u64> {
+        let unheard = std::mem::take(&mut self.hands.unheard);
+        (unheard && self.hands.table != 0).then_some(self.hands.table)
     }
 
     /// The sets that the rebuild that begins now has to look into.
@@ -163,9 +181,16 @@ impl Core {
                 Heard::Foreign(foreign) if self.hands.seen != 0 && !after(foreign.generation, self.hands.seen) => {}
                 Heard::Lost => {
                     let table = self.table_name();
-                    let why = format!("table {table}: others changed more than could be heard");
-                    self.log(Level::Error, format!("{why}\n  help: the table is compared as a whole and made whole now"));
+                    let (level, what) = match std::mem::take(&mut self.hands.missed) {
+                        true => (Level::Warn, "the ruleset was changed by others while its bans were put in"),
+                        false => (Level::Error, "others changed more than could be heard"),
+                    };
+                    let why = format!("table {table}: {what}");
+                    self.log(level, format!("{why}\n  help: the table is compared as a whole now"));
+                    let damaged = self.hands.suspects != Suspects::None || matches!(self.rebuild, Rebuild::Wanted { .. });
+                    let unheard = self.hands.unheard || !damaged;
                     self.make_whole(now, why, Suspects::All);
+                    self.hands.unheard = unheard;
                 }
                 Heard::Foreign(foreign) if self.is_will(&foreign) => self.will(now, &foreign, &coming),
                 Heard::Foreign(foreign) => self.damage(now, &foreign),
@@ -197,6 +222,142 @@ impl Core {
         }
         self.log(Level::Error, format!("{why}\n  help: {help}"));
         self.make_whole(now, why, if elements { Suspects::All } else { Suspects::None });
+    }
+
+    /// What could not be heard left the table as it is wanted, and it is still ours: what its sets hold more or less than we know of is
+    /// an admin's will, as if it had been heard. A set that lost all of two or more was flushed, and is put back. Sets of subnets and
+    /// what stands in one table only are made as we hold them.
+    pub(super) fn looked(&mut self, now: Now, found: &[Adopted]) {
+        let coming: HashSet<Key> = self.pending.changes.iter().map(|change| (change.set.clone(), change.what.first())).collect();
+        let mut present: HashMap<&str, HashMap<IpAddr, &Adopted>> = HashMap::new();
+        let mut suspects: BTreeSet<String> = self.net_sets_that_differ(now, found);
+        for element in found.iter().filter(|element| !self.jails.iter().any(|running| running.spec.is_net_set(&element.set))) {
+            present.entry(&element.set).or_default().insert(element.what.first(), element);
+            if !element.everywhere {
+                suspects.insert(element.set.clone());
+            }
+        }
+        // What is held without having a place in the kernel can not have been taken out of it.
+        let meant: HashSet<Key> = self
+            .establish_for(&self.specs, Suspects::None)
+            .held
+            .into_iter()
+            .flat_map(|(set, changes)| changes.into_iter().map(move |change| (set.clone(), change.what.first())))
+            .collect();
+        let by = "others that could not be heard";
+        let (mut told, mut added, mut lifted) = (Told::default(), 0usize, 0usize);
+        for at in 0..self.jails.len() {
+            let mut gone: BTreeMap<Arc<str>, Vec<IpNetwork>> = BTreeMap::new();
+            let mut there: BTreeSet<Arc<str>> = BTreeSet::new();
+            let running = &self.jails[at];
+            for (subject, held) in running.jail.bans().filter(|(subject, _)| !running.jail.is_net(*subject)) {
+                let key = (running.spec.set(subject), subject.network());
+                let ends = held.left(now).is_some_and(|left| left <= ALIKE);
+                let placeless = subject.is_ipv6() && !self.specs.ipv6 || !meant.contains(&key);
+                if !held.in_kernel || ends || placeless || coming.contains(&key) {
+                    continue;
+                }
+                match present.get(&*key.0).is_some_and(|set| set.contains_key(&key.1)) {
+                    true => _ = there.insert(key.0),
+                    false => gone.entry(key.0).or_default().push(subject),
+                }
+            }
+            for (set, subjects) in gone {
+                if subjects.len() >= 2 && !there.contains(&set) {
+                    let help = "to lift bans use `banset unban`";
+                    self.log(
+                        Level::Error,
+                        format!("set {set} was flushed by {by}: its {} bans are put back\n  help: {help}", subjects.len()),
+                    );
+                    suspects.insert(set.to_string());
+                    continue;
+                }
+                for subject in subjects {
+                    lifted += 1;
+                    let running = &mut self.jails[at];
+                    let name = running.spec.name.clone();
+                    running.jail.lift(subject);
+                    self.keep.ban(now, &running.key, subject);
+                    let reason = Some(format!("removed by {by}").into());
+                    let row = Row { what: What::Unban, origin: "kernel".into(), reason, ..Row::default() };
+                    self.record_about(now, at, subject, row);
+                    told.tell(self, format!("[{name}] Unban {}, removed by {by}", shown(subject)));
+                }
+            }
+        }
+        for element in found.iter().filter(|element| present.contains_key(element.set.as_str())) {
+            let set: Arc<str> = element.set.as_str().into();
+            let Some(at) = self.jails.iter().position(|running| running.spec.holds(&set)) else { continue };
+            let Some(subject) = subject_of(&self.jails[at].spec, &set, element.what) else { continue };
+            if coming.contains(&(set.clone(), element.what.first())) || coming.contains(&(set.clone(), subject.network())) {
+                continue;
+            }
+            if subject.network() != element.what.first() {
+                // Host bits: it bites nobody, its prefix takes its place.
+                suspects.insert(element.set.clone());
+            }
+            let name = self.jails[at].spec.name.clone();
+            let until = element.left.map(|left| now.mono + left);
+            match self.jails[at].jail.held(subject).cloned() {
+                Some(present) if ends_alike(present.until, until) => self.jails[at].jail.confirm(subject, 0),
+                Some(present) => {
+                    let lasting = element.timeout.map_or(Lasting::Permanent, Lasting::For);
+                    let running = &mut self.jails[at];
+                    running.jail.lift(subject);
+                    running.jail.hold(subject, Held { until, lasting, in_kernel: true, generation: 0, ..present });
+                    self.keep.ban(now, &running.key, subject);
+                    let ends = until.map_or_else(|| "never".to_owned(), |until| format!("in {}", until.since(now.mono)));
+                    told.tell(self, format!("[{name}] the ban of {} ends {ends}, changed by {by}", shown(subject)));
+                }
+                None => {
+                    added += 1;
+                    self.jails[at].jail.bans_total += 1;
+                    self.keep.step(now, &self.jails[at].key, Step::Forget(subject.network()));
+                    told.tell(self, format!("[{name}] Ban {}, added by {by}", shown(subject)));
+                    self.adopt(now, element);
+                }
+            }
+            self.make_room(now, at, subject);
+        }
+        if told.left_out > 0 {
+            self.log(Level::Warn, format!("{} more bans were changed by {by}", told.left_out));
+        }
+        let table = self.table_name();
+        self.log(Level::Warn, format!("table {table} was compared as a whole: {added} bans added, {lifted} lifted by others"));
+        self.rebuild = Rebuild::No;
+        if !suspects.is_empty() {
+            self.make_whole(now, format!("table {table}: others changed more than could be heard"), Suspects::Sets(suspects));
+        }
+    }
+
+    /// The sets of subnets that do not hold what is meant to be there.
+    fn net_sets_that_differ(&self, now: Now, found: &[Adopted]) -> BTreeSet<String> {
+        let mut sets = BTreeSet::new();
+        for running in &self.jails {
+            type Ends = BTreeMap<Interval, Option<Time>>;
+            type End<'a> = (&'a Interval, &'a Option<Time>);
+            let mut meant: BTreeMap<Arc<str>, Ends> = BTreeMap::new();
+            for (set, change) in subnets::stretches(&running.jail, &running.spec, &running.spec) {
+                if let Target::Held { until, .. } = change.to {
+                    meant.entry(set).or_default().insert(change.what, until);
+                }
+            }
+            for set in [&running.spec.set_net4, &running.spec.set_net6] {
+                let lasts = |until: &Option<Time>| until.is_none_or(|until| until.since(now.mono) > ALIKE);
+                let here = found.iter().filter(|element| *element.set == **set);
+                let here: Ends = here.map(|element| (element.what, element.left.map(|left| now.mono + left))).collect();
+                let alike = |(a, b): (End<'_>, End<'_>)| a.0 == b.0 && ends_alike(*a.1, *b.1);
+                let meant = meant.remove(set).unwrap_or_default();
+                let (meant, here): (Vec<_>, Vec<_>) = (
+                    meant.iter().filter(|(_, until)| lasts(until)).collect(),
+                    here.iter().filter(|(_, until)| lasts(until)).collect(),
+                );
+                if meant.len() != here.len() || !meant.into_iter().zip(here).all(alike) {
+                    sets.insert(set.to_string());
+                }
+            }
+        }
+        sets
     }
 
     /// An admin's will.
@@ -392,12 +553,7 @@ impl Core {
         let mut in_place = !stands_for_nothing && !several && after(generation, self.hands.established);
         let mut text = format!("[{name}] Ban {}, added by {by}", shown(subject));
         if let Some(present) = self.jails[at].jail.held(subject).cloned() {
-            let alike = match (present.until, until) {
-                (None, None) => true,
-                (Some(ours), Some(theirs)) => ours.0.abs_diff(theirs.0) <= ALIKE.0,
-                _ => false,
-            };
-            if !alike {
+            if !ends_alike(present.until, until) {
                 match self.ours_later(present.generation, generation) {
                     Some(false) => {
                         let ends = until.map_or_else(|| "never".to_owned(), |until| format!("in {}", until.since(now.mono)));
@@ -447,6 +603,15 @@ impl Core {
 
     fn table_name(&self) -> String {
         format!("{} {}", self.specs.family.name(), self.specs.table)
+    }
+}
+
+/// Whether two bans end alike.
+fn ends_alike(a: Option<Time>, b: Option<Time>) -> bool {
+    match (a, b) {
+        (None, None) => true,
+        (Some(a), Some(b)) => a.0.abs_diff(b.0) <= ALIKE.0,
+        _ => false,
     }
 }
 

@@ -531,6 +531,7 @@ impl Core {
             "patterns": spec.patterns,
             "paused": self.pauses.told(now, &spec.name),
             "evicted": running.jail.evicted(),
+            "offences_evicted": running.jail.offences_evicted(),
             "banned": listed,
             "banned_at_most": 10_000,
             "time": rfc3339(now.wall),

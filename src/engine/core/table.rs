@@ -202,6 +202,7 @@ impl Core {
         }
         let Rebuild::Running { failed } = self.rebuild else { return };
         match result {
+            Ok(done) if done.looked => self.looked(now, &done.adopted),
             Ok(_) => {
                 self.rebuild = Rebuild::No;
                 self.rebuilt += 1;
@@ -286,6 +287,7 @@ impl Core {
             held,
             exact: if rekeyed { Suspects::All } else { exact },
             adopt: self.specs.degraded.is_some() && self.specs.jails.is_empty(),
+            look: None,
         }
     }
 

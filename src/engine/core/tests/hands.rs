@@ -263,6 +263,22 @@ fn a_hundred_changes_are_told_one_by_one_and_the_rest_in_sum() {
 }
 
 #[test]
+fn a_set_that_nothing_bounds_has_a_ceiling() {
+    let mut bench = Bench::new(&["sshd"]);
+    bench.core.ceiling = 2;
+    for (secs, who) in [(1, "198.51.100.1"), (2, "198.51.100.2")] {
+        bench.fail(secs, "sshd", who);
+        bench.fail(secs, "sshd", who);
+        bench.yes(secs);
+    }
+    bench.fail(3, "sshd", "198.51.100.3");
+    let said = bench.fail(3, "sshd", "198.51.100.3");
+    assert!(said.contains("set sshd-v4 is full with 2 elements"), "{said}");
+    assert!(said.ends_with("commit -sshd-v4 198.51.100.1 +sshd-v4 198.51.100.3"), "{said}");
+    assert!(bench.fail(4, "sshd", "2001:db8::1").ends_with("Found 2001:db8::1"), "another set has room of its own");
+}
+
+#[test]
 fn a_full_set_keeps_the_newest() {
     let mut small = config(&["sshd"]);
     small.nft.set_size = Some(3);
@@ -318,4 +334,88 @@ fn a_clock_that_jumps_lifts_no_ban_and_bans_nobody() {
         bench.core.handle(jumped(602), Event::Wake);
         assert!(bench.held().is_empty());
     }
+}
+
+#[test]
+fn what_could_not_be_heard_is_an_admins_will_while_the_table_stands() {
+    let mut bench = Bench::new(&["sshd"]);
+    let done = |looked, adopted| Event::Established(Ok(Done { table: 77, generation: 4, looked, adopted, ..Done::default() }));
+    let there = |set: &str, who: &str, left: Option<u64>| Adopted {
+        set: set.to_owned(),
+        what: Interval::from(ip(who)),
+        timeout: left.map(|_| Span::from_secs(600)),
+        left: left.map(Span::from_secs),
+        everywhere: true,
+    };
+    bench.event(0, done(false, vec![]));
+    for (n, who) in ["198.51.100.7", "198.51.100.8", "198.51.100.9"].into_iter().enumerate() {
+        bench.banned(1, who, 5 + n as u32);
+    }
+    let lost = |bench: &mut Bench, secs| {
+        bench.core.handle(at(secs), Event::Foreign(Heard::Lost));
+        bench.core.settle(at(secs));
+        let actions = bench.core.take_actions().into_iter();
+        actions.filter_map(|action| if let Action::Establish(e) = action { Some((e.look, e.exact)) } else { None }).next()
+    };
+    assert_eq!(lost(&mut bench, 3), Some((Some(77), Suspects::All)), "it is looked at first");
+    // One that was lifted, one that was given another end, one that is new.
+    let found = vec![
+        there("sshd-v4", "198.51.100.7", Some(598)),
+        there("sshd-v4", "198.51.100.8", Some(60)),
+        there("sshd-v4", "198.51.100.50", None),
+    ];
+    let by = "others that could not be heard";
+    assert_eq!(
+        bench.event(3, done(true, found)),
+        format!(
+            "[sshd] Unban 198.51.100.9, removed by {by}; [sshd] the ban of 198.51.100.8 ends in 1m, changed by {by}; \
+             [sshd] Ban 198.51.100.50, added by {by}; table inet banset was compared as a whole: 1 bans added, 1 lifted by others"
+        )
+    );
+    assert_eq!(bench.held(), ["198.51.100.50", "198.51.100.7", "198.51.100.8"]);
+    assert!(bench.core.is_quiet());
+    assert_eq!(bench.event(64, Event::Wake), "[sshd] Unban 198.51.100.8", "it ends when he wanted");
+    // A set that lost all it had was flushed: nobody means that as so many unbans.
+    lost(&mut bench, 65);
+    assert_eq!(
+        bench.event(65, done(true, vec![])),
+        format!(
+            "set sshd-v4 was flushed by {by}: its 2 bans are put back; \
+             table inet banset was compared as a whole: 0 bans added, 0 lifted by others; establish sshd-v4:2"
+        )
+    );
+    bench.whole(65, 20, false);
+    assert!(bench.core.is_quiet());
+    // Damage that was heard calls for more than a look, whichever came first.
+    bench.core.handle(at(66), foreign(30, &["rule deleted"]));
+    assert_eq!(lost(&mut bench, 66), Some((None, Suspects::All)));
+    bench.whole(66, 31, true);
+    bench.core.handle(at(67), Event::Foreign(Heard::Lost));
+    bench.core.handle(at(67), foreign(40, &["rule deleted"]));
+    assert!(bench.event(67, Event::Wake).ends_with("establish sshd-v4:2"));
+}
+
+#[test]
+fn a_ban_on_its_way_is_neither_lifted_nor_adopted_by_a_look() {
+    let mut bench = Bench::new(&["sshd"]);
+    let done = |looked, adopted| Event::Established(Ok(Done { table: 77, generation: 4, looked, adopted, ..Done::default() }));
+    bench.event(0, done(false, vec![]));
+    bench.banned(1, "198.51.100.7", 5);
+    bench.core.handle(at(2), Event::Foreign(Heard::Lost));
+    bench.core.settle(at(2));
+    // While it is looked one is banned, another unbanned: the kernel has seen neither.
+    bench.fail(2, "sshd", "198.51.100.8");
+    bench.fail(2, "sshd", "198.51.100.8");
+    bench.ask(2, unban(&["198.51.100.7"]));
+    let found = Adopted {
+        set: "sshd-v4".to_owned(),
+        what: Interval::from(ip("198.51.100.7")),
+        timeout: Some(Span::from_secs(600)),
+        left: Some(Span::from_secs(598)),
+        everywhere: true,
+    };
+    let said = bench.event(3, done(true, vec![found]));
+    assert!(said.contains("0 bans added, 0 lifted by others"), "{said}");
+    assert!(said.contains("commit +sshd-v4 198.51.100.8 -sshd-v4 198.51.100.7"), "{said}");
+    assert_eq!(bench.held(), ["198.51.100.8"]);
 }

@@ -83,7 +83,8 @@ impl World {
             self.number += 1;
             let long = if self.dice.one_in(30) { 3000 } else { 60 };
             let padding = "x".repeat(self.dice.roll(long) as usize);
-            text.push_str(&format!("{} {padding}\n", self.number));
+            // Real lines differ in their last bytes, too: it is by those that a file written anew is noticed.
+            text.push_str(&format!("{} {padding} {}\n", self.number, self.number));
             self.files.get_mut(name).unwrap().push(self.number);
         }
         self.story.push(format!("write {name} {}..={}", self.number + 1 - count, self.number));
@@ -211,6 +212,9 @@ impl World {
             }
             7 => {
                 self.story.push("delete".into());
+                // A copy that is older than the log is told from late writing to an older file only if it was seen before it was
+                // overwritten.
+                self.copied = false;
                 fs::remove_file(self.path(&log)).unwrap();
                 self.files.insert(log.clone(), Vec::new());
                 append(self.path(&log), "");

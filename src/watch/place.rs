@@ -162,6 +162,11 @@ impl Known {
         self.heads.extend(head.filter(|head| !head.is_empty()));
     }
 
+    /// Whether one of them was read in this very file: if it holds another now, it was overwritten since.
+    pub(super) fn were_in(&self, sibling: &Sibling) -> bool {
+        self.done.iter().any(|mark| mark.born_as(&sibling.beginning()))
+    }
+
     /// Whether the sibling is a copy of one of them, compressed or not.
     pub(super) fn has(&self, sibling: &Sibling) -> bool {
         self.marks.iter().any(|mark| sibling.continues(mark))

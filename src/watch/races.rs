@@ -212,6 +212,40 @@ fn a_rotated_file_that_we_hold_is_overwritten_by_copies_and_compressed() {
 }
 
 #[test]
+fn a_copy_older_than_the_log_is_overwritten() {
+    for down in [false, true] {
+        let (_dir, log) = room();
+        append(&log, "1 is a line of the first file\n");
+        let mut run = held_at(&log, "1 is", || {
+            copy_and_truncate(&log);
+            append(&log, "2\n");
+        });
+        run.reads(&["1 is a line of the first file", "2"]);
+        a_tick_later(&log);
+        fs::remove_file(&log).unwrap();
+        append(&log, "3 is a line of the next file\n");
+        run.reads(&["3 is a line of the next file"]);
+        let over = |lines: [&str; 2]| {
+            append(&log, lines[0]);
+            fs::copy(&log, beside(&log, ".1")).unwrap();
+            File::create(&log).unwrap();
+            append(&log, lines[1]);
+        };
+        if down {
+            run = run.stop();
+            over(["4\n", "5\n"]);
+            run = again(run);
+        } else {
+            over(["4\n", "5\n"]);
+        }
+        run.reads(&["4", "5"]);
+        let run = run.stop();
+        over(["6\n", "7\n"]);
+        again(run).reads(&["6", "7"]);
+    }
+}
+
+#[test]
 fn copies_of_the_next_file_are_read_after_the_rest_of_the_deleted_one_and_known_to_the_next_run() {
     let (_dir, log) = room();
     append(&log, "1 is a line of the first file\n");

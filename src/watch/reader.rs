@@ -649,7 +649,8 @@ impl Reader<'_> {
         self.without_later(id, index, &mut beside);
         let mut at = index;
         for sibling in beside {
-            let fresh = modified(&sibling.meta) >= since && sibling.beginning().birth >= copies_from;
+            let born = sibling.beginning().birth >= copies_from || known.were_in(&sibling);
+            let fresh = modified(&sibling.meta) >= since && born;
             if fresh
                 && !self.holders.contains_key(&sibling.identity())
                 && !self.is_place(&sibling.path, id)

@@ -361,18 +361,30 @@ impl Commits {
         Ok(Commits { socket })
     }
 
-    /// Waits until `key` is added to `set` or removed from it, for five seconds after `since`; returns how long after `since`
+    /// Waits until `key` is added to `set` or removed from it, for half a minute after `since`; returns how long after `since`
     /// that was heard.
     pub fn wait(&self, set: &str, key: IpAddr, since: Instant) -> Option<Duration> {
         let (name, key) = (format!("{set}\0"), octets(key));
+        self.until(since, |message| {
+            let holds = |needle: &[u8]| memchr::memmem::find(message, needle).is_some();
+            holds(name.as_bytes()) && holds(key.as_ref())
+        })
+    }
+
+    /// Waits for the end of the transaction that was heard of: the message that names its generation.
+    pub fn end(&self) {
+        const NEWGEN: [u8; 2] = ((libc::NFNL_SUBSYS_NFTABLES << 8 | libc::NFT_MSG_NEWGEN) as u16).to_ne_bytes();
+        let _ = self.until(Instant::now(), |message| message.get(4..6) == Some(&NEWGEN));
+    }
+
+    fn until(&self, since: Instant, is_it: impl Fn(&[u8]) -> bool) -> Option<Duration> {
         loop {
-            let left = Duration::from_secs(5).checked_sub(since.elapsed())?;
+            let left = Duration::from_secs(30).checked_sub(since.elapsed())?;
             let timeout = PollTimeout::try_from(left).ok()?;
             nix::poll::poll(&mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)], timeout).ok()?;
             let heard = since.elapsed();
             while let Some(message) = self.next() {
-                let holds = |needle: &[u8]| memchr::memmem::find(&message, needle).is_some();
-                if holds(name.as_bytes()) && holds(key.as_ref()) {
+                if is_it(&message) {
                     return Some(heard);
                 }
             }

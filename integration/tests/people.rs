@@ -441,6 +441,31 @@ impl Drop for Pipe {
 }
 
 #[test]
+fn lines_that_nearly_match_are_counted_and_shown_to_who_may_read_lines() {
+    in_netns("lines_that_nearly_match_are_counted_and_shown_to_who_may_read_lines", || {
+        let lab = Lab::new();
+        let mut log = Log::create(lab.dir().join("auth.log"));
+        let daemon = Daemon::start(&lab, &sshd(&log, ""));
+        daemon.wait_running();
+        let none = serde_json::json!({ "total": 0, "last": null });
+        assert_eq!(daemon.jail("sshd")["near_misses"], none);
+        for n in 1..=7 {
+            log.line(&format!("{} mx sshd[7]: Failed password for \u{1b}[31mroot, number {n}", Stamp::now().syslog()));
+        }
+        wait_until("they are counted", || daemon.jail("sshd")["near_misses"]["total"] == 7);
+        let full = daemon.cli(&["status", "sshd", "--json"]).json();
+        let lines: Vec<&str> =
+            full["near_miss_lines"].as_array().expect("lines").iter().filter_map(|line| line.as_str()).collect();
+        assert!((1..=5).contains(&lines.len()) && lines[lines.len() - 1].contains("\\x1b[31mroot, number 7"), "{lines:?}");
+        let text = daemon.cli(&["status", "sshd"]).out;
+        assert!(text.contains("Near misses:\t7, the last ") && text.contains("number 7"), "{text}");
+        // They outlive a reload.
+        daemon.cli(&["reload"]).ok();
+        assert_eq!(daemon.jail("sshd")["near_misses"]["total"], 7);
+    });
+}
+
+#[test]
 fn what_is_decided_here_is_enforced_there_over_a_broken_pipe_and_without_echo() {
     in_netns("what_is_decided_here_is_enforced_there_over_a_broken_pipe_and_without_echo", || {
         let lab = Lab::new();

@@ -1,5 +1,6 @@
 //! `banset doctor`: everything that would keep a ban from biting, looked for from the outside, whether a daemon runs or not.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::time::{Duration, SystemTime};
@@ -12,7 +13,7 @@ use crate::control::{Request, client};
 use crate::doctor::{Aim, Finding, examine, facts};
 use crate::engine::Specs;
 use crate::nft::Socket;
-use crate::terms::{escape, plain};
+use crate::terms::{Blocktype, escape, plain};
 
 /// A log nobody wrote to for so long is asked about.
 const QUIET: Duration = Duration::from_secs(7 * 86_400);
@@ -48,6 +49,7 @@ pub fn doctor(global: &Global, shown: Shown) -> u8 {
             visit.sound.push("hooks: every jail's chains meet the packets they are meant for".to_owned());
         }
         visit.findings.extend(found);
+        hooks(&specs, &mut visit);
         sources(&specs, &mut visit);
         daemon(global, &specs, &mut visit);
     }
@@ -89,6 +91,38 @@ fn kernel(visit: &mut Visit) {
         Err(why) => {
             let help = "run as root or grant CAP_NET_ADMIN; the kernel needs nf_tables (Linux 5.10 or later)";
             visit.trouble(None, false, why.to_string().lines().next().unwrap_or_default().to_owned(), help);
+        }
+    }
+}
+
+/// Places where jails want chains and this kernel has none, or has chains but no reject.
+fn hooks(specs: &Specs, visit: &mut Visit) {
+    // That nf_tables does not answer is said already.
+    let Ok(mut socket) = Socket::open() else { return };
+    let mut places = BTreeMap::<_, (Vec<String>, Vec<String>)>::new();
+    for spec in specs.jails.iter().filter(|spec| spec.name != MANUAL) {
+        for (family, (hook, _)) in spec.families.iter().flat_map(|family| spec.hooks.iter().map(|hook| (*family, *hook))) {
+            let (all, rejecting) = places.entry((family, hook)).or_default();
+            all.push(spec.name.clone());
+            rejecting.extend((spec.blocktype == Blocktype::Reject).then(|| spec.name.clone()));
+        }
+    }
+    for ((family, hook), (all, rejecting)) in places {
+        match socket.allows(family, hook) {
+            Ok((false, _)) => visit.findings.push(Finding {
+                jails: all,
+                bites: false,
+                what: format!("this kernel has no {family} {hook}"),
+                help: format!("load the module nf_tables_{family}, or leave {hook} out of chain_hook"),
+            }),
+            Ok((true, false)) if !rejecting.is_empty() => visit.findings.push(Finding {
+                jails: rejecting,
+                bites: true,
+                what: format!("this kernel can not reject at {family} {hook}: packets are dropped there"),
+                help: "nothing is let through; write blocktype = \"drop\" to say so".to_owned(),
+            }),
+            Ok(_) => {}
+            Err(why) => visit.trouble(None, true, why.to_string(), "the kernel was not asked which hooks it has"),
         }
     }
 }

@@ -217,6 +217,13 @@ fn jail_text(jail: &Value, utc: bool) -> String {
         number(&jail["failures"]["total"])
     ));
     out.push_str(&format!("|  |- Last match:\t{}\n", stamp(&jail["last_match"], utc)));
+    let near = &jail["near_misses"];
+    if near["total"].as_u64().is_some_and(|total| total > 0) {
+        out.push_str(&format!("|  |- Near misses:\t{}, the last {}\n", number(&near["total"]), stamp(&near["last"], utc)));
+        for line in jail["near_miss_lines"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+            out.push_str(&format!("|  |    {line}\n"));
+        }
+    }
     for source in jail["sources"].as_array().map(Vec::as_slice).unwrap_or_default() {
         let note = source["note"].as_str().map(|note| format!(" ({note})")).unwrap_or_default();
         let lag =

@@ -352,15 +352,7 @@ pub const KEYS: &[Key] = &[
         "true",
         "the kernel refuses every change of our tables by others, flush ruleset included (Linux 6.9); the price: a saved ruleset that contains them fails to load, as a whole",
     ),
-    key(
-        Nft,
-        "set_size",
-        Now,
-        Number(16, 16_777_216),
-        "",
-        "65536",
-        "the most elements a set holds; the kernel's bound if not written",
-    ),
+    key(Nft, "set_size", Now, Number(16, 16_777_216), "", "65536", "the most elements a set holds; 2000000 if not written"),
     key(
         Nft,
         "element_counters",

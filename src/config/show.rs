@@ -419,7 +419,7 @@ pub fn example() -> String {
             }
         }
     }
-    out.push_str("\n# Named by the design, carried out by a later version; until then each of these is a mistake.\n");
+    out.push_str("\n# Not there yet; until then each of these is a mistake.\n");
     for key in keys::KEYS.iter().filter(|key| key.status == Status::Planned && key.place != Place::Top) {
         let _ = writeln!(out, "# later: {}{}: {}", section(key.place), key.name, key.about);
     }

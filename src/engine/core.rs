@@ -100,6 +100,17 @@ struct Running {
     nets: NetSets,
     /// Between file and journal.
     choice: Option<Choice>,
+    near: NearMisses,
+}
+
+/// Lines that held what a filter looks for and matched nothing, in this run.
+#[derive(Clone, Debug, Default)]
+struct NearMisses {
+    count: u64,
+    /// When the last was read.
+    at: Option<Time>,
+    /// The last few, as they may be shown.
+    lines: Vec<String>,
 }
 
 /// Whether a jail has its sets of subnets, which come to be with the first.
@@ -150,6 +161,8 @@ pub struct Core {
     rebuilt: u64,
     hands: foreign::Hands,
     rooms: HashMap<Arc<str>, room::Room>,
+    /// Bans of a set at most where nothing else is configured.
+    ceiling: usize,
     pace: Pace,
     keep: Keep,
     boot: String,
@@ -198,6 +211,9 @@ pub struct Core {
     actions: Vec<Action>,
 }
 
+/// Near misses of a jail that are shown, and bytes of each.
+const NEAR_MISSES: usize = 5;
+const LINE_SHOWN: usize = 300;
 /// Between two rounds of forgetting what is too old to matter.
 const TIDY: Span = Span::from_secs(60);
 
@@ -220,6 +236,7 @@ impl Core {
             rebuilt: 0,
             hands: foreign::Hands::default(),
             rooms: HashMap::new(),
+            ceiling: room::CEILING,
             pace: Pace::default(),
             keep: Keep::default(),
             boot: String::new(),
@@ -452,6 +469,15 @@ impl Core {
                 continue;
             }
             self.judge(now, at, &found.failure, batch.live, random);
+        }
+        for (jail, missed) in &batch.missed {
+            if let Some(running) = self.by_id.get(jail).and_then(|at| self.jails.get_mut(*at)) {
+                running.near.count += missed.count;
+                running.near.at = Some(now.wall);
+                running.near.lines.extend(missed.last.iter().map(|line| escape(line, LINE_SHOWN)));
+                let over = running.near.lines.len().saturating_sub(NEAR_MISSES);
+                running.near.lines.drain(..over);
+            }
         }
         if let Some(resume) = &batch.resume {
             self.keep.position(now, &batch.path, Some(resume.clone()));

@@ -639,6 +639,11 @@ impl Reader {
                     }
                 }
             }
+            for (filter, jails) in group.jails.iter().enumerate() {
+                let missed = group.scanner.near_misses(filter);
+                let jails = jails.iter().filter(|_| missed.count > 0);
+                batch.missed.extend(jails.map(|(jail, ..)| (*jail, missed.clone())));
+            }
             group.chunk.clear();
             group.times.clear();
             group.stamps.clear();

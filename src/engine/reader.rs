@@ -410,6 +410,11 @@ impl Watched {
         let mut batch = std::mem::replace(&mut self.batch, fresh);
         let resume = Resume { place: self.place, position: self.position.clone(), scanner: self.scanner.state(), journal: None };
         batch.resume = Some(Arc::new(resume));
+        for (filter, jails) in self.jails.iter().enumerate() {
+            let missed = self.scanner.near_misses(filter);
+            let jails = jails.iter().filter(|_| missed.count > 0);
+            batch.missed.extend(jails.map(|(jail, ..)| (*jail, missed.clone())));
+        }
         batch.lines = self.scanner.lines() - self.lines;
         self.lines = self.scanner.lines();
         batch

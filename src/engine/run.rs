@@ -37,8 +37,8 @@ use crate::watch::{Habits, Watch};
 const EVENTS: usize = 256;
 /// Events taken in before what they led to is carried out.
 const AT_ONCE: usize = 64;
-/// What is in flight at the end gets this long.
-const FAREWELL: Duration = Duration::from_secs(2);
+/// What is in flight at the end gets this long; systemd by itself is patient for 90 s.
+const FAREWELL: Duration = Duration::from_secs(30);
 
 /// A daemon that is ready to run: everything that can refuse has agreed.
 pub struct Ready {
@@ -232,7 +232,10 @@ async fn farewell(core: &mut Core, performer: &mut Performer, happened: &mut mps
             Ok(Some(event)) => core.handle(clock::now(), event),
             Ok(None) => return,
             Err(_) => {
-                warn!("the kernel did not answer in time; the log still holds what it was about");
+                warn!(
+                    "what was decided last did not all reach the kernel and the state within {} s; the logs still hold what it was about",
+                    FAREWELL.as_secs()
+                );
                 return;
             }
         }

@@ -52,7 +52,7 @@ mod walk;
 
 pub use dates::{DatePattern, Template};
 pub use definition::{Definition, Mistake};
-pub use scanner::{Counters, Found, Kind, Scanner, State, Times, When};
+pub use scanner::{Counters, Found, Kind, NearMisses, Scanner, State, Times, When};
 pub use shipped::shipped;
 
 use definition::{Once, Param, Patterns};
@@ -449,6 +449,11 @@ mod tests {
             line in "[aé<: ]{0,9}(?:1\\.2\\.3\\.4)?.{0,9}",
         ) {
             let [failregex, prefregex, other, variable] = &texts[..] else { unreachable!("four") };
+            let alone = |(text, maxlines): (&String, u32)| Definition {
+                patterns: Patterns { failregex: vec![format!("{text}<HOST>")], ..Patterns::default() },
+                maxlines,
+                ..Definition::default()
+            };
             let own = |maxlines: u32| Definition {
                 name: "x".to_owned(),
                 patterns: Patterns {
@@ -462,6 +467,7 @@ mod tests {
                 ..Definition::default()
             };
             let mut definitions = vec![own(1), own(2)];
+            definitions.extend(texts.iter().flat_map(|text| [(text, 1), (text, 2)]).map(alone));
             let ini = |text: &String| text.replace(['\n', '\r', '%'], "");
             let file = format!(
                 "[Definition]\nprefregex = {}<F-CONTENT>.*</F-CONTENT>\nfailregex = x{}<HOST>\n  <v>{}<HOST>\nignoreregex = x{}\n[Init]\nv = {}\n",

@@ -91,11 +91,11 @@ impl Pattern {
         let hir = match parser {
             Ok(hir) => hir,
             Err(regex_syntax::Error::Parse(e)) => {
-                let at = expanded.written(e.span().start.offset..e.span().end.offset);
+                let at = whole(written, expanded.written(e.span().start.offset..e.span().end.offset));
                 return one(Some(at), e.kind().to_string(), help_for(&e.kind().to_string()));
             }
             Err(regex_syntax::Error::Translate(e)) => {
-                let at = expanded.written(e.span().start.offset..e.span().end.offset);
+                let at = whole(written, expanded.written(e.span().start.offset..e.span().end.offset));
                 return one(Some(at), e.kind().to_string(), help_for(&e.kind().to_string()));
             }
             Err(e) => return one(None, e.to_string(), None),
@@ -232,6 +232,13 @@ impl Pattern {
     }
 }
 
+/// The characters that these bytes belong to. Where nothing stands a mistake is cited by the byte behind it, which may begin a character.
+fn whole(text: &str, at: Range<usize>) -> Range<usize> {
+    let boundary = |place: &usize| text.is_char_boundary(*place);
+    let start = (0..=at.start.min(text.len())).rev().find(boundary).unwrap_or(0);
+    start..(at.end..text.len()).find(boundary).unwrap_or(text.len())
+}
+
 /// Where the classes stand that name characters beyond ASCII. Patterns match bytes, and a class is one byte of the line, unless it is
 /// told that its members are characters.
 fn wide_classes(text: &str) -> Vec<Range<usize>> {
@@ -348,6 +355,16 @@ mod tests {
         ];
         for (written, line, matches) in table {
             assert_eq!(found(written, line).is_some(), matches, "{written} on {line}");
+        }
+    }
+
+    #[test]
+    fn mistakes_are_cited_by_whole_characters() {
+        let scope = Scope { params: &BTreeMap::new(), variables: &BTreeMap::new() };
+        for (written, at) in [("/{¡", 2..4), ("é{é", 3..5), ("[é", 0..1), (r"\pé", 2..4)] {
+            let mistakes = Pattern::compile(written, "failregex", 0, scope).unwrap_err();
+            let cited = mistakes[0].at.clone().unwrap();
+            assert!(written.get(cited.clone()).is_some() && cited.contains(&at.start), "{written}: {cited:?}");
         }
     }
 

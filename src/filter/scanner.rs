@@ -95,6 +95,41 @@ pub struct Counters {
     pub strained: u64,
 }
 
+/// Near misses since they were last asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NearMisses {
+    /// How many.
+    pub count: u64,
+    /// The last few lines, oldest first, each up to its bound.
+    pub last: Vec<Box<[u8]>>,
+}
+
+/// So many near misses are kept, with so many bytes of each.
+const KEPT: usize = 3;
+const KEPT_BYTES: usize = 300;
+
+/// The last near misses of a filter, written over one after the other: nothing is allocated for each.
+#[derive(Debug, Default)]
+struct Near {
+    count: u64,
+    lines: [Vec<u8>; KEPT],
+}
+
+impl Near {
+    fn note(&mut self, line: &[u8]) {
+        let kept = &mut self.lines[self.count as usize % KEPT];
+        kept.clear();
+        kept.extend_from_slice(&line[..line.len().min(KEPT_BYTES)]);
+        self.count += 1;
+    }
+
+    fn take(&mut self) -> NearMisses {
+        let (count, kept) = (std::mem::take(&mut self.count), KEPT as u64);
+        let last = (count.saturating_sub(kept)..count).map(|n| self.lines[(n % kept) as usize].as_slice().into());
+        NearMisses { count, last: last.collect() }
+    }
+}
+
 /// What a scanner remembers: a saved position is worth nothing without it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct State {
@@ -141,6 +176,7 @@ struct Judge {
     sessions: Sessions,
     tries: Tries,
     counters: Counters,
+    near: Near,
     key: Vec<u8>,
     /// A filter of fail2ban judges in its own way.
     foreign: Option<Box<foreign::Judge>>,
@@ -266,6 +302,11 @@ impl Scanner {
         let judge = &self.judges[filter];
         let (evicted, strained) = judge.foreign.as_ref().map_or((0, 0), |foreign| (foreign.evicted, foreign.strained()));
         Counters { evicted: judge.sessions.evicted + judge.tries.evicted + evicted, strained, ..judge.counters }
+    }
+
+    /// The near misses of a filter since this was last asked.
+    pub fn near_misses(&mut self, filter: usize) -> NearMisses {
+        self.judges[filter].near.take()
     }
 
     /// What to save with the position up to which lines were scanned.
@@ -430,6 +471,7 @@ impl Judge {
             sessions: Sessions::default(),
             tries: Tries::default(),
             counters: Counters::default(),
+            near: Near::default(),
             key: Vec::new(),
             foreign: foreign.map(Box::new),
         }
@@ -476,8 +518,10 @@ impl Judge {
             }
             foreign::Outcome::Ignored(_) => self.counters.ignored += 1,
             foreign::Outcome::Missed => {
-                let rules = self.filter.foreign.as_ref();
-                self.counters.missed += u64::from(rules.is_some_and(|rules| rules.holds(&line)));
+                if self.filter.foreign.as_ref().is_some_and(|rules| rules.holds(&line)) {
+                    self.counters.missed += 1;
+                    self.near.note(place.line);
+                }
             }
         }
     }
@@ -500,7 +544,7 @@ impl Judge {
         if let Some(prefregex) = &filter.prefregex {
             before = prefregex.find(text, &mut self.places[0]);
             if before.is_none() {
-                return self.miss(slots);
+                return self.miss(slots, place.line);
             }
         }
         let content = before.as_ref().and_then(|hit| hit.content.clone()).unwrap_or(0..text.len());
@@ -535,7 +579,7 @@ impl Judge {
                 found.push(place.found(dated, &hit, Kind::Ok, addr, time, 1, pattern as u16, user));
             }
         } else {
-            self.miss(slots);
+            self.miss(slots, place.line);
         }
     }
 
@@ -623,9 +667,10 @@ impl Judge {
         }
     }
 
-    fn miss(&mut self, slots: &Slots) {
+    fn miss(&mut self, slots: &Slots, line: &[u8]) {
         if slots.next(self.first).is_some_and(|slot| slot < self.okregex) {
             self.counters.missed += 1;
+            self.near.note(line);
         }
     }
 }
@@ -860,6 +905,21 @@ mod tests {
         let counters = scanner.counters(0);
         assert_eq!((counters.matched, counters.ignored, counters.missed), (3, 1, 1));
         assert_eq!(scanner.lines(), 5);
+    }
+
+    #[test]
+    fn the_last_near_misses_are_kept_until_somebody_asks() {
+        let mut scanner = of("failregex = '^ bad <HOST>$'");
+        assert_eq!(scanner.near_misses(0), NearMisses::default());
+        let line = |n: usize| format!("Jan 15 12:00:00 bad luck {n} {}\n", "x".repeat(n * 99));
+        scan(&mut scanner, &(0..5).map(line).collect::<String>(), true);
+        let told = scanner.near_misses(0);
+        let last: Vec<&str> = told.last.iter().map(|line| std::str::from_utf8(line).unwrap()).collect();
+        assert_eq!((told.count, last.len()), (5, 3));
+        assert!(last.iter().zip(2..).all(|(kept, n)| line(n).starts_with(kept) && kept.len() <= KEPT_BYTES), "{last:?}");
+        assert_eq!(scanner.near_misses(0).count, 0);
+        scan(&mut scanner, "Jan 15 12:00:00 bad 1.2.3.4\nJan 15 12:00:00 good luck\nbad end\n", true);
+        assert_eq!(scanner.near_misses(0), NearMisses { count: 1, last: vec![(*b"bad end").into()] });
     }
 
     #[test]

@@ -133,7 +133,9 @@ impl Expanded {
         };
         let start =
             piece(at.start).map_or(0, |p| if p.verbatim { p.written.start + (at.start - p.out) } else { p.written.start });
-        let last = at.end.max(at.start + 1) - 1;
+        // A place without a width is told as the character there.
+        let wide = self.text.get(at.start..).and_then(|rest| rest.chars().next()).map_or(1, char::len_utf8);
+        let last = at.end.max(at.start + wide) - 1;
         let end = piece(last).map_or(start, |p| if p.verbatim { p.written.start + (last + 1 - p.out) } else { p.written.end });
         let limit = self.origin.last().map_or(0, |p| p.written.end);
         start.min(limit)..end.max(start).min(limit)

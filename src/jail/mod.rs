@@ -28,7 +28,7 @@ pub const TRACKED_AT_MOST: usize = 1_000_000;
 /// Subnets a jail bans at most: a set of intervals slows with every one, and is read whole by `nft list`.
 pub const NETS_AT_MOST: usize = 8192;
 
-/// Offenders remembered at most per jail.
+/// Offenders remembered at most per jail; beyond it those whose last ban ended longest ago are dropped and counted.
 const OFFENDERS_AT_MOST: usize = 1_000_000;
 
 /// The two clocks, read once per event.
@@ -247,6 +247,10 @@ pub struct Jail {
     /// By subnet: how many bans held count for it.
     crowds: HashMap<IpNetwork, u32>,
     offenders: HashMap<IpNetwork, Offender>,
+    offenders_at_most: usize,
+    /// Those whose offences had to make room, until that is told.
+    forgotten: Vec<IpNetwork>,
+    offences_evicted: u64,
     /// Failures counted since the start.
     pub failures_total: u64,
     /// Bans decided since the start.
@@ -269,6 +273,9 @@ impl Jail {
             exact: Arc::default(),
             crowds: HashMap::new(),
             offenders: HashMap::new(),
+            offenders_at_most: OFFENDERS_AT_MOST,
+            forgotten: Vec::new(),
+            offences_evicted: 0,
             failures_total: 0,
             bans_total: 0,
             last_failure: None,
@@ -590,7 +597,7 @@ impl Jail {
 
     /// Earlier bans of a subject as an earlier run kept them.
     pub fn restore_offences(&mut self, subject: IpNetwork, bans: u32, until: Time) {
-        if self.policy.remember > Span(0) && self.offenders.len() < OFFENDERS_AT_MOST {
+        if self.policy.remember > Span(0) && self.offenders.len() < self.offenders_at_most {
             self.offenders.insert(subject, Offender { bans, until });
         }
     }
@@ -641,6 +648,11 @@ impl Jail {
         self.window.evicted()
     }
 
+    /// Subjects whose offences were forgotten at the ceiling.
+    pub fn offences_evicted(&self) -> u64 {
+        self.offences_evicted
+    }
+
     /// Failures counted for an address.
     pub fn counted(&self, now: Now, address: IpAddr) -> u32 {
         self.window.count(self.subject(address).network(), now.wall, self.policy.findtime)
@@ -675,7 +687,8 @@ impl Jail {
         self.window.forget_older(now.wall, self.policy.findtime);
         self.cover.tidy(now.mono);
         let memory = self.policy.remember;
-        self.offenders.extract_if(|_, offender| offender.until + memory <= now.mono).map(|(subject, _)| subject).collect()
+        let old = self.offenders.extract_if(|_, offender| offender.until + memory <= now.mono).map(|(subject, _)| subject);
+        std::mem::take(&mut self.forgotten).into_iter().chain(old).collect()
     }
 
     fn insert(&mut self, subject: IpNetwork, held: Held) {
@@ -721,11 +734,28 @@ impl Jail {
 
     fn remember(&mut self, held: &Held, subject: IpNetwork) {
         let (Some(until), true) = (held.until, self.policy.remember > Span(0)) else { return };
-        if held.origin == Origin::Failures && (self.offenders.len() < OFFENDERS_AT_MOST || self.offenders.contains_key(&subject))
-        {
+        if held.origin == Origin::Failures {
+            if self.offenders.len() >= self.offenders_at_most && !self.offenders.contains_key(&subject) {
+                self.forget_oldest_offenders();
+            }
             let offender = self.offenders.entry(subject).or_insert(Offender { bans: 0, until });
             offender.bans = offender.bans.saturating_add(1);
             offender.until = until;
+        }
+    }
+
+    /// Forgets some of those whose last ban ended longest ago: finding them takes a walk over all.
+    fn forget_oldest_offenders(&mut self) {
+        let mut all: Vec<(Time, IpNetwork)> = self.offenders.iter().map(|(subject, last)| (last.until, *subject)).collect();
+        let some = (all.len() / 100).max(1).min(all.len());
+        if some < all.len() {
+            all.select_nth_unstable(some);
+            all.truncate(some);
+        }
+        self.offences_evicted += all.len() as u64;
+        for (_, subject) in all {
+            self.offenders.remove(&subject);
+            self.forgotten.push(subject);
         }
     }
 
@@ -965,6 +995,22 @@ mod tests {
         check(&jail);
         jail.expire(at(1000));
         assert_eq!((jail.bans_held(), jail.bans_beside(nets[0]), jail.bans_beside(nets[5])), (0, 0, 0));
+    }
+
+    #[test]
+    fn at_their_ceiling_the_oldest_offences_are_forgotten_and_counted() {
+        let mut jail = Jail::new(Policy { maxretry: 1, remember: Span::from_secs(86_400), ..policy() });
+        jail.offenders_at_most = 3;
+        let subject = |last: u8| IpNetwork::from(IpAddr::from([192, 0, 2, last]));
+        for last in 1..=5 {
+            let at = at(i64::from(last));
+            let failure = Failure { address: subject(last).network(), time: at.wall, attempts: 1, place: Place(0) };
+            assert!(matches!(jail.judge(at, &failure, 0.0, 0), Verdict::Ban(_)));
+        }
+        let known: Vec<u8> = (1..=5).filter(|last| jail.offences(subject(*last)).is_some()).collect();
+        assert_eq!((known, jail.offences_evicted()), (vec![3, 4, 5], 2));
+        assert_eq!(jail.tidy(at(6)), [subject(1), subject(2)], "and the state is told");
+        assert!(jail.tidy(at(6)).is_empty());
     }
 
     #[test]

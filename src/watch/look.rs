@@ -5,7 +5,7 @@ use std::fs::{File, Metadata};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use glob::Pattern;
 use nix::errno::Errno;
@@ -261,7 +261,8 @@ impl Reader<'_> {
             if before.is_empty() && alive {
                 self.hold_passed(id, &path, identity, since);
             }
-            if before.is_empty() && fresh && meta.len() == 0 {
+            let just_now = meta.modified().is_ok_and(|at| at.elapsed().unwrap_or_default() < Duration::from_secs(1));
+            if before.is_empty() && fresh && (meta.len() == 0 || just_now) {
                 // What was rotated away before we came is not ours, though its times may be those of the file we follow.
                 let stamped = |sibling: &Sibling| modified(&sibling.meta) >= mark.modified;
                 let done = siblings(&path).iter().filter(|s| stamped(s)).filter_map(Sibling::whole).collect();
@@ -416,11 +417,11 @@ impl Reader<'_> {
         {
             fate[same] = Some(last);
         }
-        // Truncated, written anew and rotated away: nothing was read of what it holds now. But a copy is overwritten by the next.
+        // Truncated, written anew and rotated away, or a copy that the next one overwrote: nothing was read of what it holds now.
         let mut anew = vec![false; last];
         for index in 0..before.len() {
             let old = &before[index];
-            if fate[index].is_none() && old.offset > 0 && !old.copy && !self.holds(id, old) {
+            if fate[index].is_none() && old.offset > 0 && !self.holds(id, old) {
                 let free = |at: &usize| !fate.contains(&Some(*at));
                 let is = |at: &usize| free(at) && beside[*at].beginning().born_as(old) && !texts.has(&beside[*at]);
                 if let Some(at) = (0..last).find(is) {
@@ -441,7 +442,8 @@ impl Reader<'_> {
         // could be known: but a copy is younger than it, and what is older was read before it.
         let unread = newest.map(|(_, old)| old).filter(|old| blank(old));
         let copied = |sibling: &Sibling| {
-            unread.is_some_and(|old| modified(&sibling.meta) >= old.modified && sibling.beginning().birth >= old.birth)
+            let born = |old: &Mark| sibling.beginning().birth >= old.birth || texts.were_in(sibling);
+            unread.is_some_and(|old| modified(&sibling.meta) >= old.modified && born(old))
         };
         for (at, sibling) in beside.iter().enumerate() {
             let known = fate.iter().position(|fate| *fate == Some(at) && !anew[at]).map(|index| before[index]);

@@ -47,6 +47,8 @@ struct World {
     files: BTreeMap<String, Vec<u64>>,
     /// Names of rotated files, newest first.
     rotated: Vec<String>,
+    /// The newest of them is a copy.
+    copied: bool,
     number: u64,
     story: Vec<String>,
 }
@@ -65,7 +67,7 @@ impl World {
         let keep = 1 + dice.roll(4) as usize;
         let story = vec![format!("{scheme:?} keep {keep}")];
         let (files, rotated) = (BTreeMap::from([(log.clone(), Vec::new())]), Vec::new());
-        let world = World { dice, dir: dir.to_owned(), log, scheme, keep, files, rotated, number: 0, story };
+        let world = World { dice, dir: dir.to_owned(), log, scheme, keep, files, rotated, copied: false, number: 0, story };
         append(world.path(&world.log), "");
         world
     }
@@ -81,7 +83,8 @@ impl World {
             self.number += 1;
             let long = if self.dice.one_in(30) { 3000 } else { 60 };
             let padding = "x".repeat(self.dice.roll(long) as usize);
-            text.push_str(&format!("{} {padding}\n", self.number));
+            // Real lines differ in their last bytes, too: it is by those that a file written anew is noticed.
+            text.push_str(&format!("{} {padding} {}\n", self.number, self.number));
             self.files.get_mut(name).unwrap().push(self.number);
         }
         self.story.push(format!("write {name} {}..={}", self.number + 1 - count, self.number));
@@ -123,6 +126,7 @@ impl World {
     fn rotate(&mut self, how: &str) {
         let (log, to) = (self.log.clone(), self.shift());
         self.story.push(format!("{how} to {to}"));
+        self.copied = how == "copytruncate";
         let lines = self.files.remove(&log).unwrap();
         self.rotated.insert(0, to.clone());
         self.files.insert(to.clone(), lines.clone());
@@ -191,6 +195,15 @@ impl World {
                 self.write(&log, 5);
                 self.rotate("copytruncate");
             }
+            8 if self.copied && self.rotated.first().is_some_and(|name| !name.ends_with(".gz")) => {
+                // The last copy is overwritten.
+                let to = self.rotated[0].clone();
+                self.story.push(format!("copy over {to} and truncate"));
+                fs::copy(self.path(&log), self.path(&to)).unwrap();
+                File::create(self.path(&log)).unwrap();
+                let lines = std::mem::take(self.files.get_mut(&log).unwrap());
+                self.files.insert(to, lines);
+            }
             6 => {
                 self.story.push("truncate and grow".into());
                 OpenOptions::new().write(true).truncate(true).open(self.path(&log)).unwrap();
@@ -199,6 +212,9 @@ impl World {
             }
             7 => {
                 self.story.push("delete".into());
+                // A copy that is older than the log is told from late writing to an older file only if it was seen before it was
+                // overwritten.
+                self.copied = false;
                 fs::remove_file(self.path(&log)).unwrap();
                 self.files.insert(log.clone(), Vec::new());
                 append(self.path(&log), "");

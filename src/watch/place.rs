@@ -126,7 +126,7 @@ impl Place {
         };
         self.held.iter().zip(&self.position.marks).enumerate().any(|(at, (other, mark))| {
             at != index && (alike(&other.head()) || (mark.offset > 0 && mark.is_of(file).unwrap_or(false)))
-        })
+        }) || self.position.done.iter().any(|mark| mark.is_all_of(file).unwrap_or(false))
     }
 
     pub(super) fn status(&self) -> SourceStatus {
@@ -160,6 +160,11 @@ impl Known {
     /// One more text, by its beginning.
     pub(super) fn add(&mut self, head: Option<Vec<u8>>) {
         self.heads.extend(head.filter(|head| !head.is_empty()));
+    }
+
+    /// Whether one of them was read in this very file: if it holds another now, it was overwritten since.
+    pub(super) fn were_in(&self, sibling: &Sibling) -> bool {
+        self.done.iter().any(|mark| mark.born_as(&sibling.beginning()))
     }
 
     /// Whether the sibling is a copy of one of them, compressed or not.

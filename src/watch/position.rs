@@ -115,6 +115,11 @@ impl Mark {
         Ok(file.metadata()?.len() >= self.offset && self.head_is_of(file)? && self.tail_is_of(file)?)
     }
 
+    /// Whether the file holds what this mark saw and nothing else.
+    pub(super) fn is_all_of(&self, file: &File) -> io::Result<bool> {
+        Ok(self.offset > 0 && file.metadata()?.len() == self.offset && self.is_of(file)?)
+    }
+
     /// Whether `file` begins with the bytes that this mark saw.
     pub(super) fn head_is_of(&self, file: &File) -> io::Result<bool> {
         let mut bytes = [0; HEAD];

@@ -172,6 +172,80 @@ fn a_copy_overwritten_while_we_were_down_is_not_read_twice() {
 }
 
 #[test]
+fn a_rotated_file_that_we_hold_is_overwritten_by_copies_and_compressed() {
+    for compressed in [false, true] {
+        let (_dir, log) = room();
+        append(&log, "2\n");
+        let mut run = held_at(&log, "2\n", || {
+            fs::rename(&log, beside(&log, ".1")).unwrap();
+            append(&log, "3 is a line of the second\n");
+        });
+        run.reads(&["2", "3 is a line of the second"]);
+        let mut run = {
+            let positions = run.stop().positions.clone();
+            let (reached, reaches) = sync_channel(0);
+            let (go, go_on) = sync_channel(0);
+            let run = Run::judged(habits(), move |sender| Gate { recorder: Recorder(sender), at: b"late", reached, go_on });
+            append(beside(&log, ".1"), "late\n");
+            run.handle.resume(&log, positions[&log].clone());
+            run.handle.watch(1, log.to_str().unwrap(), Start::FromBeginning);
+            reaches.recv_timeout(PATIENCE).expect("the late line");
+            for text in ["4\n", "5\n"] {
+                fs::copy(&log, beside(&log, ".1")).unwrap();
+                File::create(&log).unwrap();
+                append(&log, text);
+            }
+            copy_and_truncate(&log);
+            append(&log, "6\n");
+            if compressed {
+                gzip(&beside(&log, ".2"));
+            }
+            let _ = go.send(());
+            run
+        };
+        run.until("the last line", |run| run.lines.iter().any(|(line, _)| line == "6"));
+        run.until("the copies", |run| run.lines.len() >= 4);
+        run.status();
+        run.lines.sort();
+        run.reads(&["4", "5", "6", "late"]);
+    }
+}
+
+#[test]
+fn a_copy_older_than_the_log_is_overwritten() {
+    for down in [false, true] {
+        let (_dir, log) = room();
+        append(&log, "1 is a line of the first file\n");
+        let mut run = held_at(&log, "1 is", || {
+            copy_and_truncate(&log);
+            append(&log, "2\n");
+        });
+        run.reads(&["1 is a line of the first file", "2"]);
+        a_tick_later(&log);
+        fs::remove_file(&log).unwrap();
+        append(&log, "3 is a line of the next file\n");
+        run.reads(&["3 is a line of the next file"]);
+        let over = |lines: [&str; 2]| {
+            append(&log, lines[0]);
+            fs::copy(&log, beside(&log, ".1")).unwrap();
+            File::create(&log).unwrap();
+            append(&log, lines[1]);
+        };
+        if down {
+            run = run.stop();
+            over(["4\n", "5\n"]);
+            run = again(run);
+        } else {
+            over(["4\n", "5\n"]);
+        }
+        run.reads(&["4", "5"]);
+        let run = run.stop();
+        over(["6\n", "7\n"]);
+        again(run).reads(&["6", "7"]);
+    }
+}
+
+#[test]
 fn copies_of_the_next_file_are_read_after_the_rest_of_the_deleted_one_and_known_to_the_next_run() {
     let (_dir, log) = room();
     append(&log, "1 is a line of the first file\n");

@@ -484,6 +484,8 @@ impl Reader<'_> {
                 // Written to what was rotated away before the first line of this one: it comes first.
                 Turn::First(_) if !failed && back > 0 && self.older_grew(id, index) => (index, back) = (0, back - 1),
                 Turn::First(bytes) => {
+                    let gone = self.let_go_overwritten(id, index);
+                    index -= gone;
                     if !self.came_before(id, index, bytes) {
                         self.hand_out_first(id, index, bytes);
                     }
@@ -647,7 +649,8 @@ impl Reader<'_> {
         self.without_later(id, index, &mut beside);
         let mut at = index;
         for sibling in beside {
-            let fresh = modified(&sibling.meta) >= since && sibling.beginning().birth >= copies_from;
+            let born = sibling.beginning().birth >= copies_from || known.were_in(&sibling);
+            let fresh = modified(&sibling.meta) >= since && born;
             if fresh
                 && !self.holders.contains_key(&sibling.identity())
                 && !self.is_place(&sibling.path, id)

@@ -94,8 +94,8 @@ impl Sibling {
     /// Whether its text is the one that was done with at this mark. Of a few bytes the fingerprints say little (every file of
     /// its kind may begin with them): then nothing may follow them.
     pub(super) fn is_done(&self, mark: &Mark) -> bool {
-        self.continues(mark)
-            && (mark.offset >= (HEAD + TAIL) as u64 || self.meta.len() == mark.offset || self.ends_at(mark.offset))
+        let long = mark.offset >= (HEAD + TAIL) as u64 || mark.born_as(&self.beginning());
+        self.continues(mark) && (long || self.meta.len() == mark.offset || self.ends_at(mark.offset))
     }
 
     fn ends_at(&self, offset: u64) -> bool {

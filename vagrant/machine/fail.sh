@@ -12,6 +12,6 @@ done
 tries=0
 until banset banned "$@" >/dev/null 2>&1; do
     tries=$((tries + 1))
-    test $tries -lt 200 || { echo "fail.sh: no ban of $* in jail $jail" >&2; exit 1; }
+    test $tries -lt 600 || { echo "fail.sh: no ban of $* in jail $jail" >&2; exit 1; }
     sleep 0.1
 done

@@ -12,6 +12,7 @@ use crate::engine::historian::{Dig, Search};
 use crate::engine::keep::Keeping;
 use crate::engine::recall::Short;
 use crate::engine::spec::{Resolved, Specs};
+use crate::filter;
 use crate::jail::Failure;
 use crate::nft::{Heard, Interval};
 use crate::state::history::{Line, Unread};
@@ -134,6 +135,8 @@ pub struct Batch {
     pub changed: bool,
     /// Of a journal: how many lines were read for each of its sources.
     pub shares: Vec<Share>,
+    /// Lines that nearly matched, by jail.
+    pub missed: Vec<(JailId, filter::NearMisses)>,
 }
 
 /// Lines of one source among those of a journal.

@@ -335,6 +335,7 @@ impl Core {
         let mut sets = BTreeSet::new();
         for running in &self.jails {
             type Ends = BTreeMap<Interval, Option<Time>>;
+            type End<'a> = (&'a Interval, &'a Option<Time>);
             let mut meant: BTreeMap<Arc<str>, Ends> = BTreeMap::new();
             for (set, change) in subnets::stretches(&running.jail, &running.spec, &running.spec) {
                 if let Target::Held { until, .. } = change.to {
@@ -345,12 +346,13 @@ impl Core {
                 let lasts = |until: &Option<Time>| until.is_none_or(|until| until.since(now.mono) > ALIKE);
                 let here = found.iter().filter(|element| *element.set == **set);
                 let here: Ends = here.map(|element| (element.what, element.left.map(|left| now.mono + left))).collect();
+                let alike = |(a, b): (End<'_>, End<'_>)| a.0 == b.0 && ends_alike(*a.1, *b.1);
                 let meant = meant.remove(set).unwrap_or_default();
                 let (meant, here): (Vec<_>, Vec<_>) = (
                     meant.iter().filter(|(_, until)| lasts(until)).collect(),
                     here.iter().filter(|(_, until)| lasts(until)).collect(),
                 );
-                if meant.len() != here.len() || !meant.iter().zip(&here).all(|(a, b)| a.0 == b.0 && ends_alike(*a.1, *b.1)) {
+                if meant.len() != here.len() || !meant.into_iter().zip(here).all(alike) {
                     sets.insert(set.to_string());
                 }
             }

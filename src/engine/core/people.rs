@@ -12,7 +12,7 @@ use super::{
     Action, Asked, ClientId, Core, Effect, KernelView, Level, Rebuild, Row, Running, Source, SourceState, Target, Waiting, What,
     covers,
 };
-use crate::control::{Reply, Request};
+use crate::control::{Rank, Reply, Request};
 use crate::jail::{self, Held, NETS_AT_MOST, Now, Origin, cover, ignore::is_nobody};
 use crate::state::packed::Step;
 use crate::terms::{Family, Lasting, Span, Time, escape, is_host, shown};
@@ -45,7 +45,7 @@ impl Core {
         let reply = match request {
             Request::Status { jail: None } => Reply::done(self.status(&kernel)),
             Request::Status { jail: Some(name) } => match self.at(&name) {
-                Ok(at) => Reply::done(self.status_of(now, at, &kernel)),
+                Ok(at) => Reply::done(self.status_of(now, at, &kernel, rank)),
                 Err(reply) => reply,
             },
             Request::Stats => Reply::done(self.stats()),
@@ -505,11 +505,13 @@ impl Core {
             "kernel": { "v4": count(&spec.set_v4).unwrap_or(0), "v6": count(&spec.set_v6).unwrap_or(0), "net4": net("net4"), "net6": net("net6") },
             "dropped": { "packets": packets, "bytes": bytes },
             "last_match": running.jail.last_failure.map(rfc3339),
+            "near_misses": { "total": running.near.count, "last": running.near.at.map(rfc3339) },
             "why": spec.broken,
         })
     }
 
-    pub(super) fn status_of(&self, now: Now, at: usize, kernel: &KernelView) -> Value {
+    /// The whole of a jail; the lines that nearly matched only for who may read what lines say.
+    pub(super) fn status_of(&self, now: Now, at: usize, kernel: &KernelView, rank: Rank) -> Value {
         let running = &self.jails[at];
         let spec = &running.spec;
         let mut brief = self.brief(running, kernel);
@@ -530,7 +532,9 @@ impl Core {
             "sets": [&*spec.set_v4, &*spec.set_v6],
             "patterns": spec.patterns,
             "paused": self.pauses.told(now, &spec.name),
+            "near_miss_lines": (rank >= Rank::Operator).then_some(&running.near.lines),
             "evicted": running.jail.evicted(),
+            "offences_evicted": running.jail.offences_evicted(),
             "banned": listed,
             "banned_at_most": 10_000,
             "time": rfc3339(now.wall),
@@ -637,6 +641,7 @@ pub(super) fn broken_json(name: &str, why: &str) -> Value {
     json!({
         "name": name, "state": "broken", "why": why, "backend": null, "sources": [], "failures": none, "bans": none,
         "kernel": { "v4": 0, "v6": 0, "net4": 0, "net6": 0 }, "dropped": { "packets": 0, "bytes": 0 }, "last_match": null,
+        "near_misses": { "total": 0, "last": null },
     })
 }
 

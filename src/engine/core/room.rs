@@ -1,4 +1,4 @@
-//! Full sets: the newest bans win. Where `set_size` bounds a set, its oldest ban makes room for a new one.
+//! Full sets: the newest bans win. `set_size`, or else a ceiling, bounds a set, and its oldest ban makes room for a new one.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -8,6 +8,10 @@ use ipnetwork::IpNetwork;
 use super::{Core, Effect, Level, Row, Target, What, shown};
 use crate::jail::{Held, Now};
 use crate::terms::Lasting;
+
+/// Bans that a set holds at most where `set_size` names no other number: each takes some 150 bytes here and more in the kernel, and
+/// whoever has a wide IPv6 prefix has more addresses than anybody has memory.
+pub(super) const CEILING: usize = 2_000_000;
 
 /// What is known of the room in one set.
 #[derive(Debug, Default)]
@@ -34,9 +38,14 @@ fn full() -> Row {
 }
 
 impl Core {
+    /// How many bans a set holds at most.
+    fn set_size(&self) -> usize {
+        self.specs.nft.set_size.map_or(self.ceiling, |size| size as usize)
+    }
+
     /// A ban was just put on its way: if its set has no room for it, the oldest goes.
     pub(super) fn make_room(&mut self, now: Now, at: usize, new: IpNetwork) {
-        let Some(size) = self.specs.nft.set_size.map(|size| size as usize) else { return };
+        let size = self.set_size();
         let running = &self.jails[at];
         if running.jail.bans_held() <= size {
             return;
@@ -82,7 +91,7 @@ impl Core {
         let said = std::mem::replace(&mut room.said, true);
         let name = running.spec.name.clone();
         if !said {
-            let size = self.specs.nft.set_size.filter(|_| limit).map_or(String::new(), |size| format!(" with {size} elements"));
+            let size = if limit { format!(" with {} elements", self.set_size()) } else { String::new() };
             self.log(
                 Level::Error,
                 format!("[{name}] set {set} is full{size}: its oldest bans make room for new ones\n  help: a larger set_size in [nft] holds more"),
@@ -99,7 +108,7 @@ impl Core {
 
     /// Sets that shall hold fewer than they do let go of their oldest.
     pub(super) fn trim(&mut self, now: Now) {
-        let Some(size) = self.specs.nft.set_size.map(|size| size as usize) else { return };
+        let size = self.set_size();
         let mut ended = Vec::new();
         for (at, running) in self.jails.iter().enumerate() {
             if running.jail.bans_held() <= size {
@@ -119,7 +128,11 @@ impl Core {
         if ended.is_empty() {
             return;
         }
-        self.log(Level::Error, format!("set_size = {size} leaves no room for {} bans: the oldest were lifted", ended.len()));
+        let text = format!(
+            "a set holds {size} elements (set_size in [nft]), which leaves no room for {} bans: the oldest were lifted",
+            ended.len()
+        );
+        self.log(Level::Error, text);
         for (at, subject) in ended {
             self.jails[at].jail.lift(subject);
             self.keep.ban(now, &self.jails[at].key, subject);

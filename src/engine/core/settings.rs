@@ -6,7 +6,8 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 
 use super::{
-    Action, Cause, Core, Effect, JailId, Level, NetSets, Reloaded, Row, Running, Suspects, Target, What, covers, shown, subnets,
+    Action, Cause, Core, Effect, JailId, Level, NearMisses, NetSets, Reloaded, Row, Running, Suspects, Target, What, covers,
+    shown, subnets,
 };
 use crate::control::Reply;
 use crate::engine::spec::Specs;
@@ -54,21 +55,31 @@ impl Core {
             let ignored = self.ignores.with(spec, &self.names);
             let running = match old.remove(&spec.name) {
                 Some(running) => {
-                    let Running { id, spec: before, mut jail, sources, nets, choice, .. } = running;
+                    let Running { id, spec: before, mut jail, sources, nets, choice, near, .. } = running;
                     jail.reform(spec.policy.clone());
                     if subnets::rekeyed(&before, spec) {
                         rekeyed = true;
                         jail.cover_mut().refill();
                     }
                     let key = spec.name.as_str().into();
-                    Running { id, key, spec: spec.clone(), jail, ignored, sources, nets, choice }
+                    Running { id, key, spec: spec.clone(), jail, ignored, sources, nets, choice, near }
                 }
                 None => {
                     let id = spec.id.unwrap_or(JailId(u32::MAX));
                     let mut jail = Jail::new(spec.policy.clone());
                     jail.exactly(&self.links);
                     let (key, sources, nets) = (spec.name.as_str().into(), BTreeMap::new(), NetSets::No);
-                    Running { id, key, spec: spec.clone(), jail, ignored, sources, nets, choice: None }
+                    Running {
+                        id,
+                        key,
+                        spec: spec.clone(),
+                        jail,
+                        ignored,
+                        sources,
+                        nets,
+                        choice: None,
+                        near: NearMisses::default(),
+                    }
                 }
             };
             self.jails.push(running);

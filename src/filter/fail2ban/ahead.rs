@@ -63,22 +63,22 @@ pub enum Asked {
     Text(usize, usize),
 }
 
-/// The group of all that a pattern matches.
-const WHOLE: &str = "__whole";
+/// The group of all that a pattern matches. Names in Python's patterns have no dots.
+const WHOLE: &str = "_.whole";
 
 /// The mark of a look ahead.
 pub fn ahead(number: usize) -> String {
-    format!("(?P<__ahead{number}>)")
+    format!("(?P<_.ahead{number}>)")
 }
 
 /// The mark of a condition's branch.
 pub fn branch(number: usize, other: bool) -> String {
-    format!("(?P<__{}{number}>)", if other { "else" } else { "if" })
+    format!("(?P<_.{}{number}>)", if other { "else" } else { "if" })
 }
 
 /// The mark of a text that a group has.
 pub fn text(number: usize) -> String {
-    format!("(?P<__text{number}>)")
+    format!("(?P<_.text{number}>)")
 }
 
 /// A compiled pattern that looks ahead or has conditions.
@@ -214,7 +214,7 @@ impl Product {
                 continue;
             }
             let name = name.filter(|name| *name != WHOLE);
-            let group = match (mark("__ahead"), mark("__if"), mark("__else"), mark("__text")) {
+            let group = match (mark("_.ahead"), mark("_.if"), mark("_.else"), mark("_.text")) {
                 (Some(number), ..) => Group::Ahead(number),
                 (_, Some(number), ..) => Group::Branch(number, true),
                 (_, _, Some(number), _) => Group::Branch(number, false),
@@ -835,6 +835,7 @@ mod tests {
                 None,
             ),
             (r"^for (?P<u>(?P<c>\S+)|[^:]+) from \w(?(c): |$)", "for a from x", Some("a")),
+            (r"(?P<__if0>a)(?P<u>b)(?P<__ahead0>)(?!c)", "abd", Some("b")),
             (r"lost (?!DATA)(?P<u>[A-Z]+)", "lost DATA", None),
             (r"(?:\w+ (?!found\b)){0,2}(?P<u>\w+) found", "no key type found", Some("type")),
             (r"failed:(?P<u>)(?! Connection)", "failed: Connection", None),

@@ -263,6 +263,22 @@ fn a_hundred_changes_are_told_one_by_one_and_the_rest_in_sum() {
 }
 
 #[test]
+fn a_set_that_nothing_bounds_has_a_ceiling() {
+    let mut bench = Bench::new(&["sshd"]);
+    bench.core.ceiling = 2;
+    for (secs, who) in [(1, "198.51.100.1"), (2, "198.51.100.2")] {
+        bench.fail(secs, "sshd", who);
+        bench.fail(secs, "sshd", who);
+        bench.yes(secs);
+    }
+    bench.fail(3, "sshd", "198.51.100.3");
+    let said = bench.fail(3, "sshd", "198.51.100.3");
+    assert!(said.contains("set sshd-v4 is full with 2 elements"), "{said}");
+    assert!(said.ends_with("commit -sshd-v4 198.51.100.1 +sshd-v4 198.51.100.3"), "{said}");
+    assert!(bench.fail(4, "sshd", "2001:db8::1").ends_with("Found 2001:db8::1"), "another set has room of its own");
+}
+
+#[test]
 fn a_full_set_keeps_the_newest() {
     let mut small = config(&["sshd"]);
     small.nft.set_size = Some(3);

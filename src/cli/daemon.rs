@@ -25,6 +25,9 @@ use crate::terms::{Family, plain};
 /// Restored bans that are told one by one.
 const RESTORED_ONE_BY_ONE: usize = 100;
 
+/// So many descriptors are asked for.
+const FILES: u64 = 65_536;
+
 /// The last accepted configuration, in the state directory.
 const ACCEPTED: &str = "accepted.json";
 
@@ -50,12 +53,23 @@ pub fn spawner() -> u8 {
     }
 }
 
+/// A descriptor for each log, and for each rotated one that is still read: as many as we may have, to a limit. Services begin with 1024.
+fn many_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        // Where it can not be raised, what does not open is said when it comes to that.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, soft.max(hard.min(FILES)), hard);
+    }
+}
+
 fn start(global: &Global) -> Result<Ready, String> {
     run::end_with_vital_threads();
     // 1. What is wanted.
     let (specs, said) = wanted(global)?;
     let logging = log::start(&specs.daemon.log, specs.daemon.loglevel)?;
     said.iter().for_each(|(level, text)| run::log(*level, text));
+
+    many_files();
 
     // 2. May we? One daemon per table; nf_tables; the socket.
     // A reload may bring a family into use that was not: both tables of that name are this daemon's.

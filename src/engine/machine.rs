@@ -96,6 +96,23 @@ fn gateways() -> io::Result<Vec<IpAddr>> {
     Ok(found.into_iter().collect())
 }
 
+/// Whether a datagram of notices (linux/netlink.h: length and type lead each) tells of more than routes to particular places.
+fn concerns_us(mut datagram: &[u8]) -> bool {
+    const HEADER: usize = 16;
+    let routes = [u16::from(Rtm::Newroute), u16::from(Rtm::Delroute)];
+    while let (Some(length), Some(kind)) = (datagram.first_chunk::<4>(), datagram.get(4..6)) {
+        let length = u32::from_ne_bytes(*length) as usize;
+        // In a route's message the second byte is the length of the prefix it leads to.
+        let to_a_place =
+            routes.contains(&u16::from_ne_bytes([kind[0], kind[1]])) && datagram.get(HEADER + 1).is_some_and(|bits| *bits > 0);
+        if !to_a_place || length < HEADER {
+            return true;
+        }
+        datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    !datagram.is_empty()
+}
+
 /// Follows changes on a thread of its own for as long as `changed` says it wants more.
 pub fn follow(mut changed: impl FnMut(Machine) -> bool + Send + 'static) -> io::Result<()> {
     let socket = NlSocket::connect(NlFamily::Route, None, Groups::empty())?;
@@ -106,11 +123,14 @@ pub fn follow(mut changed: impl FnMut(Machine) -> bool + Send + 'static) -> io::
         let mut buffer = vec![0; 64 * 1024];
         loop {
             // What the notice says does not matter, nor whether some were lost (ENOBUFS).
-            if let Err(e) = socket.recv(&mut buffer, Msg::empty())
-                && !matches!(e.raw_os_error(), Some(libc::ENOBUFS | libc::EINTR))
-            {
-                tracing::error!("own addresses are no longer followed: {e}");
-                return;
+            match socket.recv(&mut buffer, Msg::empty()) {
+                // A router's table changes all the time, its default routes and our addresses do not.
+                Ok((bytes, _)) if !concerns_us(&buffer[..bytes]) => continue,
+                Err(e) if !matches!(e.raw_os_error(), Some(libc::ENOBUFS | libc::EINTR)) => {
+                    tracing::error!("own addresses are no longer followed: {e}");
+                    return;
+                }
+                Ok(_) | Err(_) => {}
             }
             match read() {
                 Ok(machine) => {
@@ -128,6 +148,30 @@ pub fn follow(mut changed: impl FnMut(Machine) -> bool + Send + 'static) -> io::
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_route_to_a_place_concerns_nobody() {
+        let notice = |kind: u16, bits: u8| {
+            let mut bytes = 28u32.to_ne_bytes().to_vec();
+            bytes.extend(kind.to_ne_bytes());
+            bytes.extend([0; 10]);
+            bytes.extend([2, bits]);
+            bytes.extend([0; 10]);
+            bytes
+        };
+        let (route, gone, address) = (u16::from(Rtm::Newroute), u16::from(Rtm::Delroute), u16::from(Rtm::Newaddr));
+        let table = [
+            (vec![(route, 24)], false),
+            (vec![(route, 24), (gone, 128)], false),
+            (vec![(route, 24), (gone, 0)], true),
+            (vec![(address, 24)], true),
+        ];
+        for (notices, concerns) in table {
+            let datagram: Vec<u8> = notices.iter().flat_map(|(kind, bits)| notice(*kind, *bits)).collect();
+            assert_eq!(concerns_us(&datagram), concerns, "{notices:?}");
+        }
+        assert!(concerns_us(&[1, 2, 3]) && concerns_us(&[0; 16]), "what can not be read may be anything");
+    }
 
     #[test]
     fn the_loopback_address_is_our_own() {

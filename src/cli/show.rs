@@ -162,6 +162,10 @@ fn status_text(value: &Value, utc: bool) -> String {
     if let Some(why) = value["state"].as_str() {
         out.push_str(&format!("\nnothing is remembered over a restart: {why}\n"));
     }
+    if let (Some(by), at) = (value["clock"]["by_s"].as_i64(), stamp(&value["clock"]["jumped"], utc)) {
+        let (by, where_to) = (Span::from_secs(by.unsigned_abs()), if by < 0 { "back" } else { "forward" });
+        out.push_str(&format!("\nthe clock went {where_to} by {by} at {at}\n"));
+    }
     let lacking = &value["history"];
     if lacking["short"].as_u64().is_some_and(|bans| bans > 0) {
         out.push_str(&format!(

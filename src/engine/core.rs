@@ -170,6 +170,8 @@ pub struct Core {
     settled: bool,
     /// The wall clock less the monotonic one, as everything was noted for the state last.
     clock: i64,
+    /// When it was last seen to have jumped, and by how many microseconds.
+    jumped: Option<(Time, i64)>,
     /// The number of the last thing that happened.
     seq: u64,
     /// Rows of bans that were found in a set, for which the log may yet account.
@@ -242,6 +244,7 @@ impl Core {
             boot: String::new(),
             settled: false,
             clock: now.offset(),
+            jumped: None,
             seq: 0,
             found: HashMap::new(),
             short: history::Shorts::default(),

@@ -104,7 +104,14 @@ impl Core {
     pub(super) fn save(&mut self, now: Now) {
         if now.offset().abs_diff(self.clock) > JUMP {
             // What was kept by another clock would mean something else by this one.
+            let moved = now.offset().saturating_sub(self.clock);
             self.clock = now.offset();
+            let (by, where_to) = (Span(moved.unsigned_abs()), if moved < 0 { "back" } else { "forward" });
+            self.log(
+                Level::Warn,
+                format!("the clock went {where_to} by {by}: it was set, or the machine slept\n  help: bans keep the time they have left"),
+            );
+            self.jumped = Some((now.wall, moved));
             self.note_everything(now);
             self.keep.ignored(now);
             self.keep.paused(now);

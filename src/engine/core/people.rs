@@ -458,6 +458,7 @@ impl Core {
         json!({
             "jails": jails, "nft": self.nft(kernel), "degraded": self.specs.degraded, "state": self.keep.failed(),
             "history": self.lacking(),
+            "clock": self.jumped.map(|(at, moved)| json!({ "jumped": rfc3339(at), "by_s": moved / 1_000_000 })),
         })
     }
 

@@ -317,7 +317,12 @@ fn a_clock_that_jumps_lifts_no_ban_and_bans_nobody() {
         let jumped = |secs: i64| Now { wall: Time::from_secs(BOOT + secs + jump), mono: Time::from_secs(secs) };
         bench.core.handle(jumped(3), Event::Wake);
         bench.core.settle(jumped(3));
-        assert!(bench.core.take_actions().is_empty(), "no mass unban at {jump}");
+        let actions = bench.core.take_actions();
+        let [Action::Log(Level::Warn, said)] = &actions[..] else { panic!("no mass unban at {jump}: {actions:?}") };
+        assert!(said.starts_with(if jump < 0 { "the clock went back by 1" } else { "the clock went forward by " }), "{said}");
+        assert_eq!(bench.core.status(&KernelView::default())["clock"]["by_s"], jump);
+        bench.core.settle(jumped(3));
+        assert!(bench.core.take_actions().is_empty(), "said once");
         assert_eq!(bench.held(), ["198.51.100.7"]);
         // One failure each of many, by the log's new time: nobody has two.
         let found: Vec<Found> = (0..200)

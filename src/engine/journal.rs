@@ -19,8 +19,8 @@ use tokio::sync::mpsc::Sender;
 
 use super::clock;
 use super::core::{Batch, Event, Found, JailId, Resume, Share, SourceReport, SourceState};
-use super::recall;
 use super::spawner::{Running, Spawner};
+use super::{reader, recall};
 use crate::filter::{self, Filter, Scanner, When};
 use crate::jail::{Failure, Place};
 use crate::terms::journal::{Journal, Match};
@@ -639,11 +639,7 @@ impl Reader {
                     }
                 }
             }
-            for (filter, jails) in group.jails.iter().enumerate() {
-                let missed = group.scanner.near_misses(filter);
-                let jails = jails.iter().filter(|_| missed.count > 0);
-                batch.missed.extend(jails.map(|(jail, ..)| (*jail, missed.clone())));
-            }
+            batch.missed.extend(reader::missed(&mut group.scanner, &group.jails));
             group.chunk.clear();
             group.times.clear();
             group.stamps.clear();

@@ -398,6 +398,18 @@ fn polled(why: Polled) -> String {
     }
 }
 
+/// What a scanner's filters nearly matched since they were last asked, for each jail that uses them.
+pub(super) fn missed<'a>(
+    scanner: &'a mut Scanner,
+    jails: &'a [Vec<(JailId, Span, Time)>],
+) -> impl Iterator<Item = (JailId, filter::NearMisses)> + 'a {
+    jails.iter().enumerate().flat_map(|(filter, jails)| {
+        let missed = scanner.near_misses(filter);
+        let jails = if missed.count > 0 { &jails[..] } else { &[] };
+        jails.iter().map(move |(jail, ..)| (*jail, missed.clone()))
+    })
+}
+
 impl Watched {
     fn take(&mut self) -> Batch {
         let fresh = Batch {
@@ -410,11 +422,7 @@ impl Watched {
         let mut batch = std::mem::replace(&mut self.batch, fresh);
         let resume = Resume { place: self.place, position: self.position.clone(), scanner: self.scanner.state(), journal: None };
         batch.resume = Some(Arc::new(resume));
-        for (filter, jails) in self.jails.iter().enumerate() {
-            let missed = self.scanner.near_misses(filter);
-            let jails = jails.iter().filter(|_| missed.count > 0);
-            batch.missed.extend(jails.map(|(jail, ..)| (*jail, missed.clone())));
-        }
+        batch.missed.extend(missed(&mut self.scanner, &self.jails));
         batch.lines = self.scanner.lines() - self.lines;
         self.lines = self.scanner.lines();
         batch

@@ -52,6 +52,9 @@ mod walk;
 
 pub use dates::{DatePattern, Template};
 pub use definition::{Definition, Mistake};
+#[cfg(test)]
+pub(crate) use scanner::guarded;
+pub(crate) use scanner::is_guarded;
 pub use scanner::{Counters, Found, Kind, NearMisses, Scanner, State, Times, When};
 pub use shipped::shipped;
 

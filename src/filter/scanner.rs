@@ -4,6 +4,7 @@
 //! against the patterns it belongs to. Lines are judged in order. What is remembered (where dates stand, how far the
 //! source's clock is off, connections, tries) is [`State`] and belongs to the position in the source.
 
+use std::cell::Cell;
 use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use super::pattern::{Hit, Pattern, Places};
 use super::prefilter::{Prefilter, Slots};
 use super::repeated;
 use super::session::{Piece, Sessions, Tries};
-use crate::terms::Time;
+use crate::terms::{Time, escape};
 
 /// A live line whose date is farther off than this counts as now; a date older than this is not lent to a line without one.
 const NEAR: i64 = 60_000_000;
@@ -206,6 +207,25 @@ struct Clock {
     as_written: bool,
 }
 
+thread_local! {
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread judges a line: a panic there costs that line and nothing else.
+pub(crate) fn is_guarded() -> bool {
+    GUARDED.get()
+}
+
+/// Does this, and says whether it came to its end. Whoever writes the lines would else have found what ends the daemon, at every start
+/// again.
+pub(crate) fn guarded(act: impl FnOnce()) -> bool {
+    GUARDED.set(true);
+    // What the judges remember stays readable whatever they were at.
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act));
+    GUARDED.set(false);
+    result.is_ok()
+}
+
 impl Scanner {
     /// A scanner for the lines of one source.
     pub fn new(filters: Vec<Arc<Filter>>) -> Scanner {
@@ -260,22 +280,31 @@ impl Scanner {
             let line = &chunk[start..end];
             let line = line.strip_suffix(b"\r").unwrap_or(line);
             let given = times.map(|times| written(times, start, when.now));
-            let mut slot = 0;
-            while let Some(next) = slots.next(slot) {
-                let index = self.judge_of[next] as usize;
-                let judge = &mut self.judges[index];
-                slot = judge.end;
-                let place = Place { chunk, line, start, given, filter: index };
-                if judge.foreign.is_some() {
-                    // It cuts dates out in its own way.
-                    judge.foreign_line(&place, when, &mut self.clock, found);
-                    continue;
+            let judged = guarded(|| {
+                let mut slot = 0;
+                while let Some(next) = slots.next(slot) {
+                    let index = self.judge_of[next] as usize;
+                    let judge = &mut self.judges[index];
+                    slot = judge.end;
+                    let place = Place { chunk, line, start, given, filter: index };
+                    if judge.foreign.is_some() {
+                        // It cuts dates out in its own way.
+                        judge.foreign_line(&place, when, &mut self.clock, found);
+                        continue;
+                    }
+                    let dated = &mut self.dates[judge.dates];
+                    if dated.line != start {
+                        dated.cut(line, start, given, when.now);
+                    }
+                    judge.line(&place, &slots, when, dated, &mut self.clock, &mut scratch, found);
                 }
-                let dated = &mut self.dates[judge.dates];
-                if dated.line != start {
-                    dated.cut(line, start, given, when.now);
-                }
-                judge.line(&place, &slots, when, dated, &mut self.clock, &mut scratch, found);
+            });
+            if !judged {
+                // What follows its head may be a password: what marks one is what failed.
+                let (bytes, head) = (line.len(), escape(line, 48));
+                tracing::error!(
+                    "a line of {bytes} bytes could not be judged and is passed over, a fault of banset's own: {head}"
+                );
             }
         }
         self.slots = slots;
@@ -538,6 +567,8 @@ impl Judge {
         found: &mut Vec<Found>,
     ) {
         self.counters.candidates += 1;
+        #[cfg(test)]
+        assert!(!place.line.ends_with(tests::UNJUDGEABLE), "as was asked for");
         let text = dated.text(place.line);
         let filter = Arc::clone(&self.filter);
         let mut before = None;
@@ -905,6 +936,17 @@ mod tests {
         let counters = scanner.counters(0);
         assert_eq!((counters.matched, counters.ignored, counters.missed), (3, 1, 1));
         assert_eq!(scanner.lines(), 5);
+    }
+
+    pub(super) const UNJUDGEABLE: &[u8] = b"of 192.0.2.66";
+
+    #[test]
+    fn a_line_that_makes_judging_panic_costs_itself_alone() {
+        let mut scanner = of("failregex = 'bad \\S+ of <HOST>'");
+        let lines = ["192.0.2.1", "192.0.2.66", "192.0.2.2"].map(|from| format!("Jan 15 12:00:00 bad luck of {from}\n"));
+        let found = scan(&mut scanner, &lines.concat(), true);
+        assert_eq!(found.iter().map(|found| found.addr.to_string()).collect::<Vec<_>>(), ["192.0.2.1", "192.0.2.2"]);
+        assert!(!is_guarded());
     }
 
     #[test]
